@@ -1,0 +1,34 @@
+"The workbench. `import workbench` is cheap: torch and transformers load when a run or a model is asked for."
+__version__ = "0.1.0"
+__all__ = ["train", "resume", "load"]
+
+
+def train(
+    config: str,  # a preset's name or the path of a YAML file
+    overrides: str = "",  # "a.b=value c.d=value"
+    **how,  # run_dir, nproc: see `workbench.lab.launch.train`
+):
+    "Train in a process of its own and wait for it; returns the finished `Run`. Raises `Refused` or `Failed`."
+    from workbench.lab.launch import train
+
+    return train(config, overrides, **how)
+
+
+def resume(
+    run: str,  # a run folder
+    **how,  # overrides, nproc: see `workbench.lab.launch.resume`
+):
+    "Continue a run from its last checkpoint, bit-equal to a run that was never interrupted."
+    from workbench.lab.launch import resume
+
+    return resume(run, **how)
+
+
+def load(
+    run: str,  # a run folder
+    which: str = "best",  # best | last | a checkpoint's name
+):
+    "The nets (evaluation mode) and the data of a trained run: `nets, data = workbench.load(run, 'best')`."
+    from workbench.core.train import load
+
+    return load(run, which)
