@@ -17,7 +17,7 @@ def fill(
     lengths: np.ndarray,  # int [N, K]
     order: np.ndarray,  # the rows in the order in which they are filled in
     budget: float,  # padded units of one global batch
-    least: int,  # rows that a batch must have (its slots)
+    least: int,  # rows that a batch must have
 ) -> list[np.ndarray]:
     "Cut an order into batches that stay within the budget."
     batches, start, top = [], 0, np.zeros(lengths.shape[1], int)
@@ -52,9 +52,9 @@ def epoch_plan(
     budget = budget or rows * lengths.sum(1).mean()
     key = lengths.sum(1) * (1 + jitter * rng.uniform(-1, 1, len(lengths)))
     shuffled = rng.permutation(len(lengths))
-    batches = []
+    batches, least = [], max(slots, min(4, rows))  # 4: the same rows meet whether 1, 2 or 4 slots share them
     for part in np.array_split(shuffled, max(1, round(len(lengths) / (pool * rows)))):
-        batches += fill(lengths, part[np.argsort(key[part], kind="stable")], budget, slots)
+        batches += fill(lengths, part[np.argsort(key[part], kind="stable")], budget, least)
     return [np.array_split(batches[i], slots) for i in rng.permutation(len(batches))]
 
 
