@@ -83,7 +83,6 @@ class Train(Section):
     keep: int = Field(2, ge=1)  # checkpoints kept besides best
     early_stopping: EarlyStopping | None = None
     workers: int = Field(0, ge=0)  # data loading processes
-    compile: bool = False
 
 
 class Valid(Section):
@@ -111,6 +110,7 @@ class StageSpec(Section):
     objectives: list[str] | None = None  # None: all of the task
     freeze: list[str] = []
     unfreeze: list[str] = []
+    minutes: float | None = Field(None, gt=0)  # ends the stage; train.minutes is the budget of the whole run
     transition_on: Transition | None = None
     train: dict[str, Any] = {}  # changes to the section `train`
     data: dict[str, Any] = {}
