@@ -58,7 +58,7 @@ def make_stage(
 ) -> Stage:
     "One stage. Raises `Refused` for unknown objectives, wrong keys, or a stage that never ends."
     where = f"pipeline step `{spec.name}`" if cfg.pipeline else cfg.preset or "config"
-    changes = {k: getattr(spec, k) for k in ("train", "data", "loss") if getattr(spec, k)}
+    changes = {k: getattr(spec, k) for k in ("train", "valid", "data", "loss") if getattr(spec, k)}
     own = resolve(merge(cfg.model_dump(), changes), where) if changes else cfg
     known = list(get(cfg.task).objectives(own))
     active = spec.objectives if spec.objectives is not None else known
@@ -93,7 +93,7 @@ def next_stage(
 ):
     "Move a position to the beginning of the next stage."
     at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds = at.stage + 1, 0, 0, 0, 0.0
-    at.window, at.bad = [], 0
+    at.window, at.bad, at.best, at.best_step = [], 0, None, None
 
 
 def watch(

@@ -127,11 +127,12 @@ def alive(
 def status_of(
     run: Path,
 ) -> dict:
-    "The status as it is: `running` without a living process is `died`. Raises `Refused` where there is no run."
+    "The status as it is: `running` or `starting` without a living process is `died`. Raises `Refused` where there is no run."
     status = read_json(Path(run) / "status.json")
     if status is None:
         raise Refused(f"{run} is not a run folder (it has no status.json).")
-    if status["state"] in ("running", "paused") and not alive(status):
+    who = read_json(Path(run) / "launch.json", {}) if status["state"] == "starting" else status
+    if status["state"] in ("starting", "running", "paused") and who.get("pid") and not alive(who):
         return status | {"state": "died"}
     return status
 
