@@ -158,7 +158,7 @@ def log(
     row = {"step": loop.at.step, "epoch": loop.at.epoch, "stage": loop.stage.name, "split": "train",
            "attempt": loop.attempt}
     row |= {part: sum(v) / len(v) for part, v in loop.window.items()}
-    rates = {name: owner.scheduler.get_last_lr()[0] for w in loop.works for name, owner in w.owners.items()}
+    rates = {name: owner.lr for w in loop.works for name, owner in w.owners.items()}
     row |= {"lr": next(iter(rates.values()))} if len(rates) == 1 else {f"lr/{n}": v for n, v in rates.items()}
     row |= {"tokens_per_s": round(loop.units / max(1e-9, now - loop.clock), 1), "time": round(time.time(), 3)}
     loop.window, loop.units, loop.clock = {}, 0.0, now

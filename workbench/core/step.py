@@ -43,6 +43,7 @@ class Owner:
     optimizer: Any  # accelerate's wrapper of a torch optimiser
     scheduler: Any
     named: dict[str, nn.Parameter]  # in the order of the optimiser's groups
+    lr: float = 0.0  # of the last step
 
 
 @dataclass
@@ -178,6 +179,7 @@ def step_owners(
     norms = {}
     for name, owner in work.owners.items():
         norm = accelerator.clip_grad_norm_(list(owner.named.values()), clip or float("inf"))
+        owner.lr = owner.scheduler.get_last_lr()[0]
         owner.optimizer.step()
         if not owner.optimizer.step_was_skipped:
             owner.scheduler.step()

@@ -6,7 +6,7 @@
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
            'listen', 'die_with_parent', 'out_of_memory', 'explain', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #0fcebd2d
+# %% ../../nbs/core/90_train.ipynb #8ab729db
 import os
 import signal
 import sys
@@ -14,6 +14,8 @@ import time
 import traceback
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from . import checkpoint
 from .config import Refused
@@ -110,7 +112,8 @@ def train_stage(
     begin_stage(loop, plan, fresh=not resumed)
     if resumed:
         restore(loop, resumed)
-    accelerator, lengths, params = loop.accelerator, loop.data.lengths["train"], named_parameters(loop.nets)
+    accelerator, params = loop.accelerator, named_parameters(loop.nets)
+    lengths = np.asarray(loop.data.lengths["train"])
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = iter(loader(loop.data.datasets["train"], loop.data.collate,
                           stream(plan, at.epoch, at.batch, rank, world), train.workers))
