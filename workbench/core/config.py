@@ -80,10 +80,9 @@ class Train(Section):
     ema: float | None = Field(None, gt=0, lt=1)  # decay of the averaged weights that are evaluated and kept as best
     log_every: int = Field(10, ge=1)
     checkpoint_every: Every = "1 epoch"
-    keep: int = Field(2, ge=1)  # checkpoints kept besides best
+    keep: int | None = Field(2, ge=1)  # checkpoints kept besides best; None: all
     early_stopping: EarlyStopping | None = None
     workers: int = Field(0, ge=0)  # data loading processes
-    compile: bool = False
 
 
 class Valid(Section):
@@ -111,8 +110,10 @@ class StageSpec(Section):
     objectives: list[str] | None = None  # None: all of the task
     freeze: list[str] = []
     unfreeze: list[str] = []
+    minutes: float | None = Field(None, gt=0)  # ends the stage; train.minutes is the budget of the whole run
     transition_on: Transition | None = None
     train: dict[str, Any] = {}  # changes to the section `train`
+    valid: dict[str, Any] = {}
     data: dict[str, Any] = {}
     loss: dict[str, Any] = {}
 
