@@ -14,7 +14,7 @@ import torch
 from . import checkpoint
 from .config import Refused
 from .loop import Failed, Loop, flush, last_good
-from .optim import set_modes
+from .optim import named_parameters, set_modes
 from .pipeline import stages
 from .run import config_of, metrics_size, read_json
 from .task import get
@@ -40,7 +40,8 @@ def write(
     best: bool,
 ):
     "Gather the state of a run and write it."
-    tensors, plain = {}, {}
+    tensors, plain, params = {}, {}, named_parameters(loop.nets)
+    mean_of = {id(params[n]): mean for n, mean in loop.average.items()}
     for name, net in loop.nets.items():
         trained = {n.partition(".")[2] for n in loop.ever if n.startswith(f"{name}.")}
         tensors[f"net.{name}"], frozen = checkpoint.split_state(net, trained)
@@ -51,7 +52,7 @@ def write(
             checkpoint.save_tensors(aside, frozen)
             os.replace(aside, base)
         if loop.average:
-            mine = {n.partition(".")[2]: t for n, t in loop.average.items() if n.startswith(f"{name}.")}
+            mine = {n: mean_of[id(p)] for n, p in net.named_parameters(remove_duplicate=False) if id(p) in mean_of}
             tensors[f"ema.{name}"] = tensors[f"net.{name}"] | mine
     for work in loop.works:
         for name, owner in work.owners.items():

@@ -22,7 +22,7 @@ from .config import Refused
 from .data import epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
-from .optim import freeze, named_parameters, set_modes, update_ema
+from .optim import begin_ema, freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
@@ -87,8 +87,8 @@ def begin_stage(
     on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
     total = train.max_steps or (train.epochs * len(plan(0)) if train.epochs else None)
     loop.works = build(stage, loop.nets, loop.task.objectives(stage.cfg), on, total, loop.accelerator)
-    params = named_parameters(loop.nets)
-    loop.average = {n: params[n].detach().clone() for w in loop.works for n in w.trained} if train.ema else {}
+    trained = set().union(*(w.trained for w in loop.works))
+    loop.average = begin_ema(named_parameters(loop.nets), trained) if train.ema else {}
     if loop.task.begin and fresh:
         loop.assets |= loop.task.begin(stage, loop.nets, loop.data)
     loop.clock = time.monotonic()
