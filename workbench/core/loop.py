@@ -58,7 +58,6 @@ class Loop:
     phase: str = "start"
     heartbeat: float = 0.0
     evaluation_seconds: float = 0.0  # of the last validation
-    validated: int = -1  # the step of it
     tracking: bool = False
 
     @property

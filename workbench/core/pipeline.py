@@ -86,6 +86,7 @@ class Position:
     best: float | None = None
     best_step: int | None = None
     bad: int = 0  # validations without an improvement
+    validated: int = -1  # the step of the last validation
 
 
 def next_stage(
@@ -139,7 +140,7 @@ def improves(
     "Whether a validation is the best so far; keeps count for early stopping."
     delta = stage.cfg.train.early_stopping.min_delta if stage.cfg.train.early_stopping else 0.0
     sign = 1 if stage.cfg.valid.mode == "min" else -1
-    better = at.best is None or sign * value < sign * at.best - delta
+    better = value == value and (at.best is None or sign * value < sign * at.best - delta)  # NaN never is
     at.bad = 0 if better else at.bad + 1
     if better:
         at.best, at.best_step = value, at.step

@@ -174,7 +174,8 @@ def train(
         use_data(loop)
         why = train_stage(loop, resumed)
         if why:
-            save(loop)
+            if loop.at.stage_step or not checkpoint.find(loop.run):  # else the end of the stage before is the place
+                save(loop)
             break
         close_stage(loop)
         resumed = None
@@ -182,6 +183,8 @@ def train(
             break
         end_stage(loop)
         next_stage(loop.at)
+        if loop.accelerator.is_main_process:
+            checkpoint.forget_best(loop.run)
     if why in ("", "time budget"):
         final_evaluation(loop)
     return ("stopped" if why else "finished"), why
@@ -204,7 +207,7 @@ def close_stage(
     print(f"Stage `{loop.stage.name}` ends after {ended(loop.at, loop.stage)}.", flush=True)
     if loop.pending or loop.window:
         log(loop)
-    wanted = loop.stage.cfg.valid.every and loop.validated != loop.at.step
+    wanted = loop.stage.cfg.valid.every and loop.at.validated != loop.at.step
     save(loop, best=bool(wanted) and validate(loop))
 
 # %% ../../nbs/core/90_train.ipynb #listen
