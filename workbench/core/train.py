@@ -128,9 +128,9 @@ def train_stage(
         for batch in micro:
             counts = add(counts, loop.data.counts(batch))
         over = loop.budget() and loop.seconds() + reserve_seconds(loop) > loop.budget()
-        counts, stop = agree(loop, counts, bool(loop.asked or over))
-        if stop:
-            return loop.asked or "time budget"
+        counts, why = agree(loop, counts, bool(over))
+        if why:
+            return why
         micro = [to_device(batch, accelerator.device) for batch in micro]
         values = optimiser_step(loop.works, params, micro, loop.ctx(counts=counts), accelerator, train.clip, prove,
                                 loop.tell)
@@ -211,16 +211,17 @@ def close_stage(
     save(loop, best=bool(wanted) and validate(loop))
 
 # %% ../../nbs/core/90_train.ipynb #listen
-def listen(
-    loop: Loop,
-):
-    "Let SIGTERM and SIGINT ask for a stop; a second one ends at once. Under torchrun, end with the parent."
+def listen() -> list:
+    "Let SIGTERM and SIGINT ask for a stop, noted in the list returned; a second one ends at once."
+    asked = []
+
     def ask(number, frame):
-        loop.asked = "asked to stop"
+        asked.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    return asked
 
 
 def die_with_parent():
@@ -259,13 +260,13 @@ def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
     "Train a run folder from where it stands; returns the exit status."
-    run, loop = Path(run), None
+    run, loop, asked = Path(run), None, listen()
     die_with_parent()
     if os.environ.get("RANK", "0") == "0":
         update_status(run, state="running", error=None, reason=None, **process())
     try:
         loop = prepare(run)
-        listen(loop)
+        loop.asked = asked
         write_plan(loop, plan_of(loop))
         state, why = train(loop)
         loop.accelerator.end_training()
