@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
-           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'main']
+           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'give_up', 'main']
 
 # %% ../../nbs/core/90_train.ipynb #8ab729db
+import errno
 import os
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from .optim import begin_ema, freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
-from .run import config_of, cut_metrics, process, read_json, update_status
+from .run import config_of, cut_metrics, overwrite_status, process, read_json, update_status
 from .step import build, optimiser_step
 from .task import get
 
@@ -57,8 +59,8 @@ def prepare(
         checkpoint.restore_nets(loop.nets, found)
         if state["assets"]:
             loop.assets = checkpoint.load_tensors(found / "assets.safetensors")
-        if accelerator.is_main_process:
-            cut_metrics(run, state["metrics_size"])
+    if accelerator.is_main_process:
+        cut_metrics(run, state.get("metrics_size", 0))
     for net in loop.nets.values():
         if not getattr(net, "elsewhere", None):
             net.to(accelerator.device)
@@ -85,7 +87,8 @@ def begin_stage(
     "Freeze, build optimisers and wrappers, ask the task for the stage's assets."
     stage, train = loop.stage, loop.stage.cfg.train
     on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
-    total = train.max_steps or (train.epochs * len(plan(0)) if train.epochs else None)
+    ends = [train.max_steps, train.epochs and train.epochs * len(plan(0))]
+    total = min((n for n in ends if n), default=None)
     loop.works = build(stage, loop.nets, loop.task.objectives(stage.cfg), on, total, loop.accelerator)
     trained = set().union(*(w.trained for w in loop.works))
     loop.average = begin_ema(named_parameters(loop.nets), trained) if train.ema else {}
@@ -248,12 +251,34 @@ def explain(
     "A failure in one sentence."
     phase = loop.phase if loop else "start"
     if out_of_memory(error):
-        return (f"Out of memory in phase {phase} ({str(error).splitlines()[0]}). What helps most: a smaller "
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        return (f"Out of memory in phase {phase} ({what}). What helps most: a smaller "
                 "train.batch_size with a larger train.accumulate, model.gradient_checkpointing=true, "
                 f"train.precision=bf16. {last_good(run)}")
     if isinstance(error, Failed):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and continue with "
+                f"`workbench resume {run}`.")
     return f"{type(error).__name__} in phase {phase}: {error}"
+
+
+def give_up(
+    run: Path,
+    sentence: str,
+    refused: bool,  # a mistake in configuration or data: no traceback
+):
+    "The run has failed. The first rank to fail has the word: the others fail because it is gone."
+    changes = {"state": "failed", "error": sentence, "refused": refused}
+    if read_json(run / "status.json", {}).get("state") != "failed":
+        try:
+            update_status(run, **changes)
+        except OSError:  # the disk is full
+            overwrite_status(run, **changes)
+    with suppress(OSError):  # the log may stand on the same disk
+        if not refused:
+            traceback.print_exc()
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def main(
@@ -273,14 +298,10 @@ def main(
         update(loop, state=state, reason=why or None, phase="end")
         return 0
     except Refused as e:
-        update_status(run, state="failed", error=str(e), refused=True)
-        print(e, file=sys.stderr, flush=True)
+        give_up(run, str(e), refused=True)
         return 2
     except Exception as e:  # whatever it is, the run folder says it, and the log has the traceback
-        traceback.print_exc()
-        sentence = explain(e, loop, run)
-        print(sentence, file=sys.stderr, flush=True)
-        update_status(run, state="failed", error=sentence, refused=False)
+        give_up(run, explain(e, loop, run), refused=False)
         return 1
 
 
