@@ -18,7 +18,7 @@ import torch
 from . import checkpoint
 from .config import Refused
 from .evaluate import collect
-from .pipeline import Position, Stage
+from .pipeline import Position, Stage, check_trackers
 from .presets import device_kind
 from .run import append_metrics, update_status
 from .step import Work
@@ -87,9 +87,10 @@ def make_accelerator(
     cfg,
     run: Path,
 ):
-    "accelerate, set up for this machine. Raises `Refused` for a precision that the device lacks."
+    "accelerate, set up for this machine. Raises `Refused` for a precision or a tracker that is not to be had."
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    check_trackers(cfg)
     cpu, world = device_kind() == "cpu", int(os.environ.get("WORLD_SIZE", 1))
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
