@@ -88,7 +88,8 @@ def begin_stage(
     total = train.max_steps or (train.epochs * len(plan(0)) if train.epochs else None)
     loop.works = build(stage, loop.nets, loop.task.objectives(stage.cfg), on, total, loop.accelerator)
     params = named_parameters(loop.nets)
-    loop.average = {n: params[n].detach().clone() for w in loop.works for n in w.trained} if train.ema else {}
+    stepped = [n for w in loop.works for o in w.owners.values() for n in o.named] if train.ema else []
+    loop.average = {n: params[n].detach().clone() for n in stepped}
     if loop.task.begin and fresh:
         loop.assets |= loop.task.begin(stage, loop.nets, loop.data)
     loop.clock = time.monotonic()
