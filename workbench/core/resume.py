@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save', 'write', 'restore', 'load']
 
-# %% ../../nbs/core/88_resume.ipynb #36f50316
+# %% ../../nbs/core/88_resume.ipynb #8cf2a584
 import os
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def write(
     best: bool,
 ):
     "Gather the state of a run and write it."
-    tensors, plain, params = {}, {}, named_parameters(loop.nets)
-    mean_of = {id(params[n]): mean for n, mean in loop.average.items()}
+    params, tensors, plain = named_parameters(loop.nets), {}, {}
+    means = {params[n].data_ptr(): mean for n, mean in loop.average.items()}  # by place: tied names share one
     for name, net in loop.nets.items():
         trained = {n.partition(".")[2] for n in loop.ever if n.startswith(f"{name}.")}
         tensors[f"net.{name}"], frozen = checkpoint.split_state(net, trained)
@@ -53,8 +53,7 @@ def write(
             checkpoint.save_tensors(aside, frozen)
             os.replace(aside, base)
         if loop.average:
-            mine = {n: mean_of[id(p)] for n, p in net.named_parameters(remove_duplicate=False) if id(p) in mean_of}
-            tensors[f"ema.{name}"] = tensors[f"net.{name}"] | mine
+            tensors[f"ema.{name}"] = {k: means.get(t.data_ptr(), t) for k, t in tensors[f"net.{name}"].items()}
     for work in loop.works:
         for name, owner in work.owners.items():
             tensors[f"optim.{name}"], plain[name] = checkpoint.optimizer_state(owner.optimizer.optimizer, list(owner.named))

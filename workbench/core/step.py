@@ -94,8 +94,11 @@ def owners(
     "The optimisers of one objective; every trained parameter belongs to exactly one."
     train, out, seen = stage.cfg.train, {}, set()
     for owner, prefixes in objective.owners(name).items():
-        named = {n: p for n, p in mine.items() if matches(n, prefixes) and id(p) not in seen}
-        seen |= {id(p) for p in named.values()}
+        first = {}  # one name for a tied parameter
+        for n, p in mine.items():
+            if matches(n, prefixes) and id(p) not in seen:
+                first.setdefault(id(p), n)
+        named, seen = {n: mine[n] for n in first.values()}, seen | set(first)
         if not named:
             continue
         optimizer = make_optimizer(named, train.optimizers.get(owner, train.optimizer), train.lr)

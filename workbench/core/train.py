@@ -24,7 +24,7 @@ from .config import Refused
 from .data import epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
-from .optim import begin_ema, freeze, named_parameters, set_modes, update_ema
+from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
@@ -90,8 +90,9 @@ def begin_stage(
     ends = [train.max_steps, train.epochs and train.epochs * len(plan(0))]
     total = min((n for n in ends if n), default=None)
     loop.works = build(stage, loop.nets, loop.task.objectives(stage.cfg), on, total, loop.accelerator)
-    trained = set().union(*(w.trained for w in loop.works))
-    loop.average = begin_ema(named_parameters(loop.nets), trained) if train.ema else {}
+    params = named_parameters(loop.nets)
+    stepped = [n for w in loop.works for o in w.owners.values() for n in o.named] if train.ema else []
+    loop.average = {n: params[n].detach().clone() for n in stepped}
     if loop.task.begin and fresh:
         loop.assets |= loop.task.begin(stage, loop.nets, loop.data)
     loop.clock = time.monotonic()
