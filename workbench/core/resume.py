@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from . import checkpoint
 from .config import Refused
@@ -29,7 +30,7 @@ def save(
     if loop.main:
         try:
             write(loop, best)
-        except OSError as e:
+        except (OSError, SafetensorError) as e:  # safetensors has an error of its own for a full disk
             raise Failed(f"The checkpoint of step {loop.at.step} could not be written to {loop.run}: {e}. "
                          f"{last_good(loop.run)} Free some space and continue with `workbench resume {loop.run}`.") from e
     loop.accelerator.wait_for_everyone()
