@@ -304,7 +304,8 @@ def read_config(
 def fetch(
     source: Source,  # what `locate` found
     need: str = "weights",  # weights | tokenizer
-) -> Source:  # `at` is a folder
+    revision: str = "",  # the branch or tag that was asked for: the cache is then found under this name
+) -> Source:  # `at` is a folder, `revision` the commit that was fetched
     "Download what is needed of a model of the hub; other sources stay as they are. Raises ValueError."
     if source.via != "hub" or source.kind == "scratch":
         return source
@@ -315,8 +316,8 @@ def fetch(
     texts = ["*.json"] if need == "weights" else ["*.json", *TOKENIZER_FILES, "*.spm", "merges.txt"]
     try:
         wanted = [*texts, *files]
-        folder = snapshot_download(source.at, revision=source.revision or None, allow_patterns=wanted)
+        folder = snapshot_download(source.at, revision=revision or None, allow_patterns=wanted)
     except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{source.name!r} is on the hub, but cannot be fetched: {reason}") from error
-    return replace(source, at=folder)
+    return replace(source, at=folder, revision=Path(folder).name)
