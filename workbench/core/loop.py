@@ -74,7 +74,7 @@ class Loop:
 
     def ctx(self, **more) -> Ctx:
         return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, cfg=self.stage.cfg,
-                   assets=self.assets, **more)
+                   data=self.data, assets=self.assets, **more)
 
     def seconds(self) -> float:
         return time.monotonic() - self.started

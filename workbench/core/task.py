@@ -24,6 +24,7 @@ class Ctx:
     generator: Any = None  # torch.Generator on the device, seeded from (seed, step, objective, slot)
     counts: dict[str, float] = field(default_factory=dict)  # of the whole step: {"tokens": 913.0}
     cfg: Any = None  # the configuration of the stage
+    data: Any = None  # the task's Data
     assets: dict[str, Any] = field(default_factory=dict)  # what `Task.begin` made
     cache: dict[str, Any] = field(default_factory=dict)  # for the objectives that follow on this micro-batch
 
@@ -57,6 +58,8 @@ class Data:
     save: Callable | None = None  # (folder) -> None: tokenizer, statistics; resume and export read them back
     rejected: Sequence[dict] = ()  # {"row", "uid", "reason"} of every row left out
     facts: dict[str, Any] = field(default_factory=dict)  # what the plan says of the data: counts, origin, vocabulary
+    assets: Any = None  # the folder of saved assets, where there is a run
+    own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)

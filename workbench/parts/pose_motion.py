@@ -29,7 +29,7 @@ def at_frames(
 def shoulders(
     names:tuple, # K names `COMPONENT:POINT`, or None
 ) -> tuple: # indices of left and right, None without both
-    "Where the shoulders are, in the spelling of MediaPipe, COCO, OpenPose or AlphaPose; never world landmarks."
+    "Where the shoulders are, as MediaPipe, COCO, OpenPose or AlphaPose spell them; never world landmarks."
     found = {}
     for i, name in enumerate(names or ()):
         component, _, point = name.rpartition(":")
@@ -59,7 +59,7 @@ def normalise(
     points:np.ndarray, # [T, K, C], NaN where missing
     names:tuple=None, # K names, or None
 ) -> np.ndarray: # [T, K, C] float32, NaN where missing
-    "The motion around the middle of the shoulders, in shoulder widths; see `reference`. Do it before points are dropped."
+    "The motion in shoulder widths around the shoulders' middle (`reference`); before points are dropped."
     centre, unit, _ = reference(points, names)
     return ((points - centre) / unit).astype(np.float32)
 
@@ -164,13 +164,15 @@ def augment(
     "A variant of a motion as another signer and camera might have given it."
     T, K, C = points.shape
     n = max(1, round(T / np.exp(rng.uniform(*np.log(tempo)))))
-    speed = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, 2 + T // 32), 1 + rng.uniform(-warp, warp, 2 + T // 32))
-    time = np.cumsum(speed)
+    knots = 2 + T // 32
+    drift = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, knots), rng.uniform(-warp, warp, knots))
+    time = np.cumsum(1 + drift)
     time = (time - time[0]) * ((T - 1) / max(time[-1] - time[0], 1e-9))
     kept = rng.random(n) >= rng.uniform(0, drop)
     kept[0] = True
     out = at_frames(points, np.minimum(time[kept], T - 1))
-    turn = rotation(*rng.uniform(-1, 1, 3) * (rotate, tilt, tilt), dims=C) * np.float32(1 + rng.uniform(-scale, scale))
+    turn = rotation(*rng.uniform(-1, 1, 3) * (rotate, tilt, tilt), dims=C)
+    turn *= np.float32(1 + rng.uniform(-scale, scale))
     move = np.zeros(C, np.float32)
     move[:2] = rng.uniform(-shift, shift, 2)
     out = out @ turn.T + move
@@ -188,4 +190,5 @@ def shifted(
     n = max(1, round(len(points) / tempo))
     kept = (np.arange(n) * (5 ** 0.5 - 1) / 2) % 1 >= drop
     if not kept.any(): raise ValueError(f"drop = {drop} leaves no frame of {n}.")
-    return at_frames(points, np.linspace(0, len(points) - 1, n)[kept]) @ rotation(rotate, dims=points.shape[2]).T
+    out = at_frames(points, np.linspace(0, len(points) - 1, n)[kept])
+    return out @ rotation(rotate, dims=points.shape[2]).T

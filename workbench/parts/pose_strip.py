@@ -30,8 +30,10 @@ def parts_of(
     body = [tuple(map(at.get, line.split("-"))) for line in BODY_LINES]
     lines = {"body": [pair for pair in body if None not in pair], "face": []}
     for side in ("left", "right"):
-        lines[side] = [(found[side][a], found[side][b]) for a, b in HAND_LINES] if len(found[side]) == 21 else []
-    return {part: (np.array(i, dtype=int), np.array(lines[part], dtype=int).reshape(-1, 2)) for part, i in found.items()}
+        whole = len(found[side]) == 21
+        lines[side] = [(found[side][a], found[side][b]) for a, b in HAND_LINES if whole]
+    lines = {part: np.array(pairs, dtype=int).reshape(-1, 2) for part, pairs in lines.items()}
+    return {part: (np.array(i, dtype=int), lines[part]) for part, i in found.items()}
 
 # %% ../../nbs/parts/24_pose_strip.ipynb #draw
 def draw(
@@ -54,9 +56,10 @@ def enlarged(
     points:np.ndarray, # [N, K, 2]
     parts:dict, # as `parts_of` gives them
 ) -> np.ndarray: # [N, K, 2], NaN outside the hands
-    "Each hand that is ever seen, centred, in units of its largest extent; right hand left of the left one, as one faces them."
+    "Each hand ever seen, centred, in units of its largest extent; the right one left, as one faces it."
     out = np.full_like(points, np.nan)
-    hands = [parts[s][0] for s in ("right", "left") if s in parts and np.isfinite(points[:, parts[s][0]]).any()]
+    hands = [parts[s][0] for s in ("right", "left") if s in parts]
+    hands = [i for i in hands if np.isfinite(points[:, i]).all((1, 2)).any()]
     for k, hand in enumerate(hands):
         seen = np.isfinite(points[:, hand]).all((1, 2))
         low, high = points[seen][:, hand].min(1), points[seen][:, hand].max(1)
@@ -73,9 +76,11 @@ def strip(
     fps:float=None, # frames a second; None: frame numbers instead of seconds
     labels:list=None, # n texts over the skeletons
 ): # matplotlib Figure
-    "A motion as a strip of skeletons: body grey, left hand blue, right hand orange, face dotted, hands enlarged below."
-    from matplotlib.figure import Figure
-    frames = np.linspace(0, len(points) - 1, min(n, len(points))).round().astype(int)
+    "Skeletons side by side: body grey, left hand blue, right hand orange, face dotted, hands enlarged below."
+    import matplotlib.pyplot as plt
+    frames = np.flatnonzero(np.isfinite(points[..., 0]).any(1))
+    if not len(frames): raise ValueError("No point of the motion is visible.")
+    frames = frames[np.linspace(0, len(frames) - 1, min(n, len(frames))).round().astype(int)]
     parts = {p: v for p, v in parts_of(names, points.shape[1]).items() if len(v[0])}
     xy, hands = points[frames][..., :2], enlarged(points[frames][..., :2], parts)
     used = np.concatenate([np.unique(lines) if len(lines) else i for i, lines in parts.values()])
@@ -83,14 +88,16 @@ def strip(
     step = 1.08 * (right - left)
     at = np.arange(len(frames))
     rows = 2 if np.isfinite(hands).any() else 1
-    figure = Figure(figsize=(11, 0.8 + min(5, 10.6 / max(n, 4) * ((bottom - top) / step + 0.9 * (rows - 1)))),
-                    layout="constrained")
+    height = 0.8 + min(5, 10.6 / max(n, 4) * ((bottom - top) / step + 0.9 * (rows - 1)))
+    figure = plt.figure(figsize=(11, height), layout="constrained")
+    plt.close(figure) # shown once, by whoever gets it
     axes = figure.subplots(rows, 1, squeeze=False, height_ratios=[(bottom - top) / step, 0.9][:rows])[:, 0]
     draw(axes[0], (xy - [(left + right) / 2, 0]) / [step, step] + at[:, None, None] * [1, 0], parts)
     axes[0].set(ylim=(bottom / step + 0.03, top / step - 0.03), title=title)
     for x, text in zip(at, labels or []): axes[0].text(x, top / step - 0.03, text, ha="center", va="bottom")
     if rows == 2:
-        draw(axes[1], 0.8 * hands + at[:, None, None] * [1, 0], {s: parts[s] for s in ("left", "right") if s in parts})
+        sides = {side: parts[side] for side in ("left", "right") if side in parts}
+        draw(axes[1], 0.8 * hands + at[:, None, None] * [1, 0], sides)
         axes[1].set(ylim=(0.45, -0.45))
     for ax in axes:
         ax.set(xlim=(-0.52, max(len(frames), 4) - 0.48), aspect="equal", yticks=[], xticks=[])

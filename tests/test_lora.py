@@ -1,0 +1,124 @@
+"""Freezing, adapters and quantised loading, for every family that has them."""
+import json
+
+import pytest
+import torch
+
+from test_seq2seq import FAMILIES, batch, logits, make
+from workbench.parts import hub, lora, pretrained, seq2seq
+
+
+def trainable(model):
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def step(model, rate=1e-2):
+    "One optimiser step on the example batch; returns the loss."
+    x, mask, labels = batch(model)
+    x.requires_grad_()
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    total, count = seq2seq.token_loss(logits(model, x, mask, labels), labels)
+    (total / count).backward()
+    optimiser.step()
+    return float(total.detach() / count)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_freezing_freezes_just_that_side(family, side):
+    model = make(family).train()
+    pretrained.freeze_unread(model)
+    before, everything = {n: p.detach().clone() for n, p in model.named_parameters()}, trainable(model)
+    frozen = set(getattr(lora, f"freeze_{side}")(model))
+    for _ in range(2):
+        step(model)
+        model.zero_grad()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert frozen and moved == everything - frozen
+    inside = [n for n in everything if f"{side}." in n and "embed_tokens" not in n and "shared" not in n]
+    assert inside and not moved & set(inside)
+    other = "decoder" if side == "encoder" else "encoder"
+    assert [n for n in moved if f"{other}." in n]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_train_and_nothing_else(family):
+    model = make(family).train()
+    net = lora.add_lora(model, r=4, dropout=0.0)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    first = step(net)
+    net.zero_grad()
+    second = step(net)
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == trainable(net) and all("lora_" in n for n in moved) and second < first
+    x, mask, labels = batch(net.eval())
+    with torch.no_grad():
+        out = logits(net, x, mask, labels)
+        plain = lora.merged(net)
+        assert (logits(plain, x, mask, labels) - out).abs().max() < 1e-4 and not hasattr(plain, "peft_config")
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "bert-gpt2"])
+def test_an_adapted_model_is_built_again_from_its_configuration(family):
+    net = lora.add_lora(make(family), r=4)
+    step(net)
+    config = json.loads(json.dumps(pretrained.config_dict(net)))
+    again = lora.add_lora(pretrained.build_seq2seq(config, initialise=False), r=4)
+    again.load_state_dict(net.state_dict())
+    x, mask, labels = batch(net.eval())
+    assert torch.equal(logits(net, x, mask, labels), logits(again.eval(), x, mask, labels))
+
+
+def test_targets_of_another_family_are_an_error_with_the_names_that_exist():
+    with pytest.raises(ValueError, match="has no layer q_proj, v_proj; its layers are q, k, v, o, wi, wo"):
+        lora.add_lora(make("t5"), targets=["q_proj", "v_proj"])
+    with pytest.raises(ValueError, match="has no layer nope"):
+        lora.add_lora(make("t5"), targets=["q", "nope"])
+    with pytest.raises(ValueError, match="has no layer q; its layers are k_proj, v_proj, q_proj"):
+        lora.add_lora(make("bart"), targets=["q"])
+    assert lora.default_targets(make("bert-gpt2")) == ["query", "value", "c_attn", "q_attn"]
+
+
+@pytest.mark.parametrize("targets, r, expected", [
+    (None, 16, 11_796_480), (None, 32, 23_592_960), (["q", "k", "v"], 16, 17_694_720),
+    (["q", "k", "v", "o"], 16, 23_592_960), (["q", "k", "v", "o", "wi", "wo"], 16, 50_331_648)])
+def test_trainable_parameters_of_t5_3b(targets, r, expected):
+    config = hub.read_config(hub.locate("t5-3b", "scratch"))
+    with torch.device("meta"):
+        net = lora.add_lora(pretrained.build_seq2seq(config, "meta"), r=r, targets=targets)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_quantised_weights_with_adapters_train_two_steps(family, bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    wide = {"t5": {"d_model": 64, "d_kv": 16, "d_ff": 128}, "bart": {"d_model": 64}}[family]
+    torch.manual_seed(0)
+    whole = pretrained.build_seq2seq({**FAMILIES[family], **wide}).eval()
+    whole.save_pretrained(tmp_path)
+    source = hub.locate(str(tmp_path), "pretrained")
+    settings = lora.quantization(bits, source.kind)
+    model = pretrained.load_seq2seq(source.at, hub.read_config(source), quantization=settings)
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert ("Linear8bitLt" if bits == 8 else "Linear4bit") in kinds
+    x, mask, labels = batch(model)
+    with torch.no_grad():
+        exact, rough = (logits(m.eval(), x, mask, labels) for m in (whole, model))
+    assert 0 < float((exact - rough).abs().max()) < 2.0
+    net = lora.add_lora(lora.prepare_quantized(model), r=4, dropout=0.0).train()
+    frozen = {n: p.detach().clone() for n, p in net.named_parameters() if not p.requires_grad}
+    first = step(net)
+    net.zero_grad()
+    assert step(net) < first and all("lora_" in n for n in trainable(net))
+    assert all(torch.equal(p, frozen[n]) for n, p in net.named_parameters() if n in frozen)
+    hidden = seq2seq.encode(net.eval(), x, mask)
+    assert seq2seq.generate(net, hidden, mask, max_new_tokens=4).shape[0] == 2
+
+
+def test_quantised_loading_says_what_is_missing(monkeypatch):
+    with pytest.raises(ValueError, match="needs pretrained weights"):
+        lora.quantization(4, "scratch")
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs bitsandbytes: pip install"):
+        lora.quantization(8)
