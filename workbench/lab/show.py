@@ -71,7 +71,7 @@ def width(
 def isolated(
     text: str,
 ) -> str:
-    "A text with right-to-left letters between isolates; any other text as it is. Control characters are shown as spaces."
+    "A text with right-to-left letters between isolates; control characters become spaces."
     text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
     rtl = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
     return f"\u2068{text}\u2069" if rtl else text
@@ -149,6 +149,7 @@ def plainly(
         try:
             return function(*args, **kwargs)
         except (Refused, Failed) as e:
-            e._render_traceback_ = lambda: [f"{type(e).__name__}: {e}"]
+            message = f"{type(e).__name__}: {e}"
+            e._render_traceback_ = lambda: [message]
             raise
     return plain
