@@ -15,6 +15,7 @@ def config_object(
     config: dict,  # keys of a config.json, `model_type` among them
 ):  # PreTrainedConfig
     "The configuration object of transformers. Raises ValueError for an unknown model type or a bad value."
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type", "")
@@ -23,8 +24,8 @@ def config_object(
         raise ValueError(f"transformers has no model type {kind!r} (nearest: {near}); no remote code is run.")
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(config))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"the {kind} configuration is not valid: {error}") from error
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"the {kind} configuration is not valid: {' '.join(str(error).split())}") from error
 
 
 def override(
@@ -85,7 +86,7 @@ def text_to_text(
 
     settings = config_object(config)
     if type(settings) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not settings.is_encoder_decoder:
-        raise ValueError(f"{settings.model_type} is no encoder-decoder: it cannot turn a source into a text.")
+        raise ValueError(f"{settings.model_type} is no encoder-decoder of text: take T5, BART, Marian …")
     for key in ("encoder_layerdrop", "decoder_layerdrop"):
         if hasattr(settings, key):
             setattr(settings, key, 0.0)
@@ -108,7 +109,8 @@ def build_seq2seq(
     model.tie_weights()
     if config.get("tie_word_embeddings") is False:
         untie(model)
-    if initialise and next(model.parameters()).device.type != "meta":
+    first = next(model.parameters())
+    if initialise and first.device.type != "meta" and not hasattr(first, "fake_mode"):
         fill_random(model)
     plain_generation(model)
     return model

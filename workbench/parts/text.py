@@ -51,6 +51,9 @@ def train_tokenizer(
     reserved = tuple(dict.fromkeys((*SPECIAL, *special_tokens, *languages)))
     if not letters:
         raise ValueError("the tokenizer has no text to train on: check data.train_path.")
+    least = len(reserved) + len(letters) + 1
+    if kind != "char" and vocab_size < least:
+        raise ValueError(f"vocab_size is {vocab_size}, but the corpus needs {least}, one a character.")
     if kind == "char":
         model = models.BPE({t: i for i, t in enumerate((*reserved, *letters))}, [], unk_token="<unk>")
     elif kind == "unigram":
@@ -98,7 +101,7 @@ def load_tokenizer(
         tok.add_tokens(missing, special_tokens=True)
     if tok.pad_token_id is None:
         tok.add_special_tokens({"pad_token": "<pad>"})
-    if unknown_share(tok, [probe]) > 0.5:
+    if probe and unknown_share(tok, [probe]) >= 0.5:
         raise ValueError(f"the tokenizer of {folder} has {len(tok)} tokens and reads {probe!r} as unknown.")
     return tok
 
@@ -162,6 +165,7 @@ def decode_texts(
     ids,  # [B, T] or lists of ids; -100 counts as padding
 ) -> list[str]:
     "Ids back to texts, without special tokens."
-    rows = [[int(i) if i >= 0 else tok.pad_token_id for i in row] for row in ids]
+    languages = set(getattr(tok, "lang_token_to_id", {}).values())  # M2M100's are not among its special ones
+    rows = [[int(i) for i in row if i >= 0 and int(i) not in languages] for row in ids]
     texts = tok.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in texts]
