@@ -24,7 +24,7 @@ from .config import Refused
 from .data import epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
-from .optim import begin_ema, freeze, named_parameters, set_modes, update_ema
+from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
