@@ -8,7 +8,7 @@ def train(
     overrides: str = "",  # "a.b=value c.d=value"
     **how,  # run_dir, nproc: see `workbench.lab.launch.train`
 ):
-    "Train in a process of its own and wait for it; returns the finished `Run`. Raises `Refused` or `Failed`."
+    "Train in a process of its own and wait for it; returns the run folder. Raises `Refused` or `Failed`."
     from workbench.lab.launch import train
 
     return train(config, overrides, **how)
@@ -18,7 +18,7 @@ def resume(
     run: str,  # a run folder
     **how,  # overrides, nproc: see `workbench.lab.launch.resume`
 ):
-    "Continue a run from its last checkpoint, bit-equal to a run that was never interrupted."
+    "Continue a run from its last checkpoint; returns the started `Run`, see `workbench.lab.launch.wait`."
     from workbench.lab.launch import resume
 
     return resume(run, **how)
@@ -29,6 +29,6 @@ def load(
     which: str = "best",  # best | last | a checkpoint's name
 ):
     "The nets (evaluation mode) and the data of a trained run: `nets, data = workbench.load(run, 'best')`."
-    from workbench.core.train import load
+    from workbench.core.resume import load
 
     return load(run, which)

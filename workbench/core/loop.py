@@ -18,7 +18,7 @@ import torch
 from . import checkpoint
 from .config import Refused
 from .evaluate import collect
-from .pipeline import Position, Stage
+from .pipeline import Position, Stage, check_trackers
 from .presets import device_kind
 from .run import append_metrics, update_status
 from .step import Work
@@ -54,11 +54,10 @@ class Loop:
     window: dict[str, list[float]] = field(default_factory=dict)  # global values since the last log line
     units: float = 0.0  # real length units since the last log line
     clock: float = 0.0
-    asked: str = ""  # why to stop
+    asked: list = field(default_factory=list)  # signals that asked for a stop
     phase: str = "start"
     heartbeat: float = 0.0
     evaluation_seconds: float = 0.0  # of the last validation
-    validated: int = -1  # the step of it
     tracking: bool = False
 
     @property
@@ -88,9 +87,10 @@ def make_accelerator(
     cfg,
     run: Path,
 ):
-    "accelerate, set up for this machine. Raises `Refused` for a precision that the device lacks."
+    "accelerate, set up for this machine. Raises `Refused` for a precision or a tracker that is not to be had."
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    check_trackers(cfg)
     cpu, world = device_kind() == "cpu", int(os.environ.get("WORLD_SIZE", 1))
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -133,10 +133,13 @@ def flush(
     summed = {part: [sum(v) for v in zip(*(r[part] for r in ranks))] if not part.startswith("grad_norm") else values
               for part, values in fresh.items()}
     scaled = loop.accelerator.scaler is not None  # an overflow of fp16 is skipped by the scaler
+    odd = [(i - len(values), part, values[i]) for part, values in summed.items() for i in range(len(values))
+           if not math.isfinite(values[i]) and not (scaled and part.startswith("grad_norm"))]
+    if odd:
+        back, part, value = min(odd, key=lambda o: o[0])  # the first step at which something was not finite
+        raise Failed(f"{part} became {value} at step {loop.at.step + 1 + back} (stage `{loop.stage.name}`). "
+                     f"{last_good(loop.run)} Lower train.lr, set train.clip, or use train.precision=fp32.")
     for part, values in summed.items():
-        if not all(map(math.isfinite, values)) and not (scaled and part.startswith("grad_norm")):
-            raise Failed(f"{part} became {values[-1]} at step {loop.at.step} (stage `{loop.stage.name}`). "
-                         f"{last_good(loop.run)} Lower train.lr, set train.clip, or use train.precision=fp32.")
         loop.window.setdefault(part, []).extend(values)
     return summed
 
@@ -195,13 +198,13 @@ def update(
 def agree(
     loop: Loop,
     counts: dict[str, float],  # of this rank's micro-batches
-    stop: bool,
-) -> tuple[dict[str, float], bool]:
-    "(denominators of the step over all ranks, whether some rank wants to stop)."
-    if loop.accelerator.num_processes == 1:
-        return counts, stop
-    names = sorted(counts)
-    vector = torch.tensor([*(counts[n] for n in names), float(stop)], dtype=torch.float64)
-    torch.distributed.all_reduce(vector)
-    *values, stops = vector.tolist()
-    return dict(zip(names, values)), stops > 0
+    over: bool,  # whether this rank's time is over
+) -> tuple[dict[str, float], str]:
+    "(denominators of the step over all ranks, why all of them stop now, or nothing)."
+    asked, names = len(loop.asked), sorted(counts)
+    if loop.accelerator.num_processes > 1:
+        vector = torch.tensor([*(counts[n] for n in names), asked, over], dtype=torch.float64)
+        torch.distributed.all_reduce(vector)
+        *values, asked, over = vector.tolist()
+        counts = dict(zip(names, values))
+    return counts, "asked to stop" if asked else "time budget" if over else ""

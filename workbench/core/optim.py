@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['matches', 'named_parameters', 'check_prefixes', 'freeze', 'set_modes', 'make_optimizer', 'in_group_order', 'share',
-           'make_scheduler', 'seed_all', 'update_ema', 'swap']
+           'make_scheduler', 'seed_all', 'begin_ema', 'update_ema', 'swap']
 
 # %% ../../nbs/core/75_optim.ipynb #4f27fd65
 import math
@@ -142,6 +142,18 @@ def seed_all(
     return seed
 
 # %% ../../nbs/core/75_optim.ipynb #update_ema
+def begin_ema(
+    params: dict[str, nn.Parameter],  # of all nets, by qualified name
+    trained: set[str],  # names to average
+) -> dict[str, torch.Tensor]:
+    "Averages that start at the weights; tied parameters have one average, under their first name."
+    first = {}
+    for n, p in params.items():
+        if n in trained:
+            first.setdefault(id(p), n)
+    return {n: params[n].detach().clone() for n in first.values()}
+
+
 def update_ema(
     average: dict[str, torch.Tensor],  # name -> averaged weight, changed in place
     named: dict[str, nn.Parameter],

@@ -89,7 +89,7 @@ def validate(
     if valid.metric not in row:
         raise Refused(f"valid.metric is `{valid.metric}`, which nothing reports{nearest(valid.metric, list(row))}. "
                       f"There are: {', '.join(k for k, v in row.items() if isinstance(v, float))}.")
-    loop.evaluation_seconds, loop.validated = time.monotonic() - began, loop.at.step
+    loop.evaluation_seconds, loop.at.validated = time.monotonic() - began, loop.at.step
     return improves(loop.at, loop.stage, row[valid.metric])
 
 

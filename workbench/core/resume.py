@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['save', 'write', 'restore', 'load']
 
-# %% ../../nbs/core/88_resume.ipynb #36f50316
+# %% ../../nbs/core/88_resume.ipynb #8cf2a584
 import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from . import checkpoint
 from .config import Refused
 from .loop import Failed, Loop, flush, last_good
-from .optim import set_modes
+from .optim import named_parameters, set_modes
 from .pipeline import stages
 from .run import config_of, metrics_size, read_json
 from .task import get
@@ -29,7 +30,7 @@ def save(
     if loop.main:
         try:
             write(loop, best)
-        except OSError as e:
+        except (OSError, SafetensorError) as e:  # safetensors has an error of its own for a full disk
             raise Failed(f"The checkpoint of step {loop.at.step} could not be written to {loop.run}: {e}. "
                          f"{last_good(loop.run)} Free some space and continue with `workbench resume {loop.run}`.") from e
     loop.accelerator.wait_for_everyone()
@@ -40,7 +41,8 @@ def write(
     best: bool,
 ):
     "Gather the state of a run and write it."
-    tensors, plain = {}, {}
+    params, tensors, plain = named_parameters(loop.nets), {}, {}
+    means = {params[n].data_ptr(): mean for n, mean in loop.average.items()}  # by place: tied names share one
     for name, net in loop.nets.items():
         trained = {n.partition(".")[2] for n in loop.ever if n.startswith(f"{name}.")}
         tensors[f"net.{name}"], frozen = checkpoint.split_state(net, trained)
@@ -51,8 +53,7 @@ def write(
             checkpoint.save_tensors(aside, frozen)
             os.replace(aside, base)
         if loop.average:
-            mine = {n.partition(".")[2]: t for n, t in loop.average.items() if n.startswith(f"{name}.")}
-            tensors[f"ema.{name}"] = tensors[f"net.{name}"] | mine
+            tensors[f"ema.{name}"] = {k: means.get(t.data_ptr(), t) for k, t in tensors[f"net.{name}"].items()}
     for work in loop.works:
         for name, owner in work.owners.items():
             tensors[f"optim.{name}"], plain[name] = checkpoint.optimizer_state(owner.optimizer.optimizer, list(owner.named))

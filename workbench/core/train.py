@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
-           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'main']
+           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'give_up', 'main']
 
 # %% ../../nbs/core/90_train.ipynb #8ab729db
+import errno
 import os
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,11 +24,11 @@ from .config import Refused
 from .data import epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
-from .optim import freeze, named_parameters, set_modes, update_ema
+from .optim import begin_ema, freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
-from .run import config_of, cut_metrics, process, read_json, update_status
+from .run import config_of, cut_metrics, overwrite_status, process, read_json, update_status
 from .step import build, optimiser_step
 from .task import get
 
@@ -57,8 +59,8 @@ def prepare(
         checkpoint.restore_nets(loop.nets, found)
         if state["assets"]:
             loop.assets = checkpoint.load_tensors(found / "assets.safetensors")
-        if accelerator.is_main_process:
-            cut_metrics(run, state["metrics_size"])
+    if accelerator.is_main_process:
+        cut_metrics(run, state.get("metrics_size", 0))
     for net in loop.nets.values():
         if not getattr(net, "elsewhere", None):
             net.to(accelerator.device)
@@ -85,10 +87,12 @@ def begin_stage(
     "Freeze, build optimisers and wrappers, ask the task for the stage's assets."
     stage, train = loop.stage, loop.stage.cfg.train
     on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
-    total = train.max_steps or (train.epochs * len(plan(0)) if train.epochs else None)
+    ends = [train.max_steps, train.epochs and train.epochs * len(plan(0))]
+    total = min((n for n in ends if n), default=None)
     loop.works = build(stage, loop.nets, loop.task.objectives(stage.cfg), on, total, loop.accelerator)
     params = named_parameters(loop.nets)
-    loop.average = {n: params[n].detach().clone() for w in loop.works for n in w.trained} if train.ema else {}
+    stepped = [n for w in loop.works for o in w.owners.values() for n in o.named] if train.ema else []
+    loop.average = {n: params[n].detach().clone() for n in stepped}
     if loop.task.begin and fresh:
         loop.assets |= loop.task.begin(stage, loop.nets, loop.data)
     loop.clock = time.monotonic()
@@ -128,9 +132,9 @@ def train_stage(
         for batch in micro:
             counts = add(counts, loop.data.counts(batch))
         over = loop.budget() and loop.seconds() + reserve_seconds(loop) > loop.budget()
-        counts, stop = agree(loop, counts, bool(loop.asked or over))
-        if stop:
-            return loop.asked or "time budget"
+        counts, why = agree(loop, counts, bool(over))
+        if why:
+            return why
         micro = [to_device(batch, accelerator.device) for batch in micro]
         values = optimiser_step(loop.works, params, micro, loop.ctx(counts=counts), accelerator, train.clip, prove,
                                 loop.tell)
@@ -174,7 +178,8 @@ def train(
         use_data(loop)
         why = train_stage(loop, resumed)
         if why:
-            save(loop)
+            if loop.at.stage_step or not checkpoint.find(loop.run):  # else the end of the stage before is the place
+                save(loop)
             break
         close_stage(loop)
         resumed = None
@@ -182,6 +187,8 @@ def train(
             break
         end_stage(loop)
         next_stage(loop.at)
+        if loop.accelerator.is_main_process:
+            checkpoint.forget_best(loop.run)
     if why in ("", "time budget"):
         final_evaluation(loop)
     return ("stopped" if why else "finished"), why
@@ -204,20 +211,21 @@ def close_stage(
     print(f"Stage `{loop.stage.name}` ends after {ended(loop.at, loop.stage)}.", flush=True)
     if loop.pending or loop.window:
         log(loop)
-    wanted = loop.stage.cfg.valid.every and loop.validated != loop.at.step
+    wanted = loop.stage.cfg.valid.every and loop.at.validated != loop.at.step
     save(loop, best=bool(wanted) and validate(loop))
 
 # %% ../../nbs/core/90_train.ipynb #listen
-def listen(
-    loop: Loop,
-):
-    "Let SIGTERM and SIGINT ask for a stop; a second one ends at once. Under torchrun, end with the parent."
+def listen() -> list:
+    "Let SIGTERM and SIGINT ask for a stop, noted in the list returned; a second one ends at once."
+    asked = []
+
     def ask(number, frame):
-        loop.asked = "asked to stop"
+        asked.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    return asked
 
 
 def die_with_parent():
@@ -244,39 +252,57 @@ def explain(
     "A failure in one sentence."
     phase = loop.phase if loop else "start"
     if out_of_memory(error):
-        return (f"Out of memory in phase {phase} ({str(error).splitlines()[0]}). What helps most: a smaller "
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        return (f"Out of memory in phase {phase} ({what}). What helps most: a smaller "
                 "train.batch_size with a larger train.accumulate, model.gradient_checkpointing=true, "
                 f"train.precision=bf16. {last_good(run)}")
     if isinstance(error, Failed):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and continue with "
+                f"`workbench resume {run}`.")
     return f"{type(error).__name__} in phase {phase}: {error}"
+
+
+def give_up(
+    run: Path,
+    sentence: str,
+    refused: bool,  # a mistake in configuration or data: no traceback
+):
+    "The run has failed. The first rank to fail has the word: the others fail because it is gone."
+    changes = {"state": "failed", "error": sentence, "refused": refused}
+    if read_json(run / "status.json", {}).get("state") != "failed":
+        try:
+            update_status(run, **changes)
+        except OSError:  # the disk is full
+            overwrite_status(run, **changes)
+    with suppress(OSError):  # the log may stand on the same disk
+        if not refused:
+            traceback.print_exc()
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
     "Train a run folder from where it stands; returns the exit status."
-    run, loop = Path(run), None
+    run, loop, asked = Path(run), None, listen()
     die_with_parent()
     if os.environ.get("RANK", "0") == "0":
         update_status(run, state="running", error=None, reason=None, **process())
     try:
         loop = prepare(run)
-        listen(loop)
+        loop.asked = asked
         write_plan(loop, plan_of(loop))
         state, why = train(loop)
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")
         return 0
     except Refused as e:
-        update_status(run, state="failed", error=str(e), refused=True)
-        print(e, file=sys.stderr, flush=True)
+        give_up(run, str(e), refused=True)
         return 2
     except Exception as e:  # whatever it is, the run folder says it, and the log has the traceback
-        traceback.print_exc()
-        sentence = explain(e, loop, run)
-        print(sentence, file=sys.stderr, flush=True)
-        update_status(run, state="failed", error=sentence, refused=False)
+        give_up(run, explain(e, loop, run), refused=False)
         return 1
 
 

@@ -78,22 +78,19 @@ def train_tokenizer(
 
 # %% ../../nbs/parts/00_text.ipynb #load_tokenizer
 def load_tokenizer(
-    at: str,  # a folder, or the hub's name
-    revision: str = "",  # commit of the hub
+    folder: str | Path,  # with the tokenizer's files
     special_tokens: tuple[str, ...] = (),  # tokens to add; those that are known stay as they are
     probe: str = "",  # a text of the corpus, which the tokenizer must be able to read
 ):  # PreTrainedTokenizerBase
-    "Read a tokenizer of a folder or the hub. Raises ValueError where it has no end token or knows nothing."
+    "Read a tokenizer from its folder. Raises ValueError where it has no end token or knows nothing."
     from transformers import AutoTokenizer
 
-    local = Path(at).is_dir()
     try:
-        tok = AutoTokenizer.from_pretrained(
-            at, revision=revision or None, local_files_only=local, trust_remote_code=False)
+        tok = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"the tokenizer of {at} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}") from error
     if tok.eos_token_id is None and tok.sep_token_id is None:
-        raise ValueError(f"the tokenizer of {at} has no end token (eos_token): a decoder could never stop.")
+        raise ValueError(f"the tokenizer of {folder} has no end token: a decoder could never stop.")
     if tok.eos_token_id is None:
         tok.eos_token = tok.sep_token
     missing = [t for t in special_tokens if t not in tok.get_vocab()]
@@ -102,7 +99,7 @@ def load_tokenizer(
     if tok.pad_token_id is None:
         tok.add_special_tokens({"pad_token": "<pad>"})
     if unknown_share(tok, [probe]) > 0.5:
-        raise ValueError(f"the tokenizer of {at} has {len(tok)} tokens and reads {probe!r} as unknown.")
+        raise ValueError(f"the tokenizer of {folder} has {len(tok)} tokens and reads {probe!r} as unknown.")
     return tok
 
 

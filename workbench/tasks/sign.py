@@ -8,11 +8,11 @@ __all__ = ['task', 'Augment', 'SignData', 'Lora', 'SignModel', 'SignLoss', 'Gene
            'show', 'strip_of', 'nets', 'standardise', 'make_translator', 'check_positions', 'adapt', 'origin',
            'translate_loss', 'blank_id', 'objectives', 'predict', 'score', 'baseline', 'expect', 'preview']
 
-# %% ../../nbs/tasks/30_sign.ipynb #0b294eb6
+# %% ../../nbs/tasks/30_sign.ipynb #1dd6cdae
 import hashlib
 import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -112,7 +112,7 @@ class SignConfig(Section):
     model: SignModel = SignModel()
     loss: SignLoss = SignLoss()
     generate: Generate = Generate()
-    spellings = {"lora_config": "model.lora", "use_lora": "model.lora", "lora_alpha": "model.lora.alpha",
+    spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora", "lora_alpha": "model.lora.alpha",
                  "lora_dropout": "model.lora.dropout", "target_modules": "model.lora.targets",
                  "num_keypoints": "data.keypoints", "max_gen_length": "generate.max_length",
                  "no_repeat_ngram_size": "generate.no_repeat_ngram", "max_new_tokens": "generate.max_length",
