@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['points', 'parts_of', 'rates_of', 'draw_losses', 'draw_parts', 'draw_metric', 'draw_rates', 'tidy', 'curves']
 
-# %% ../../nbs/lab/25_curves.ipynb #370e1ffa
+# %% ../../nbs/lab/25_curves.ipynb #842f0529
 from pathlib import Path
 
-from ..core.config import Refused
 from ..core.run import metrics_of, read_json
 from .plan import fell_back, settings
-from .show import colours, part_colours, plainly
+from .show import Table, colours, part_colours
 
 # %% ../../nbs/lab/25_curves.ipynb #points
 def points(
@@ -98,6 +97,7 @@ def tidy(
 ):
     "What all panels share: the axis of steps, borders between stages, a legend where there is a choice."
     axes.set_xlabel("optimiser step")
+    axes.set_xlim(0, 1.02 * train[-1]["step"])
     for before, after in zip(train, train[1:]):
         if after["stage"] != before["stage"]:
             axes.axvline(after["step"], color=colours["baseline"], lw=0.8, ls=":")
@@ -110,18 +110,17 @@ def tidy(
         axes.legend(frameon=False, fontsize=8)
 
 
-@plainly
 def curves(
     run: str | Path,
-):  # matplotlib figure
-    "Losses, metric and learning rate over the steps. Raises `Refused` where nothing was logged."
+):  # matplotlib figure, or a Table that says why there is none
+    "Losses, metric and learning rate over the steps; a line of text where nothing was logged."
     import matplotlib.pyplot as plt
 
     run = Path(run)
     rows, plan, metric = metrics_of(run), read_json(run / "plan.json", {}), settings(run)["valid"]["metric"]
     train, valid = ([r for r in rows if r["split"] == split] for split in ("train", "valid"))
     if not train:
-        raise Refused(f"{run} has no training step to draw: metrics.jsonl is empty.")
+        return Table([], [], "No curves: the run has logged no training step.")
     panels = [lambda a: draw_losses(a, train, valid)]
     if parts_of(train):
         panels.append(lambda a: draw_parts(a, train, valid))

@@ -112,8 +112,8 @@ def estimate(
     if last.get("step") == first.get("step"):
         return Table([], [["time", f"not measured within {span(patience)}: the steps are long"]])
     pace = (last["time"] - first["time"]) / (last["step"] - first["step"])
-    ends = [f"about {span(total * pace)} for {total:,} steps"] * bool(total)
-    ends += [f"at most {span(60 * budget)}"] * bool(budget)
+    ends = [f"about {span(total * pace)} for {total:,} steps"] if total else []
+    ends += [f"at most {span(60 * budget)}"] if budget else []
     return Table([], [["pace", f"{pace:.2f} s a step, measured on steps {first['step']} to {last['step']}"],
                       ["time", ", ".join(ends) or "until the stage's condition holds"]])
 

@@ -17,13 +17,14 @@ from .plan import fell_back
 from .show import Table, plainly
 
 # %% ../../nbs/lab/30_results.ipynb #scores
-@plainly
 def scores(
     run: str | Path,
 ) -> Table:
     "The final scores of every split beside the trivial answer and the control; before them, the last validation."
     run = Path(run)
     results = read_json(run / "results.json", {}) or last_validation(run)
+    if not results:
+        return Table([], [], f"No scores: the run is {status_of(run)['state']}, and no validation was reached.")
     head, columns = ["metric"], []
     for split, found in results["splits"].items():
         for kind, label in (("scores", split), ("baseline", "trivial answer"), ("control", "inputs of other rows")):
@@ -31,9 +32,8 @@ def scores(
                 head.append(label)
                 columns.append(found[kind])
     names = dict.fromkeys(k for c in columns for k in c)
-    rows = [[name, *(c.get(name) if c.get(name) is not None else float("nan") for c in columns)] for name in names]
+    rows = [[name, *(c.get(name) for c in columns)] for name in names]
     counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows" for split, f in results["splits"].items())
-    rows = [["–" if isinstance(c, float) and c != c else c for c in row] for row in rows]
     note = " Random weights: see the plan." if fell_back(run) else ""
     return Table(head, rows, f"Scores of {results['checkpoint']}", f"{counted}.{note}")
 
@@ -41,10 +41,10 @@ def scores(
 def last_validation(
     run: Path,
 ) -> dict:
-    "The last validation in the form of results.json. Raises `Refused` where there was none."
+    "The last validation in the form of results.json; {} where there was none."
     rows = metrics_of(run, "valid")
     if not rows:
-        raise Refused(f"{run} has no scores: it is {status_of(run)['state']}, and no validation was reached.")
+        return {}
     row, of = rows[-1], read_json(run / "plan.json", {}).get("splits", {}).get("valid", rows[-1].get("rows", 0))
     kept = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     where = f"step {row['step']:,} on validation rows; the final evaluation was not reached"
@@ -70,7 +70,7 @@ class Gallery:
         self.files, self.room = files, room
 
     def __repr__(self) -> str:
-        return "\n".join(f"{p}" if p.suffix == ".png" else f"{p.stem}: {p.read_text(encoding='utf8')}" for p in self.files)
+        return "\n".join(str(p) if p.suffix == ".png" else f"{p.stem}: {p.read_text(encoding='utf8')}" for p in self.files)
 
     def _repr_html_(self) -> str:
         out, left = [], self.room
@@ -87,36 +87,39 @@ class Gallery:
         return "".join(out)
 
 
-@plainly
 def previews(
     run: str | Path,
-) -> Gallery:
-    "The last previews. Raises `Refused` where there are none."
+) -> Gallery | Table:
+    "The last previews; a line of text where there are none."
     folders = sorted(p for p in (Path(run) / "previews").glob("step_*") if any(p.iterdir()))
     if not folders:
-        raise Refused(f"{run} has no previews: they are made at each validation.")
+        return Table([], [], "No previews: they are made at each validation, and none was reached.")
     return Gallery(sorted(p for p in folders[-1].iterdir() if p.suffix in (".png", ".txt")))
 
 # %% ../../nbs/lab/30_results.ipynb #predictions
 @plainly
 def predictions(
     run: str | Path,
-    split: str = "test",  # or "valid": those of the last validation
+    split: str = "",  # test, valid (of the last validation) …; "": test, and valid where the run has no test yet
     n: int = 10,  # rows, spread over the file
 ) -> Table:
-    "References beside hypotheses. Raises `Refused` with the splits that there are."
+    "References beside hypotheses. Raises `Refused` for a split that has none, naming those that have."
     folder = Path(run) / "predictions"
     by_epoch = sorted(folder.glob("predictions_epoch_*.csv"), key=lambda p: int(p.stem.rpartition("_")[2]))
     files = {p.stem: p for p in sorted(folder.glob("*.csv")) if p not in by_epoch} | {"valid": p for p in by_epoch[-1:]}
+    if not files:
+        return Table([], [], "No predictions: they are made at each validation, and none was reached.")
+    split = split or ("test" if "test" in files else next(iter(files)))
     if split not in files:
-        raise Refused(f"{run} has no predictions for `{split}`; there: {', '.join(files) or 'none'}.")
+        raise Refused(f"{run} has no predictions for `{split}`; there: {', '.join(files)}.")
     with open(files[split], newline="", encoding="utf8") as f:
         rows = list(csv.DictReader(f))
     chosen = rows if len(rows) <= n else [rows[i * len(rows) // n] for i in range(n)]
     cut = lambda text: text if len(text) <= 160 else text[:159] + "…"
     exact = sum(r["reference"] == r["hypothesis"] for r in rows)
-    return Table(["uid", "reference", "hypothesis"], [[cut(r[k]) for k in ("uid", "reference", "hypothesis")] for r in chosen],
-                 f"Predictions on {split}", f"{len(chosen)} of {len(rows):,} rows; {exact:,} of all are exact.")
+    columns = ["uid", "reference", "hypothesis"]
+    return Table(columns, [[cut(r[k]) for k in columns] for r in chosen], f"Predictions on {split}",
+                 f"{len(chosen)} of {len(rows):,} rows; {exact:,} of all are exact.")
 
 # %% ../../nbs/lab/30_results.ipynb #places
 def places(

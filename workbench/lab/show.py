@@ -85,19 +85,24 @@ class Table:
     title: str = ""
     note: str = ""  # a line under it
 
+    def numeric(self) -> list[bool]:
+        "Which columns hold numbers."
+        columns = zip(*self.rows) if self.rows else [()] * len(self.head)
+        return [any(isinstance(c, (int, float)) for c in column) for column in columns]
+
     def __repr__(self) -> str:
         lines = [[isolated(number(c)) for c in row] for row in ([self.head] if self.head else []) + list(self.rows)]
         wide = [max(map(width, column)) for column in zip(*lines)]
-        right = [isinstance(c, (int, float)) for c in (self.rows[0] if self.rows else ())]
+        right = self.numeric()
         pad = lambda c, w, r: " " * (w - width(c)) + c if r else c + " " * (w - width(c))
-        text = ["  ".join(map(pad, line, wide, right or [False] * len(line))).rstrip() for line in lines]
+        text = ["  ".join(map(pad, line, wide, right)).rstrip() for line in lines]
         if self.head:
             text.insert(1, "  ".join("─" * w for w in wide))
         return "\n".join([self.title] * bool(self.title) + text + [self.note] * bool(self.note))
 
     def _repr_html_(self) -> str:
         cell = '<{0} dir="auto" style="text-align:{1};padding:2px 12px 2px 0;vertical-align:top">{2}</{0}>'
-        side = ["right" if isinstance(c, (int, float)) else "start" for c in (self.rows[0] if self.rows else self.head)]
+        side = ["right" if r else "start" for r in self.numeric()]
         line = lambda tag, row: "<tr>" + "".join(
             cell.format(tag, s, html.escape(number(c))) for s, c in zip(side, row)) + "</tr>"
         body = "".join(line("td", row) for row in self.rows)
