@@ -140,7 +140,8 @@ def task_module(
 ):
     "The module of a task, which has `task: Task`. Raises `Refused` with the nearest name."
     folder = Path(presets_folder).parent / "tasks"
-    ours = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
     target = f"workbench.tasks.{name}" if name in ours else name
     try:
         module = import_module(target)

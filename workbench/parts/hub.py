@@ -3,12 +3,12 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'HUB_NAMES', 'TOKENIZER_FILES', 'Source', 'architectures', 'architecture_of', 'weights_kind', 'has',
            'within', 'ask_hub', 'in_cache', 'ways_out', 'from_folder', 'model_types', 'from_nothing',
-           'pretrained_source', 'locate', 'read_config']
+           'pretrained_source', 'locate', 'read_config', 'fetch']
 
-# %% ../../nbs/parts/02_hub.ipynb #f8fe0581
+# %% ../../nbs/parts/02_hub.ipynb #e025f16d
 import json
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Source:
     kind: str  # pretrained | scratch
     name: str  # as the user wrote it
     via: str  # folder | cache | hub | architecture | numbers
-    at: str  # what a loader is given: a folder, or the hub's name for the model
+    at: str  # a folder to read, or the hub's name for the model until `fetch` has made it one
     revision: str = ""  # commit of the hub; empty elsewhere
     weights: str = ""  # safetensors | bin; empty where none are read
     why: str = ""  # one sentence, for the first line of the output
@@ -260,13 +260,15 @@ def locate(
     "Decide where a model or tokenizer comes from. Raises ValueError or FileNotFoundError, one sentence."
     if init not in ("pretrained", "scratch", "auto"):
         raise ValueError(f"model.init is {init!r}; it can be pretrained, scratch or auto.")
-    if Path(name).expanduser().is_dir() and not (init == "scratch" and need == "tokenizer"):
+    if init == "scratch" and need == "tokenizer":
+        return from_nothing(name, need, "model.init=scratch was asked for")
+    if Path(name).expanduser().is_dir():
         return from_folder(name, "config" if init == "scratch" else need)
     if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1:
         raise FileNotFoundError(f"model.name is {name!r}: no such folder (hub names have one slash).")
     if init == "scratch":
         return from_nothing(name, need, "model.init=scratch was asked for", **where)
-    if name in model_types():
+    if "/" not in name and not architecture_of(name) and name in model_types():
         if init == "pretrained":
             raise ValueError(f"{name!r} is a model type and has no weights: set model.init=scratch.")
         return from_nothing(name, need, f"{name} is a model type, built from the numbers given", **where)
@@ -289,7 +291,7 @@ def read_config(
     if source.via == "numbers":
         return {"model_type": source.name}
     path = Path(source.at, "config.json")
-    if source.via == "hub":
+    if source.via == "hub" and not path.is_file():
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(source.at, "config.json", revision=source.revision or None))
@@ -297,3 +299,25 @@ def read_config(
     if "model_type" not in raw:
         raise ValueError(f"{path} names no model_type: it is no configuration of a transformers model.")
     return raw
+
+# %% ../../nbs/parts/02_hub.ipynb #fetch
+def fetch(
+    source: Source,  # what `locate` found
+    need: str = "weights",  # weights | tokenizer
+    revision: str = "",  # the branch or tag that was asked for: the cache is then found under this name
+) -> Source:  # `at` is a folder, `revision` the commit that was fetched
+    "Download what is needed of a model of the hub; other sources stay as they are. Raises ValueError."
+    if source.via != "hub" or source.kind == "scratch":
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = {"safetensors": ["model*.safetensors"], "bin": ["pytorch_model*.bin"]}.get(source.weights, [])
+    texts = ["*.json"] if need == "weights" else ["*.json", *TOKENIZER_FILES, "*.spm", "merges.txt"]
+    try:
+        wanted = [*texts, *files]
+        folder = snapshot_download(source.at, revision=revision or None, allow_patterns=wanted)
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{source.name!r} is on the hub, but cannot be fetched: {reason}") from error
+    return replace(source, at=folder, revision=Path(folder).name)

@@ -103,7 +103,8 @@ def add_lora(
     modules = {n.rsplit(".", 1)[-1] for n, _ in model.named_modules() if n}
     if lost := set(modules_to_save or []) - modules:
         named = ", ".join(sorted(m for m in modules if not m.isdigit()))
-        raise ValueError(f"model.lora.modules_to_save: no module {', '.join(sorted(lost))}; there are {named}.")
+        gone = ", ".join(sorted(lost))
+        raise ValueError(f"model.lora.modules_to_save: no module {gone}; there are {named}.")
     return get_peft_model(model, LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias=bias, use_rslora=rslora,
         use_dora=dora, modules_to_save=modules_to_save, task_type=task_type))
@@ -123,7 +124,7 @@ def quantization(
     if kind != "pretrained":
         raise ValueError(f"{key} needs pretrained weights, and there are none here: set {key}=false.")
     if not adapters:
-        raise ValueError(f"{key} freezes the model, so nothing would be trained: set model.use_lora=true too.")
+        raise ValueError(f"{key} freezes the model, so nothing would learn: set model.use_lora=true too.")
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'workbench[quant]', or set {key}=false.")
     from transformers import BitsAndBytesConfig
@@ -140,7 +141,7 @@ def prepare_quantized(
     model,  # loaded in 8 or 4 bits
     checkpointing: bool = False,  # recompute activations in the backward pass
 ):
-    "Freeze a quantised model, keep its norms in float32, and let gradients reach the embeddings it is fed with."
+    "Freeze a quantised model and keep its norms in float32; gradients still reach what it is fed with."
     from peft import prepare_model_for_kbit_training
 
     return prepare_model_for_kbit_training(

@@ -4,26 +4,28 @@
 __all__ = ['config_object', 'override', 'set_dropout', 'fit_config', 'text_to_text', 'build_seq2seq', 'untie', 'fill_random',
            'plain_generation', 'config_dict', 'load_seq2seq', 'freeze_unread', 'fp16_unsafe']
 
-# %% ../../nbs/parts/38_pretrained.ipynb #23e65fbb
+# %% ../../nbs/parts/38_pretrained.ipynb #a107b0e2
 import json
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 
 # %% ../../nbs/parts/38_pretrained.ipynb #config_object
 def config_object(
     config: dict,  # keys of a config.json, `model_type` among them
 ):  # PreTrainedConfig
     "The configuration object of transformers. Raises ValueError for an unknown model type or a bad value."
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type", "")
     if kind not in CONFIG_MAPPING:
         near = ", ".join(get_close_matches(kind, list(CONFIG_MAPPING), 3)) or "none"
-        raise ValueError(f"transformers has no model type {kind!r} (nearest: {near}); remote code is never run.")
+        raise ValueError(f"transformers has no model type {kind!r} (nearest: {near}); no remote code is run.")
     try:
         return CONFIG_MAPPING[kind].from_dict(dict(config))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"the {kind} configuration is not valid: {error}") from error
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"the {kind} configuration is not valid: {' '.join(str(error).split())}") from error
 
 
 def override(
@@ -84,7 +86,7 @@ def text_to_text(
 
     settings = config_object(config)
     if type(settings) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or not settings.is_encoder_decoder:
-        raise ValueError(f"{settings.model_type} is no encoder-decoder: it cannot turn a source into a text.")
+        raise ValueError(f"{settings.model_type} is no encoder-decoder of text: take T5, BART, Marian …")
     for key in ("encoder_layerdrop", "decoder_layerdrop"):
         if hasattr(settings, key):
             setattr(settings, key, 0.0)
@@ -107,7 +109,8 @@ def build_seq2seq(
     model.tie_weights()
     if config.get("tie_word_embeddings") is False:
         untie(model)
-    if initialise and next(model.parameters()).device.type != "meta":
+    first = next(model.parameters())
+    if initialise and first.device.type != "meta" and not hasattr(first, "fake_mode"):
         fill_random(model)
     plain_generation(model)
     return model
@@ -177,29 +180,30 @@ def config_dict(
 
 # %% ../../nbs/parts/38_pretrained.ipynb #load_seq2seq
 def load_seq2seq(
-    at: str,  # a folder, or the hub's name
+    folder: str,  # with config.json and weights, as save_pretrained writes it
     config: dict,  # keys of its config.json, changed or not
-    revision: str = "",  # commit of the hub
     weights: str = "safetensors",  # safetensors | bin: what the source carries
     quantization=None,  # BitsAndBytesConfig for 8 or 4 bits
     vocab_size: int = 0,  # tokens of the tokenizer, where tokens were added to it
 ):  # PreTrainedModel
-    "A text-to-text model with the weights of a folder or the hub. Raises ValueError where they do not fit."
+    "A text-to-text model with the weights of a folder. Raises ValueError where they do not fit."
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
 
     settings = text_to_text(config)
+    unreadable = (OSError, RuntimeError, ValueError, ImportError, UnpicklingError, SafetensorError)
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
-            at, config=settings, revision=revision or "main", dtype=torch.float32, trust_remote_code=False,
-            use_safetensors=weights == "safetensors", weights_only=True, local_files_only=Path(at).is_dir(),
-            quantization_config=quantization, output_loading_info=True)
-    except (OSError, RuntimeError, ImportError) as error:
+            Path(folder), config=settings, dtype=torch.float32, quantization_config=quantization,
+            use_safetensors=weights == "safetensors", weights_only=True, trust_remote_code=False,
+            local_files_only=True, output_loading_info=True)
+    except unreadable as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the weights of {at} cannot be read: {reason}") from error
+        raise ValueError(f"the weights of {folder} cannot be read: {reason}") from error
     lost = sorted(report["missing_keys"])
     if lost:
-        raise ValueError(f"the weights of {at} lack {len(lost)} tensors of this model, {lost[0]} among them.")
+        raise ValueError(f"the weights of {folder} lack {len(lost)} tensors of this model, as {lost[0]}.")
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if "encoder" not in config and head.weight is not table.weight:
         model.config.tie_word_embeddings = False  # or tie_weights() would merge what the file keeps apart

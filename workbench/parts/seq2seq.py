@@ -5,7 +5,7 @@ __all__ = ['NO_END', 'base', 'embed_width', 'hidden_width', 'max_positions', 'em
            'decode', 'token_loss', 'generate']
 
 # %% ../../nbs/parts/40_seq2seq.ipynb #base
-NO_END = {"t5", "mt5", "umt5", "longt5", "switch_transformers", "m2m_100", "nllb-moe"}  # relative, or computed
+NO_END = {"t5", "mt5", "umt5", "longt5", "switch_transformers", "m2m_100", "nllb-moe"}  # no table
 
 
 def base(

@@ -51,6 +51,9 @@ def train_tokenizer(
     reserved = tuple(dict.fromkeys((*SPECIAL, *special_tokens, *languages)))
     if not letters:
         raise ValueError("the tokenizer has no text to train on: check data.train_path.")
+    least = len(reserved) + len(letters) + 1
+    if kind != "char" and vocab_size < least:
+        raise ValueError(f"vocab_size is {vocab_size}, but the corpus needs {least}, one a character.")
     if kind == "char":
         model = models.BPE({t: i for i, t in enumerate((*reserved, *letters))}, [], unk_token="<unk>")
     elif kind == "unigram":
@@ -78,22 +81,19 @@ def train_tokenizer(
 
 # %% ../../nbs/parts/00_text.ipynb #load_tokenizer
 def load_tokenizer(
-    at: str,  # a folder, or the hub's name
-    revision: str = "",  # commit of the hub
+    folder: str | Path,  # with the tokenizer's files
     special_tokens: tuple[str, ...] = (),  # tokens to add; those that are known stay as they are
     probe: str = "",  # a text of the corpus, which the tokenizer must be able to read
 ):  # PreTrainedTokenizerBase
-    "Read a tokenizer of a folder or the hub. Raises ValueError where it has no end token or knows nothing."
+    "Read a tokenizer from its folder. Raises ValueError where it has no end token or knows nothing."
     from transformers import AutoTokenizer
 
-    local = Path(at).is_dir()
     try:
-        tok = AutoTokenizer.from_pretrained(
-            at, revision=revision or None, local_files_only=local, trust_remote_code=False)
+        tok = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"the tokenizer of {at} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"the tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}") from error
     if tok.eos_token_id is None and tok.sep_token_id is None:
-        raise ValueError(f"the tokenizer of {at} has no end token (eos_token): a decoder could never stop.")
+        raise ValueError(f"the tokenizer of {folder} has no end token: a decoder could never stop.")
     if tok.eos_token_id is None:
         tok.eos_token = tok.sep_token
     missing = [t for t in special_tokens if t not in tok.get_vocab()]
@@ -101,8 +101,8 @@ def load_tokenizer(
         tok.add_tokens(missing, special_tokens=True)
     if tok.pad_token_id is None:
         tok.add_special_tokens({"pad_token": "<pad>"})
-    if unknown_share(tok, [probe]) > 0.5:
-        raise ValueError(f"the tokenizer of {at} has {len(tok)} tokens and reads {probe!r} as unknown.")
+    if probe and unknown_share(tok, [probe]) >= 0.5:
+        raise ValueError(f"the tokenizer of {folder} has {len(tok)} tokens and reads {probe!r} as unknown.")
     return tok
 
 
@@ -165,6 +165,7 @@ def decode_texts(
     ids,  # [B, T] or lists of ids; -100 counts as padding
 ) -> list[str]:
     "Ids back to texts, without special tokens."
-    rows = [[int(i) if i >= 0 else tok.pad_token_id for i in row] for row in ids]
+    languages = set(getattr(tok, "lang_token_to_id", {}).values())  # M2M100's are not among its special ones
+    rows = [[int(i) for i in row if i >= 0 and int(i) not in languages] for row in ids]
     texts = tok.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return [text.strip() for text in texts]

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything that must hold, cheapest first: the package is what the notebooks say, its names are defined, the notebooks
+# pass, the tests pass. Run by `make test`, with the environment's programs on the path.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD"
+
+before=$(mktemp -d)
+trap 'rm -rf "$before"' EXIT
+cp -r nbs workbench "$before"
+nbdev_export
+nbdev_clean
+for folder in nbs workbench; do
+    diff -r -x __pycache__ -x .ipynb_checkpoints "$before/$folder" "$folder" || {
+        echo "$folder differs after nbdev_export and nbdev_clean (see above): commit what they wrote." >&2
+        exit 1
+    }
+done
+
+python -m pyflakes workbench tests
+for folder in core parts tasks lab deploy; do
+    if [ -d "nbs/$folder" ]; then nbdev_test --path "nbs/$folder" --n_workers 2; fi
+done
+python -m pytest -q tests
