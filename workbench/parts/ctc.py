@@ -174,7 +174,7 @@ class JointScores:
         weight: float = 0.5,  # of CTC, 0..1
         blank: int = 0,
         free: tuple = (),  # ids that CTC does not judge: language codes, start tokens
-        candidates: int = 64,  # labels scored for each hypothesis, the decoder's best; all where V is no larger
+        candidates: int = 64,  # labels scored for each hypothesis, the decoder's best; all of a small V
     ):
         if not 0 <= weight <= 1: raise ValueError(f"The weight of CTC is a number from 0 to 1, not {weight}.")
         self.logp, self.state = prefix_start(logits, lengths, blank)

@@ -268,7 +268,7 @@ def locate(
         raise FileNotFoundError(f"model.name is {name!r}: no such folder (hub names have one slash).")
     if init == "scratch":
         return from_nothing(name, need, "model.init=scratch was asked for", **where)
-    if name in model_types():
+    if "/" not in name and not architecture_of(name) and name in model_types():
         if init == "pretrained":
             raise ValueError(f"{name!r} is a model type and has no weights: set model.init=scratch.")
         return from_nothing(name, need, f"{name} is a model type, built from the numbers given", **where)
