@@ -90,7 +90,7 @@ def plan_table(
         rows.append([net["net"], f"{net['class']} · {amount(net['parameters'])} parameters · "
                      f"{amount(net['trained'])} trained ({share:.1%})"])
     rows.append(["data", phrase(plan["splits"]) + " rows"])
-    rows += [[f"  {k}", phrase(v)] for k, v in plan["data"].items() if k not in for_the_record]
+    rows += [[k.replace("_", " "), phrase(v)] for k, v in plan["data"].items() if k not in for_the_record]
     rows.append(["rejected", f"{plan['rejected']} rows" + ", listed in rejected.csv" * bool(plan["rejected"])])
     rows.append(["batches", f"{batches['rows_per_step']:g} rows a step in {batches['slots']} micro-batch"
                  + "es" * (batches["slots"] > 1) + f" · {batches['padding']:.1%} padding"])
