@@ -6,12 +6,13 @@
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'stop', 'runs', 'presets', 'preset_table', 'run_row',
            'check_model', 'main']
 
-# %% ../../nbs/lab/40_cli.ipynb #77d75ab2
+# %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
 import os
 import signal
 import sys
 import time
+from itertools import takewhile
 
 # %% ../../nbs/lab/40_cli.ipynb #parser
 def parser() -> argparse.ArgumentParser:
@@ -140,9 +141,12 @@ def preset_table():  # Table
     from workbench.core.presets import presets as names
     from workbench.lab.show import Table
 
-    words = {name: find(name).read_text(encoding="utf8").partition("\n\n")[0] for name in names()}
-    comments = {n: " ".join(line[1:].strip() for line in w.splitlines() if line.startswith("#")) for n, w in words.items()}
-    return Table(["preset", "what it is"], [[n, c.partition(". ")[0].rstrip(".")] for n, c in comments.items()])
+    def about(name):
+        lines = find(name).read_text(encoding="utf8").splitlines()
+        comment = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+        return comment.partition(". ")[0].rstrip(".")
+
+    return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 
 
 def run_row(
