@@ -123,7 +123,7 @@ def tokenizer_of(
     texts: list[str],  # of the training rows
 ):
     "(tokenizer, where it came from). Raises `Refused`."
-    from workbench.parts.hub import locate
+    from workbench.parts.hub import fetch, locate
     from workbench.parts.text import load_tokenizer, train_tokenizer
 
     m = cfg.model
@@ -132,7 +132,8 @@ def tokenizer_of(
     try:
         source = locate(m.tokenizer or m.name, m.init, "tokenizer", device_kind(), revision=m.revision)
         if source.kind == "pretrained":
-            tok = load_tokenizer(source.at, source.revision, tuple(m.special_tokens), texts[0])
+            source = fetch(source, "tokenizer", m.revision)
+            tok = load_tokenizer(source.at, tuple(m.special_tokens), texts[0])
         else:
             tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
                                   (m.language,) if m.language else ())
