@@ -168,12 +168,13 @@ def run_row(
 
 def check_model(options) -> int:
     "workbench check-model NAME"
+    from workbench.core.presets import device_kind
+    from workbench.lab.check_model import check_model, works
     from workbench.lab.show import Table, show
-    from workbench.parts.seq2seq import check_model
 
-    rows = check_model(options.name)
-    show(Table(["check", "result", "why"], [[r["check"], r["result"], r["why"]] for r in rows], options.name))
-    return 2 if any(r["result"] == "fail" for r in rows) else 0
+    found = check_model(options.name, device=device_kind())
+    show(Table(["about", "result", "what was found"], [[f.about, f.state, f.says] for f in found], options.name))
+    return 0 if works(found) else 2
 
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
