@@ -6,7 +6,7 @@
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
            'listen', 'die_with_parent', 'out_of_memory', 'explain', 'has_the_word', 'give_up', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #8ab729db
+# %% ../../nbs/core/90_train.ipynb #4e084798
 import errno
 import os
 import signal
@@ -21,7 +21,7 @@ import numpy as np
 
 from . import checkpoint
 from .config import Refused
-from .data import epoch_plan, loader, slots_for, stream
+from .data import budget_for, epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
@@ -73,10 +73,10 @@ def plan_of(
     "epoch -> the steps of an epoch, in this stage, for these processes."
     train = loop.stage.cfg.train
     slots0 = slots_for(train.accumulate, loop.world0)
-    budget = train.batch_tokens * slots0 if train.batch_tokens else None
-    return lru_cache(2)(lambda epoch: epoch_plan(
-        loop.data.lengths["train"], train.batch_size * slots0, slots_for(slots0, loop.accelerator.num_processes),
-        loop.cfg.seed, epoch, budget))
+    lengths, rows = loop.data.lengths["train"], train.batch_size * slots0
+    budget = train.batch_tokens * slots0 if train.batch_tokens else budget_for(lengths, rows)
+    slots = slots_for(slots0, loop.accelerator.num_processes)
+    return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, loop.cfg.seed, epoch, budget))
 
 
 def begin_stage(

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 # %% ../../nbs/parts/42_lora.ipynb #freeze_encoder
 def freeze_encoder(
-    model,  # a text-to-text model, before adapters are added
+    model,  # a text-to-text model, with adapters or without
 ) -> list[str]:  # names of what was frozen
     "Freeze the encoder alone; a table that it shares with the decoder stays as it is."
     decoder = {id(p) for p in model.get_decoder().parameters()}
@@ -18,7 +18,7 @@ def freeze_encoder(
 
 
 def freeze_decoder(
-    model,  # a text-to-text model, before adapters are added
+    model,  # a text-to-text model, with adapters or without
 ) -> list[str]:  # names of what was frozen
     "Freeze the decoder with its token table and the output layer; the encoder's own layers stay trainable."
     parts = [model.get_decoder(), model.get_output_embeddings()]

@@ -158,7 +158,7 @@ def data(
         datasets[split] = PoseRows(part, clips, d.step_frames, d.max_frames, cfg.data.augment.model_dump()
                                    if d.augment and split == "train" else None, cfg.seed)
         encoded, n = encode_targets(tok, [r.text for r in part], d.max_length, cfg.model.language)
-        ids |= {r.uid: e for r, e in zip(part, encoded)}
+        ids |= {r.text: e for r, e in zip(part, encoded)}
         cut += n
         lengths[split] = np.stack([datasets[split].lengths(), [len(e) for e in encoded]], 1)
     statistics = read_json(stage.assets / "statistics.json") if stage.assets else None
@@ -192,7 +192,7 @@ def frame_statistics(
 # %% ../../nbs/tasks/32_sign_data.ipynb #collate
 def collate(
     items: list,  # (row, frames [T, F])
-    ids: dict[str, list[int]],  # uid -> tokens of the text
+    ids: dict[str, list[int]],  # text -> its tokens; a uid may stand in two splits
     tok,
 ) -> dict:
     "A batch of tensors."
@@ -202,7 +202,7 @@ def collate(
     from workbench.parts.ctc import ctc_targets
 
     frames = [torch.from_numpy(f) for _, f in items]
-    labels = pad_sequence([torch.tensor(ids[r.uid]) for r, _ in items], True, -100)
+    labels = pad_sequence([torch.tensor(ids[r.text]) for r, _ in items], True, -100)
     targets, spelled = ctc_targets(labels, tuple(tok.all_special_ids))
     return {"uid": [r.uid for r, _ in items], "text": [r.text for r, _ in items],
             "frames": pad_sequence(frames, True), "frame_lengths": torch.tensor([len(f) for f in frames]),
