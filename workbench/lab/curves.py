@@ -29,7 +29,7 @@ def parts_of(
     rows: list[dict],  # training lines
 ) -> list[str]:
     "The parts of the loss, in the order in which the run reports them."
-    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows"}
+    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows", "grad_norm"}
     names = dict.fromkeys(k for r in rows[:50] for k in r)
     return [k for k in names if k not in other and not k.startswith(("grad_norm/", "lr/"))]
 

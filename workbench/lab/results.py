@@ -34,8 +34,10 @@ def scores(
     names = dict.fromkeys(k for c in columns for k in c)
     rows = [[name, *(c.get(name) for c in columns)] for name in names]
     counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows" for split, f in results["splits"].items())
-    note = " Random weights: see the plan." if fell_back(run) else ""
-    return Table(head, rows, f"Scores of {results['checkpoint']}", f"{counted}.{note}")
+    note = [f"{counted}."] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
+    signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
+    note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
+    return Table(head, rows, f"Scores of {results['checkpoint']}", " ".join(note))
 
 
 def last_validation(
@@ -70,7 +72,8 @@ class Gallery:
         self.files, self.room = files, room
 
     def __repr__(self) -> str:
-        return "\n".join(str(p) if p.suffix == ".png" else f"{p.stem}: {p.read_text(encoding='utf8')}" for p in self.files)
+        said = lambda p: str(p) if p.suffix == ".png" else f"{p.stem}: {p.read_text(encoding='utf8')}"
+        return "\n".join(map(said, self.files))
 
     def _repr_html_(self) -> str:
         out, left = [], self.room

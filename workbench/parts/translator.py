@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['weightless', 'describe', 'check_positions', 'make']
 
-# %% ../../nbs/parts/44_translator.ipynb #68439fbb
+# %% ../../nbs/parts/44_translator.ipynb #a3ce1c00
 import math
 
 from . import lora, pretrained
 from .hub import fetch, locate, read_config
-from .seq2seq import base, max_positions
+from .seq2seq import max_positions
 
 # %% ../../nbs/parts/44_translator.ipynb #describe
 def weightless() -> bool:
@@ -30,9 +30,8 @@ def describe(
     dropout: float | None = None,  # of the whole model; None: its own
     revision: str = "",  # of the hub
 ) -> tuple[dict, dict]:  # configuration, origin of the weights
-    "Find a model. Raises ValueError or FileNotFoundError, one sentence."
-    source = locate(name, init, "weights", device, revision=revision)
-    source = source if weightless() else fetch(source, "weights", revision)
+    "Find a model, and fetch its weights where they lie on the hub. Raises ValueError or FileNotFoundError, one sentence."
+    source = fetch(locate(name, init, "weights", device, revision=revision), "weights", revision)
     config = pretrained.override(read_config(source), params)
     config = config if dropout is None else pretrained.set_dropout(config, dropout)
     if source.kind == "scratch":
@@ -69,7 +68,7 @@ def make(
 ):
     "The model, frozen and adapted. `.origin` is where its weights came from. Raises ValueError."
     quantised = lora.quantization(bits, origin["kind"], adapters is not None) if bits else None
-    if load_weights and origin["kind"] == "pretrained" and not weightless():
+    if load_weights and origin["kind"] == "pretrained":
         model = pretrained.load_seq2seq(origin["at"], config, origin["weights"], quantised, len(tok))
     else:
         model = pretrained.build_seq2seq(config, initialise=load_weights)
