@@ -18,7 +18,7 @@ for folder in nbs workbench; do
 done
 
 python -m pyflakes workbench tests
-for folder in core parts tasks lab deploy; do
+for folder in core parts tasks lab deploy guides; do
     if [ -d "nbs/$folder" ]; then nbdev_test --path "nbs/$folder" --n_workers 2; fi
 done
 python -m pytest -q tests
