@@ -10,7 +10,7 @@ import math
 
 from . import lora, pretrained
 from .hub import fetch, locate, read_config
-from .seq2seq import max_positions
+from .seq2seq import base, max_positions
 
 # %% ../../nbs/parts/44_translator.ipynb #describe
 def weightless() -> bool:
@@ -31,7 +31,8 @@ def describe(
     revision: str = "",  # of the hub
 ) -> tuple[dict, dict]:  # configuration, origin of the weights
     "Find a model, and fetch its weights where they lie on the hub. Raises ValueError or FileNotFoundError, one sentence."
-    source = fetch(locate(name, init, "weights", device, revision=revision), "weights", revision)
+    source = locate(name, init, "weights", device, revision=revision)
+    source = source if weightless() else fetch(source, "weights", revision)
     config = pretrained.override(read_config(source), params)
     config = config if dropout is None else pretrained.set_dropout(config, dropout)
     if source.kind == "scratch":
@@ -68,7 +69,7 @@ def make(
 ):
     "The model, frozen and adapted. `.origin` is where its weights came from. Raises ValueError."
     quantised = lora.quantization(bits, origin["kind"], adapters is not None) if bits else None
-    if load_weights and origin["kind"] == "pretrained":
+    if load_weights and origin["kind"] == "pretrained" and not weightless():
         model = pretrained.load_seq2seq(origin["at"], config, origin["weights"], quantised, len(tok))
     else:
         model = pretrained.build_seq2seq(config, initialise=load_weights)
