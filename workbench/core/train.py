@@ -74,8 +74,12 @@ def plan_of(
     "epoch -> the steps of an epoch, in this stage, for these processes."
     train = loop.stage.cfg.train
     slots0 = slots_for(train.accumulate, loop.world0)
-    lengths, rows = loop.data.lengths["train"], train.batch_size * slots0
-    budget = train.batch_tokens * slots0 if train.batch_tokens else budget_for(lengths, rows)
+    lengths, rows = np.asarray(loop.data.lengths["train"]), train.batch_size * slots0
+    if train.batch_tokens:  # batch_size counts for nothing
+        budget = train.batch_tokens * slots0
+        rows = max(1, round(budget * len(lengths) / lengths.sum()))
+    else:
+        budget = budget_for(lengths, rows)
     slots = slots_for(slots0, loop.accelerator.num_processes)
     return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, loop.cfg.seed, epoch, budget))
 
