@@ -124,7 +124,7 @@ def quantization(
     if kind != "pretrained":
         raise ValueError(f"{key} needs pretrained weights, and there are none here: set {key}=false.")
     if not adapters:
-        raise ValueError(f"{key} freezes the model, so nothing would learn: set model.use_lora=true too.")
+        raise ValueError(f"{key} freezes the model, so nothing would learn: set model.lora.r=16 too.")
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'workbench[quant]', or set {key}=false.")
     from transformers import BitsAndBytesConfig

@@ -130,9 +130,10 @@ def tokenizer_of(
     if assets and (assets / "tokenizer").is_dir():
         return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     try:
-        source = locate(m.tokenizer or m.name, m.init, "tokenizer", device_kind(), revision=m.revision)
+        name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
+        source = locate(name, init, "tokenizer", device_kind(), revision=revision)
         if source.kind == "pretrained":
-            source = fetch(source, "tokenizer", m.revision)
+            source = fetch(source, "tokenizer", revision)
             tok = load_tokenizer(source.at, tuple(m.special_tokens), texts[0])
         else:
             tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
