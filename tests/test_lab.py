@@ -17,6 +17,7 @@ train: {epochs: 2, batch_size: 8, log_every: 1, minutes: null, lr: 1e-2}
 valid: {metric: accepted, mode: max}
 trackers: []
 """
+endless = "train.epochs=100000 train.minutes=4 valid.every=null"  # ends by itself, should a test be killed
 
 
 @pytest.fixture
@@ -38,6 +39,11 @@ def papermill(out, *arguments):
     command = ["papermill", str(home / "nbs/train.ipynb"), str(out), "-k", "python3", "--no-progress-bar", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     return done.returncode, done.stdout + done.stderr, nbformat.read(out, 4)
+
+
+def steps_per_epoch(run):
+    "As the plan says."
+    return json.loads((run / "plan.json").read_text())["batches"]["steps_per_epoch"]
 
 
 def outputs(notebook):
@@ -75,13 +81,15 @@ def test_a_run_in_the_terminal(config, tmp_path):
     run = tmp_path / "run"
     code, out, err = workbench("train", config, "--run-dir", str(run), "--overrides", "seed=3")
     assert code == 0, out + err
-    assert "Plan: gan" in out and "42 parameters" in out and "7 of 7 rows" in out and "finished after 16 steps" in err
+    assert "Plan: gan" in out and "42 parameters" in out and "7 of 7 rows" in out
+    steps = steps_per_epoch(run)
+    assert f"finished after {2 * steps} steps" in err
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert len(err.splitlines()) < 20  # a file gets a line for what matters, not one a second
     code, _, err = workbench("train", config, "--run-dir", str(run))
     assert code == 2 and "workbench resume" in err
     code, out, _ = workbench("resume", str(run), "--overrides", "train.epochs=3")
-    assert code == 0 and json.loads((run / "status.json").read_text())["step"] == 24
+    assert code == 0 and json.loads((run / "status.json").read_text())["step"] == 3 * steps
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -112,7 +120,7 @@ def test_a_failed_run_shows_the_end_of_its_log(config):
 def test_plan_trains_nothing(config, tmp_path):
     code, out, err = workbench("plan", config)
     assert code == 0, err
-    assert "33 parameters" in out and "until 2 epochs of 8 steps" in out
+    assert "33 parameters" in out and re.search(r"until 2 epochs of \d+ steps", out)
     assert not list((tmp_path / "runs").glob("*"))
 
 
@@ -120,14 +128,14 @@ def test_runs_are_listed(config, tmp_path):
     assert "no runs" in workbench("runs")[1]
     workbench("train", config, "--run-dir", str(tmp_path / "runs" / "first"))
     code, out, _ = workbench("runs")
-    assert code == 0 and re.search(r"^first +gan +finished +16 +accepted \d", out, re.M), out
+    assert code == 0 and re.search(r"^first +gan +finished +\d+ +accepted \d", out, re.M), out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_stops_its_run_and_ends_well(number, config, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run), "--overrides",
-               "train.epochs=100000 valid.every=null"]
+               endless]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
     process.send_signal(number)
@@ -140,7 +148,7 @@ def test_an_interrupted_command_stops_its_run_and_ends_well(number, config, tmp_
 def test_stop_from_elsewhere_ends_the_follower_well(config, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run), "--overrides",
-               "train.epochs=100000 valid.every=null"]
+               endless]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
     assert workbench("stop", str(run))[0] == 0
@@ -152,8 +160,8 @@ def test_stop_from_elsewhere_ends_the_follower_well(config, tmp_path):
 def test_the_notebook_runs_headless(config, tmp_path):
     code, said, notebook = papermill(tmp_path / "out.ipynb", "-p", "config", config, "-p", "run_dir", str(tmp_path / "run"))
     assert code == 0, said
-    text = outputs(notebook)
-    for words in ("Plan: gan", "s a step, measured on steps", "finished after 16 steps", "Scores of step_", "7 of 7 rows",
+    text, steps = outputs(notebook), 2 * steps_per_epoch(tmp_path / "run")
+    for words in ("Plan: gan", "s a step, measured on steps", f"finished after {steps} steps", "Scores of step_", "7 of 7 rows",
                   "Predictions on test", "The run is finished"):
         assert words in text, words
     assert (tmp_path / "out.ipynb").stat().st_size < 2_000_000
@@ -165,7 +173,7 @@ def test_the_notebook_runs_headless(config, tmp_path):
 def test_the_notebook_resumes_and_watches(config, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run),
-                                "--overrides", "train.epochs=100000 valid.every=null"], stdout=subprocess.DEVNULL,
+                                "--overrides", endless], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     wait_for(run, "running")
     watching = subprocess.Popen(["bash", "-c", f"sleep 8; {sys.executable} -m workbench.lab.cli stop {run}"],
@@ -174,12 +182,12 @@ def test_the_notebook_resumes_and_watches(config, tmp_path):
     assert code == 0 and "stopped (asked to stop)" in outputs(notebook), said
     assert process.wait(60) == 0 and watching.wait(60) == 0
     step = json.loads((run / "status.json").read_text())["step"]
-    epochs = step // 8 + 2
+    epochs = step // steps_per_epoch(run) + 2
     code, said, notebook = papermill(tmp_path / "resume.ipynb", "-p", "resume", str(run), "-p", "overrides",
                                      f"train.epochs={epochs}")
     assert code == 0, said
     status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "finished" and status["attempt"] == 2 and status["step"] == 8 * epochs
+    assert status["state"] == "finished" and status["attempt"] == 2 and status["step"] == epochs * steps_per_epoch(run)
 
 
 @pytest.mark.parametrize("arguments, words", [

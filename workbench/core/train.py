@@ -6,7 +6,7 @@
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
            'listen', 'die_with_parent', 'out_of_memory', 'explain', 'has_the_word', 'give_up', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #4e084798
+# %% ../../nbs/core/90_train.ipynb #345ccafd
 import errno
 import os
 import signal
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from . import checkpoint
+from .checks import demand
 from .config import Refused
 from .data import budget_for, epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
@@ -309,6 +310,9 @@ def main(
         loop = prepare(run)
         loop.asked = asked
         write_plan(loop, plan_of(loop))
+        if loop.cfg.check and not loop.at.step:
+            loop.tell("check")
+            demand(loop)
         state, why = train(loop)
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def read_table(
     rows, rejected, seen, spoken = [], [], set(), set()
     try:
         for raw in table:
-            uid, said = (raw["uid"] or "").strip(), (raw["text"] or "").strip()
+            uid, said = (raw["uid"] or "").strip(), unicodedata.normalize("NFC", (raw["text"] or "").strip())
             spoken.add(raw.get("lang"))
             if languages and "lang" in columns and raw["lang"] not in languages:
                 continue

@@ -124,7 +124,7 @@ def tokenizer_of(
 ):
     "(tokenizer, where it came from). Raises `Refused`."
     from workbench.parts.hub import fetch, locate
-    from workbench.parts.text import load_tokenizer, train_tokenizer
+    from workbench.parts.text import language_id, load_tokenizer, train_tokenizer
 
     m = cfg.model
     if assets and (assets / "tokenizer").is_dir():
@@ -138,6 +138,8 @@ def tokenizer_of(
         else:
             tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
                                   (m.language,) if m.language else ())
+        if m.language:
+            language_id(tok, m.language)
     except (ValueError, OSError) as e:
         raise Refused(str(e)) from e
     return tok, source.record()
@@ -172,7 +174,8 @@ def data(
 
     facts = {"source": d.source, "fingerprint": fingerprint, "keypoints": str(d.keypoints),
              "numbers_per_frame": len(statistics["mean"]), "tokenizer": origin, "vocabulary": len(tok),
-             "texts_cut_at_max_length": cut, "unknown_share": round(unknown_share(tok, texts[:1000]), 5),
+             "texts_cut_at_max_length": cut,
+             "unknown_share": {k: round(unknown_share(tok, [r.text for r in v[:1000]]), 5) for k, v in rows.items()},
              "signatures": signatures()}
     return Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
                 {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets"),
