@@ -190,17 +190,24 @@ def load_seq2seq(
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSeq2SeqLM
+    from transformers.utils import logging
 
-    settings = text_to_text(config)
+    settings, level = text_to_text(config), logging.get_verbosity()
     unreadable = (OSError, RuntimeError, ValueError, ImportError, UnpicklingError, SafetensorError)
+    logging.set_verbosity_error()  # its report has a line for every tensor
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             Path(folder), config=settings, dtype=torch.float32, quantization_config=quantization,
             use_safetensors=weights == "safetensors", weights_only=True, trust_remote_code=False,
-            local_files_only=True, output_loading_info=True)
+            local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True)
     except unreadable as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the weights of {folder} cannot be read: {reason}") from error
+    finally:
+        logging.set_verbosity(level)
+    for name, found, asked in sorted(report["mismatched_keys"]):
+        raise ValueError(f"the weights of {folder} have other sizes than this model: {name} is {list(found)} in the file "
+                         f"and {list(asked)} here. Take the size out of model.params, or set model.init=scratch.")
     lost = sorted(report["missing_keys"])
     if lost:
         raise ValueError(f"the weights of {folder} lack {len(lost)} tensors of this model, as {lost[0]}.")
