@@ -24,7 +24,7 @@ test: $(ready)
 
 setup: $(ready)
 
-$(ready): constraints.txt settings.ini setup.py pyproject.toml Makefile
+$(ready): constraints.txt settings.ini setup.py
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@

@@ -18,7 +18,5 @@ for folder in nbs workbench; do
 done
 
 python -m pyflakes workbench tests
-for folder in core parts tasks lab deploy; do
-    if [ -d "nbs/$folder" ]; then nbdev_test --path "nbs/$folder" --n_workers 2; fi
-done
+nbdev_test --n_workers 2  # every folder but those with a .notest: their notebooks are run by tests
 python -m pytest -q tests

@@ -188,7 +188,7 @@ def sentence(
     if error["type"] == "extra_forbidden":
         table = spellings | getattr(schema, "spellings", {})
         siblings = [k for k in known if k.rpartition(".")[0] == ".".join(names[:-1])]
-        near = difflib.get_close_matches(key, siblings, 1, 0.75) or [table[names[-1]]] * (names[-1] in table)
+        near = difflib.get_close_matches(key, siblings, 1, 0.75) or ([table[names[-1]]] if names[-1] in table else [])
         near = near or difflib.get_close_matches(names[-1], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
         return f"{source}: unknown key `{key}`" + (f"; did you mean `{near[0]}`?" if near else
                                                  f"; allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}.")

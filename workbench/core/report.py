@@ -149,7 +149,7 @@ def final_evaluation(
     loop.tell("evaluation")
     state = read_json(found / "state.json")
     checkpoint.restore_nets(loop.nets, found, "ema" if state["ema"] else "net")
-    splits = [s for s in loop.data.datasets if any(fnmatch(s, p) for p in loop.cfg.valid.final)]
+    splits = [s for s in loop.data.datasets if any(fnmatch(s, p) for p in loop.cfg.valid.final)] or ["valid"]
     left = loop.budget() - loop.seconds() if loop.budget() else None
     results = {"checkpoint": found.name, "step": state["position"]["step"], "splits": {}}
     for i, split in enumerate(splits):

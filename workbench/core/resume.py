@@ -57,7 +57,7 @@ def write(
     for work in loop.works:
         for name, owner in work.owners.items():
             tensors[f"optim.{name}"], plain[name] = checkpoint.optimizer_state(owner.optimizer.optimizer, list(owner.named))
-            plain[name]["scheduler"] = owner.scheduler.state_dict()
+            plain[name] |= {"scheduler": owner.scheduler.state_dict(), "lr": owner.lr}
     scaler = loop.accelerator.scaler
     state = {"position": vars(loop.at), "optimizers": plain, "window": loop.window, "world0": loop.world0,
              "metrics_size": metrics_size(loop.run), "elsewhere": loop.elsewhere, "ema": bool(loop.average),
@@ -81,6 +81,7 @@ def restore(
             tensors = checkpoint.load_tensors(folder / f"optim.{name}.safetensors")
             checkpoint.restore_optimizer(owner.optimizer.optimizer, list(owner.named), tensors, saved)
             owner.scheduler.load_state_dict(saved["scheduler"])
+            owner.lr = saved["lr"]
     if state["scaler"]:
         loop.accelerator.scaler.load_state_dict(state["scaler"])
     for name in loop.nets if state["ema"] else ():

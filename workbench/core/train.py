@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'after_step', 'train', 'use_data', 'close_stage',
-           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'give_up', 'main']
+           'listen', 'die_with_parent', 'out_of_memory', 'explain', 'has_the_word', 'give_up', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #8ab729db
+# %% ../../nbs/core/90_train.ipynb #345ccafd
 import errno
 import os
 import signal
@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from . import checkpoint
+from .checks import demand
 from .config import Refused
-from .data import epoch_plan, loader, slots_for, stream
+from .data import budget_for, epoch_plan, loader, slots_for, stream
 from .evaluate import add, to_device
 from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
-from .run import config_of, cut_metrics, overwrite_status, process, read_json, update_status
+from .run import alive, config_of, cut_metrics, overwrite_status, process, read_json, update_status
 from .step import build, optimiser_step
 from .task import get
 
@@ -73,10 +74,14 @@ def plan_of(
     "epoch -> the steps of an epoch, in this stage, for these processes."
     train = loop.stage.cfg.train
     slots0 = slots_for(train.accumulate, loop.world0)
-    budget = train.batch_tokens * slots0 if train.batch_tokens else None
-    return lru_cache(2)(lambda epoch: epoch_plan(
-        loop.data.lengths["train"], train.batch_size * slots0, slots_for(slots0, loop.accelerator.num_processes),
-        loop.cfg.seed, epoch, budget))
+    lengths, rows = np.asarray(loop.data.lengths["train"]), train.batch_size * slots0
+    if train.batch_tokens:  # batch_size counts for nothing
+        budget = train.batch_tokens * slots0
+        rows = max(1, round(budget * len(lengths) / lengths.sum()))
+    else:
+        budget = budget_for(lengths, rows)
+    slots = slots_for(slots0, loop.accelerator.num_processes)
+    return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, loop.cfg.seed, epoch, budget))
 
 
 def begin_stage(
@@ -207,12 +212,12 @@ def use_data(
 def close_stage(
     loop: Loop,
 ):
-    "The last line, validation and checkpoint of a stage."
+    "The last validation, checkpoint and line of a stage."
     print(f"Stage `{loop.stage.name}` ends after {ended(loop.at, loop.stage)}.", flush=True)
-    if loop.pending or loop.window:
-        log(loop)
     wanted = loop.stage.cfg.valid.every and loop.at.validated != loop.at.step
     save(loop, best=bool(wanted) and validate(loop))
+    if loop.window:  # after the save: with more epochs the run goes on with an open window
+        log(loop)
 
 # %% ../../nbs/core/90_train.ipynb #listen
 def listen() -> list:
@@ -264,14 +269,25 @@ def explain(
     return f"{type(error).__name__} in phase {phase}: {error}"
 
 
+def has_the_word(
+    run: Path,
+    sentence: str,  # why this rank fails
+) -> bool:
+    "Whether this rank is to say why the run failed: not if another has said it, nor if rank 0 died and left it alone."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
+        time.sleep(1)  # it lost another rank, which may not have written yet
+    status = read_json(run / "status.json", {})
+    return status.get("state") != "failed" and (os.environ.get("RANK", "0") == "0" or alive(status))
+
+
 def give_up(
     run: Path,
     sentence: str,
     refused: bool,  # a mistake in configuration or data: no traceback
 ):
-    "The run has failed. The first rank to fail has the word: the others fail because it is gone."
+    "The run has failed: status.json and the log say why."
     changes = {"state": "failed", "error": sentence, "refused": refused}
-    if read_json(run / "status.json", {}).get("state") != "failed":
+    if has_the_word(run, sentence):
         try:
             update_status(run, **changes)
         except OSError:  # the disk is full
@@ -294,6 +310,9 @@ def main(
         loop = prepare(run)
         loop.asked = asked
         write_plan(loop, plan_of(loop))
+        if loop.cfg.check and not loop.at.step:
+            loop.tell("check")
+            demand(loop)
         state, why = train(loop)
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")

@@ -8,7 +8,7 @@ __all__ = ['TESTED', 'LANGUAGES', 'Finding', 'works', 'as_text', 'try_embeddings
 import textwrap
 from dataclasses import dataclass
 
-from ..parts import hub, pretrained, seq2seq, text
+from ..parts import hub, lora, pretrained, seq2seq, text
 
 # %% ../../nbs/lab/50_check_model.ipynb #Finding
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def look_at_network(
     config: dict,  # keys of config.json
     frames: int,  # longest source, in steps
     tokens: int,  # longest target
-) -> tuple[list[Finding], int]:  # findings; number of parameters, 0 where it cannot be built
+) -> tuple[list[Finding], int, int]:  # findings; parameters, and those that 4 bits make small: 0 where it cannot be built
     "Kind, size, embeddings, positions and precision, from the configuration alone."
     try:
         net = pretrained.build_seq2seq(config, "meta")
     except ValueError as error:
-        return [Finding("kind", "fail", str(error))], 0
+        return [Finding("kind", "fail", str(error))], 0, 0
     kind, settings = type(net).__name__, net.config
     count = sum(p.numel() for p in net.parameters())
     tried = "" if settings.model_type in TESTED else "; this family is not among the tested ones"
@@ -107,11 +107,12 @@ def look_at_network(
     if settings.model_type in LANGUAGES:
         says = f"needs the language it writes, in its own spelling (as {LANGUAGES[settings.model_type]})"
         out.append(Finding("language", "warn", says))
-    return out, count
+    return out, count, lora.quantizable(net)
 
 
 def look_at_memory(
     count: int,  # parameters
+    shrinks: int,  # those that 4 bits make small, see `lora.quantizable`
     device: str = "cpu",  # cpu | cuda | cuda:1
 ) -> Finding:
     "What training takes at least, beside what this machine has."
@@ -123,7 +124,7 @@ def look_at_memory(
         import psutil
 
         here = psutil.virtual_memory().total
-    whole, adapters, small = (count * b / 1e9 for b in (16, 4, 0.6))
+    whole, adapters, small = 16 * count / 1e9, 4 * count / 1e9, (4 * (count - shrinks) + 0.57 * shrinks) / 1e9
     says = (
         f"before activations, training all of it takes {whole:.1f} GB, adapters {adapters:.1f} GB, "
         f"adapters on 4 bits {small:.1f} GB; {device} has {here / 1e9:.1f} GB")
@@ -168,7 +169,7 @@ def check_model(
     if "auto_map" in config:
         says = "brings Python code, which is never run: transformers' own class is used if there is one"
         out.append(Finding("kind", "warn", says))
-    findings, count = look_at_network(config, frames, tokens)
+    findings, count, shrinks = look_at_network(config, frames, tokens)
     out += findings
     if not count:
         return out
@@ -179,4 +180,4 @@ def check_model(
         out.append(Finding("weights", "ok", "safetensors"))
     if source.kind == "pretrained":
         out.append(look_at_tokenizer(name, **where))
-    return [*out, look_at_memory(count, device)]
+    return [*out, look_at_memory(count, shrinks, device)]

@@ -6,12 +6,13 @@
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'stop', 'runs', 'presets', 'preset_table', 'run_row',
            'check_model', 'main']
 
-# %% ../../nbs/lab/40_cli.ipynb #77d75ab2
+# %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
 import os
 import signal
 import sys
 import time
+from itertools import takewhile
 
 # %% ../../nbs/lab/40_cli.ipynb #parser
 def parser() -> argparse.ArgumentParser:
@@ -140,9 +141,12 @@ def preset_table():  # Table
     from workbench.core.presets import presets as names
     from workbench.lab.show import Table
 
-    words = {name: find(name).read_text(encoding="utf8").partition("\n\n")[0] for name in names()}
-    comments = {n: " ".join(line[1:].strip() for line in w.splitlines() if line.startswith("#")) for n, w in words.items()}
-    return Table(["preset", "what it is"], [[n, c.partition(". ")[0].rstrip(".")] for n, c in comments.items()])
+    def about(name):
+        lines = find(name).read_text(encoding="utf8").splitlines()
+        comment = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+        return comment.partition(". ")[0].rstrip(".")
+
+    return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 
 
 def run_row(
@@ -164,12 +168,13 @@ def run_row(
 
 def check_model(options) -> int:
     "workbench check-model NAME"
+    from workbench.core.presets import device_kind
+    from workbench.lab.check_model import check_model, works
     from workbench.lab.show import Table, show
-    from workbench.parts.seq2seq import check_model
 
-    rows = check_model(options.name)
-    show(Table(["check", "result", "why"], [[r["check"], r["result"], r["why"]] for r in rows], options.name))
-    return 2 if any(r["result"] == "fail" for r in rows) else 0
+    found = check_model(options.name, device=device_kind())
+    show(Table(["about", "result", "what was found"], [[f.about, f.state, f.says] for f in found], options.name))
+    return 0 if works(found) else 2
 
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(

@@ -29,7 +29,7 @@ def parts_of(
     rows: list[dict],  # training lines
 ) -> list[str]:
     "The parts of the loss, in the order in which the run reports them."
-    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows"}
+    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows", "grad_norm"}
     names = dict.fromkeys(k for r in rows[:50] for k in r)
     return [k for k in names if k not in other and not k.startswith(("grad_norm/", "lr/"))]
 
@@ -77,7 +77,9 @@ def draw_metric(
             if metric in found[kind]:
                 axes.axhline(found[kind][metric], color=colours[kind], ls="--", label=f"{label} ({split})")
     axes.set_ylabel(metric)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    values = [v for line in axes.get_lines() for v in line.get_ydata()]
+    if min(values) >= 0:
+        axes.set_ylim(0, 1.08 * max(values) or 1)
 
 
 def draw_rates(
@@ -127,13 +129,11 @@ def curves(
     if metric != "loss" and points(valid, metric)[0]:
         panels.append(lambda a: draw_metric(a, valid, metric, read_json(run / "results.json", {})))
     panels.append(lambda a: draw_rates(a, train))
-    figure, grid = plt.subplots(-(-len(panels) // 2), 2, figsize=(10, 3.2 * -(-len(panels) // 2)), squeeze=False,
-                                layout="constrained")
+    lines, columns = (1, len(panels)) if len(panels) < 4 else (2, 2)
+    figure, grid = plt.subplots(lines, columns, figsize=(10, 3.2 * lines), squeeze=False, layout="constrained")
     for axes, panel in zip(grid.flat, panels):
         panel(axes)
         tidy(axes, train)
-    for axes in grid.flat[len(panels):]:
-        axes.set_visible(False)
     loud = " · RANDOM WEIGHTS" if fell_back(run) else ""
     figure.suptitle(f"{plan.get('preset') or plan.get('task')} · {run.name}{loud}", fontsize=11,
                     color=colours["warning"] if loud else "black")

@@ -6,7 +6,7 @@
 __all__ = ['harmless', 'Failed', 'Run', 'launch', 'start', 'check_processes', 'resume', 'wait_for_launcher', 'stop', 'log_tail',
            'wait', 'train']
 
-# %% ../../nbs/lab/10_launch.ipynb #08dfc51a
+# %% ../../nbs/lab/10_launch.ipynb #41677728
 import os
 import signal
 import socket
@@ -54,7 +54,7 @@ def launch(
     module = ["-m", "workbench.core.train", str(folder)]
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command = [sys.executable, *(many if nproc > 1 else []), *module]
-    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    env = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(folder / "log.txt", "ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                                    start_new_session=True)

@@ -43,8 +43,8 @@ def number(
 def amount(
     n: int,  # of parameters or rows
 ) -> str:
-    "A large count in short: 60.5 M."
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    "A large count in short: 60.5 M, 2.9 B (10⁹)."
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if n >= size:
             return f"{n / (1e3 if unit == 'k' else size):.1f} {unit}"
     return f"{n:,}"

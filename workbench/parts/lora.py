@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'freeze_encoder', 'freeze_decoder', 'freeze', 'target_names', 'default_targets', 'check_targets', 'add_lora',
-           'quantization', 'prepare_quantized', 'merged']
+           'quantization', 'quantizable', 'prepare_quantized', 'merged']
 
 # %% ../../nbs/parts/42_lora.ipynb #8f59adfd
 from collections import Counter
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 # %% ../../nbs/parts/42_lora.ipynb #freeze_encoder
 def freeze_encoder(
-    model,  # a text-to-text model, before adapters are added
+    model,  # a text-to-text model, with adapters or without
 ) -> list[str]:  # names of what was frozen
     "Freeze the encoder alone; a table that it shares with the decoder stays as it is."
     decoder = {id(p) for p in model.get_decoder().parameters()}
@@ -18,7 +18,7 @@ def freeze_encoder(
 
 
 def freeze_decoder(
-    model,  # a text-to-text model, before adapters are added
+    model,  # a text-to-text model, with adapters or without
 ) -> list[str]:  # names of what was frozen
     "Freeze the decoder with its token table and the output layer; the encoder's own layers stay trainable."
     parts = [model.get_decoder(), model.get_output_embeddings()]
@@ -124,7 +124,7 @@ def quantization(
     if kind != "pretrained":
         raise ValueError(f"{key} needs pretrained weights, and there are none here: set {key}=false.")
     if not adapters:
-        raise ValueError(f"{key} freezes the model, so nothing would learn: set model.use_lora=true too.")
+        raise ValueError(f"{key} freezes the model, so nothing would learn: set model.lora.r=16 too.")
     if find_spec("bitsandbytes") is None:
         raise ValueError(f"{key} needs bitsandbytes: pip install 'workbench[quant]', or set {key}=false.")
     from transformers import BitsAndBytesConfig
@@ -135,6 +135,17 @@ def quantization(
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float32)
+
+
+def quantizable(
+    model,  # a text-to-text model, as it is before quantisation
+) -> int:
+    "Parameters that 8 or 4 bits make small: of linear layers, without the output layer and what stays in float32 (T5's `wo`)."
+    from torch.nn import Linear
+
+    head, kept = model.get_output_embeddings(), set(model._keep_in_fp32_modules or ())
+    return sum(m.weight.numel() for n, m in model.named_modules()
+               if isinstance(m, Linear) and m is not head and n.rsplit(".", 1)[-1] not in kept)
 
 
 def prepare_quantized(

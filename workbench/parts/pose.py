@@ -170,7 +170,7 @@ def find_pose(
     "The file of a pose. FileNotFoundError without one, ValueError where the name leads out of the folder."
     folder = Path(folder).resolve()
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder): raise ValueError(f"{name}: leads out of the pose folder {folder}.")
+    if not path.is_relative_to(folder) or path == folder: raise ValueError(f"{name}: leads out of the pose folder {folder}.")
     for candidate in (path, *(path.with_name(path.name + s) for s in (".pose", ".npy", ".pkl"))):
         if candidate.is_file(): return candidate
     raise FileNotFoundError(f"{folder}: no pose {name} (looked for .pose, .npy, .pkl).")

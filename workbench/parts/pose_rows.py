@@ -8,8 +8,11 @@ __all__ = ['Row', 'read_table', 'Clips', 'load_clip', 'load_clips', 'build_clips
 # %% ../../nbs/parts/28_pose_rows.ipynb #4d961c7d
 import csv
 import hashlib
+import io
 import json
 import os
+import shutil
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,32 +34,44 @@ class Row:
 
 def read_table(
     path: Path,
-    languages: list[str] | None = None,  # only rows whose column `lang` is one of these
+    languages: list[str] | None = None,  # of a table with a column `lang`: only rows with one of these
 ) -> tuple[list[Row], list[dict]]:  # rows; what was left out: {"row", "uid", "reason"}
     "Rows of a CSV (commas, semicolons or tabs). Raises ValueError for missing columns, FileNotFoundError."
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such table.")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 at byte {e.start}; save the table as UTF-8.") from e
     head = text.split("\n", 1)[0]
-    table = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), strict=True)
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     columns = table.fieldnames or []
     if missing := [c for c in ("uid", "text") if c not in columns]:
         raise ValueError(f"{path}: the column {missing[0]} is missing; the header has {', '.join(columns) or 'nothing'}.")
-    rows, rejected, seen = [], [], set()
+    rows, rejected, seen, spoken = [], [], set(), set()
     try:
         for raw in table:
-            uid, said = (raw["uid"] or "").strip(), (raw["text"] or "").strip()
-            if languages and raw.get("lang") not in languages:
+            uid, said = (raw["uid"] or "").strip(), unicodedata.normalize("NFC", (raw["text"] or "").strip())
+            spoken.add(raw.get("lang"))
+            if languages and "lang" in columns and raw["lang"] not in languages:
                 continue
+            clips = tuple(raw["pose"].split("+")) if raw.get("pose") else (uid,)
             why = "no uid" if not uid else "no text" if not said else "this uid stands twice" if uid in seen else ""
+            if not why and ("" in clips or "_" in (clips[0], clips[-1])):
+                why = "its poses have an empty name, or a pause at an end"
+            why = "more fields than the header: put a text with commas in quotes" if None in raw else why
             if why:
                 rejected.append({"row": f"{path.name}:{table.line_num}", "uid": uid, "reason": why})
                 continue
             seen.add(uid)
             shift = {k: float(raw[k]) for k in ("tempo", "rotate", "drop") if raw.get(k)}
-            rows.append(Row(table.line_num, uid, said, tuple((raw.get("pose") or uid).split("+")), shift))
+            rows.append(Row(table.line_num, uid, said, clips, shift))
     except (csv.Error, ValueError) as e:
         raise ValueError(f"{path}, line {table.line_num}: {e}.") from e
+    if spoken and not rows and not rejected:
+        there = ", ".join(sorted(map(str, spoken)))
+        raise ValueError(f"{path}: no row is of data.languages = {', '.join(languages)}; its column lang has {there}. "
+                         "Name one of these, or set data.languages=null.")
     return rows, rejected
 
 # %% ../../nbs/parts/28_pose_rows.ipynb #Clips
@@ -135,6 +150,7 @@ def build_clips(
             refused[clip] = str(e)
             continue
         if parts and pose.points.shape[1:] != parts[0].shape[1:]:
+            shutil.rmtree(aside)
             raise ValueError(f"{folder}: the pose {clip} has {pose.points.shape[1]} points of {pose.points.shape[2]} "
                              f"coordinates and others {parts[0].shape[1]} of {parts[0].shape[2]}: give poses of one kind.")
         spans[clip], at = (at, at + len(pose.points)), at + len(pose.points)
@@ -143,8 +159,12 @@ def build_clips(
     np.save(aside / "frames.npy", np.concatenate(parts) if parts else np.zeros((0, 1, dims), np.float32))
     index = {"spans": spans, "refused": refused, "names": names, "fps": fps}
     (aside / "index.json").write_text(json.dumps(index), encoding="utf8")
-    if not (home / "index.json").exists():
+    try:
         os.replace(aside, home)
+    except OSError:  # another process was faster
+        shutil.rmtree(aside)
+        if not (home / "index.json").exists():
+            raise
 
 # %% ../../nbs/parts/28_pose_rows.ipynb #PoseRows
 @dataclass(frozen=True)
@@ -161,9 +181,16 @@ class PoseRows:
         return len(self.rows)
 
     def motion(self, i: int, epoch: int = 0) -> np.ndarray:  # [T, K, C], NaN where missing
-        "The motion of a row."
+        "The motion of a row; where thinning would pass over the few frames in which something is seen, those."
+        points = compose([None if c == "_" else self.clips[c] for c in self.rows[i].clips])
+        out = self.varied(i, epoch, points)
+        if not np.isnan(out).all():
+            return out
+        return thin(points[~np.isnan(points[..., 0]).all(1)], self.step_frames, self.max_frames)
+
+    def varied(self, i: int, epoch: int, points: np.ndarray) -> np.ndarray:
+        "The motion augmented, or shifted as the table states, and thinned."
         row, rng = self.rows[i], np.random.default_rng([self.seed, epoch, i])
-        points = compose([None if c == "_" else self.clips[c] for c in row.clips])
         if self.augmentation is not None:  # thinned first: a third of the work, and time is stretched all the same
             first = int(rng.integers(min(self.step_frames, len(points))))
             points = augment(points[first::self.step_frames], rng, **self.augmentation)

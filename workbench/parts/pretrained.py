@@ -204,6 +204,10 @@ def load_seq2seq(
     lost = sorted(report["missing_keys"])
     if lost:
         raise ValueError(f"the weights of {folder} lack {len(lost)} tensors of this model, as {lost[0]}.")
+    with torch.device("meta"):  # reading makes Marian's and Pegasus's fixed positions trainable
+        fixed = [n for n, p in AutoModelForSeq2SeqLM.from_config(settings).named_parameters() if not p.requires_grad]
+    for name in fixed:
+        model.get_parameter(name).requires_grad_(False)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if "encoder" not in config and head.weight is not table.weight:
         model.config.tie_word_embeddings = False  # or tie_weights() would merge what the file keeps apart

@@ -28,6 +28,7 @@ def nets(
 
     from workbench.parts.reader import Reader, set_statistics
     from workbench.parts.seq2seq import embed_rms, embed_width, hidden_width
+    from workbench.parts.translator import weightless
 
     m = cfg.model
     torch.manual_seed(cfg.seed)
@@ -35,7 +36,7 @@ def nets(
         translator = translator_of(cfg, data, load_weights)
     except (ValueError, OSError) as e:
         raise Refused(str(e)) from e
-    pretrained = translator.origin["kind"] == "pretrained" and load_weights
+    pretrained = translator.origin["kind"] == "pretrained" and load_weights and not weightless()
     reader = Reader(data.facts["numbers_per_frame"], embed_width(translator), m.hidden,
                     0.1 if m.dropout is None else m.dropout, tuple(m.strides), m.kernel, m.positions,
                     embed_rms(translator) if pretrained else 1.0)
@@ -56,6 +57,9 @@ def translator_of(
     m, tok, kept = cfg.model, data.own["tokenizer"], data.assets
     if load_weights:
         config, origin = describe(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
+        if origin["kind"] == "pretrained" and data.facts["tokenizer"]["kind"] == "scratch":
+            raise ValueError(f"the weights of {m.name} are pretrained, and its tokenizer is not to be had "
+                             f"({data.facts['tokenizer']['why']}): set model.tokenizer, or model.init=scratch.")
     else:
         config, origin = read_json(kept / "architecture.json"), read_json(kept / "weights.json")
     if cfg.train.precision == "fp16" and (why := fp16_unsafe(config["model_type"])):

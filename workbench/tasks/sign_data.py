@@ -123,19 +123,23 @@ def tokenizer_of(
     texts: list[str],  # of the training rows
 ):
     "(tokenizer, where it came from). Raises `Refused`."
-    from workbench.parts.hub import locate
-    from workbench.parts.text import load_tokenizer, train_tokenizer
+    from workbench.parts.hub import fetch, locate
+    from workbench.parts.text import language_id, load_tokenizer, train_tokenizer
 
     m = cfg.model
     if assets and (assets / "tokenizer").is_dir():
         return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     try:
-        source = locate(m.tokenizer or m.name, m.init, "tokenizer", device_kind(), revision=m.revision)
+        name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
+        source = locate(name, init, "tokenizer", device_kind(), revision=revision)
         if source.kind == "pretrained":
-            tok = load_tokenizer(source.at, source.revision, tuple(m.special_tokens), texts[0])
+            source = fetch(source, "tokenizer", revision)
+            tok = load_tokenizer(source.at, tuple(m.special_tokens), texts[0])
         else:
             tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
                                   (m.language,) if m.language else ())
+        if m.language:
+            language_id(tok, m.language)
     except (ValueError, OSError) as e:
         raise Refused(str(e)) from e
     return tok, source.record()
@@ -157,7 +161,7 @@ def data(
         datasets[split] = PoseRows(part, clips, d.step_frames, d.max_frames, cfg.data.augment.model_dump()
                                    if d.augment and split == "train" else None, cfg.seed)
         encoded, n = encode_targets(tok, [r.text for r in part], d.max_length, cfg.model.language)
-        ids |= {r.uid: e for r, e in zip(part, encoded)}
+        ids |= {r.text: e for r, e in zip(part, encoded)}
         cut += n
         lengths[split] = np.stack([datasets[split].lengths(), [len(e) for e in encoded]], 1)
     statistics = read_json(stage.assets / "statistics.json") if stage.assets else None
@@ -170,7 +174,8 @@ def data(
 
     facts = {"source": d.source, "fingerprint": fingerprint, "keypoints": str(d.keypoints),
              "numbers_per_frame": len(statistics["mean"]), "tokenizer": origin, "vocabulary": len(tok),
-             "texts_cut_at_max_length": cut, "unknown_share": round(unknown_share(tok, texts[:1000]), 5),
+             "texts_cut_at_max_length": cut,
+             "unknown_share": {k: round(unknown_share(tok, [r.text for r in v[:1000]]), 5) for k, v in rows.items()},
              "signatures": signatures()}
     return Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
                 {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets"),
@@ -191,7 +196,7 @@ def frame_statistics(
 # %% ../../nbs/tasks/32_sign_data.ipynb #collate
 def collate(
     items: list,  # (row, frames [T, F])
-    ids: dict[str, list[int]],  # uid -> tokens of the text
+    ids: dict[str, list[int]],  # text -> its tokens; a uid may stand in two splits
     tok,
 ) -> dict:
     "A batch of tensors."
@@ -201,7 +206,7 @@ def collate(
     from workbench.parts.ctc import ctc_targets
 
     frames = [torch.from_numpy(f) for _, f in items]
-    labels = pad_sequence([torch.tensor(ids[r.uid]) for r, _ in items], True, -100)
+    labels = pad_sequence([torch.tensor(ids[r.text]) for r, _ in items], True, -100)
     targets, spelled = ctc_targets(labels, tuple(tok.all_special_ids))
     return {"uid": [r.uid for r, _ in items], "text": [r.text for r, _ in items],
             "frames": pad_sequence(frames, True), "frame_lengths": torch.tensor([len(f) for f in frames]),
