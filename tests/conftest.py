@@ -24,3 +24,10 @@ def train_run(tmp_path):
     def run(config, overrides="", folder=None, nproc=1):
         return launch.train(config, overrides, folder, nproc)
     return run
+
+
+@pytest.fixture
+def online(own_runs, monkeypatch):
+    "For tests that bring a hub of their own on 127.0.0.1, whatever the surroundings say."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -9,6 +9,8 @@ from test_seq2seq import FAMILIES, make
 from workbench.lab.check_model import as_text, check_model, look_at_memory, look_at_network, works
 from workbench.parts import text
 
+pytestmark = pytest.mark.usefixtures("online")
+
 
 def states(report):
     return {f.about: f.state for f in report}

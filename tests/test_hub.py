@@ -15,6 +15,7 @@ import torch
 from test_seq2seq import FAMILIES, make
 from workbench.parts import hub, pretrained, text
 
+pytestmark = pytest.mark.usefixtures("online")
 DEAD = "http://127.0.0.1:9"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -483,6 +483,18 @@ def test_pretrained_weights_never_meet_a_tokenizer_of_the_corpus(good, folders, 
     assert "its tokenizer is not to be had" in message and "model.tokenizer" in message
 
 
+@pytest.mark.parametrize("more", ["", "model.lora.r=2 model.load_in_4bit=true"])
+def test_a_plan_of_pretrained_weights_reads_none(good, folders, monkeypatch, more):
+    from workbench.core.plan import plan
+
+    def refuse(*args, **how):
+        raise AssertionError("weights were read")
+    monkeypatch.setattr(pretrained, "load_seq2seq", refuse)
+    facts = plan(family_config(good, folders, "t5", more))
+    counts = {n["net"]: n["parameters"] for n in facts["nets"]}
+    assert facts["weights"]["kind"] == "pretrained" and counts["translator"] > 10_000
+
+
 def test_a_model_too_long_for_its_positions_is_refused(good, folders):
     message = refusal(family_config(good, folders, "bart", "data.max_frames=300"))
     assert "40 positions and a source can be 300 long: lower data.max_frames" in message
