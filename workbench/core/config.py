@@ -149,8 +149,12 @@ spellings = {
     "logging_steps": "train.log_every", "log_interval": "train.log_every", "num_workers": "train.workers",
     "eval_steps": "valid.every", "eval_interval": "valid.every", "eval_every": "valid.every",
     "per_device_eval_batch_size": "valid.batch_size", "eval_batch_size": "valid.batch_size",
-    "save_total_limit": "train.keep", "report_to": "trackers", "use_wandb": "trackers", "patience":
-    "train.early_stopping.patience", "steps": "pipeline.steps", "stages": "pipeline.steps",
+    "save_interval": "train.checkpoint_every", "checkpoint_save_interval": "train.checkpoint_every",
+    "save_total_limit": "train.keep", "report_to": "trackers", "use_wandb": "trackers", "wandb_project": "trackers",
+    "patience": "train.early_stopping.patience", "steps": "pipeline.steps", "stages": "pipeline.steps", "seed": "seed",
+    "transition_criteria": "transition_on", "optimization": "train.optimizers",
+    "output_dir": "--run-dir", "output_path": "--run-dir", "num_gpus": "--nproc",
+    "resume_from_checkpoint": "workbench resume RUN", "model_checkpoint": "workbench resume RUN",
 }
 
 
@@ -188,7 +192,7 @@ def sentence(
     if error["type"] == "extra_forbidden":
         table = spellings | getattr(schema, "spellings", {})
         siblings = [k for k in known if k.rpartition(".")[0] == ".".join(names[:-1])]
-        near = difflib.get_close_matches(key, siblings, 1, 0.75) or ([table[names[-1]]] if names[-1] in table else [])
+        near = [table[names[-1]]] if names[-1] in table else difflib.get_close_matches(key, siblings, 1, 0.75)
         near = near or difflib.get_close_matches(names[-1], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
         return f"{source}: unknown key `{key}`" + (f"; did you mean `{near[0]}`?" if near else
                                                  f"; allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}.")

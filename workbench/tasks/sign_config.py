@@ -105,4 +105,5 @@ class SignConfig(Section):
                  "lora_dropout": "model.lora.dropout", "target_modules": "model.lora.targets",
                  "num_keypoints": "data.keypoints", "max_gen_length": "generate.max_length",
                  "no_repeat_ngram_size": "generate.no_repeat_ngram", "max_new_tokens": "generate.max_length",
-                 "model_name": "model.name", "pretrained_model": "model.name"}
+                 "model_name": "model.name", "pretrained_model": "model.name", "tokenizer_name": "model.tokenizer",
+                 "gradient_checkpointing": "model.gradient_checkpointing", "data_dir": "data.source"}
