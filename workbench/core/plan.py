@@ -46,9 +46,11 @@ def memory_of(
         return [predict(lambda: loop.task.nets(stage.cfg, data, True), losses, b, device=device, precision=precision,
                         imports=["workbench.core.train"], **common) for b in sizes]
 
-    here = loop.accelerator.device.type
-    cpu = peaks("cpu", "fp32") if here == "cpu" else []
-    lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
+    try:
+        cpu = peaks("cpu", "fp32") if loop.accelerator.device.type == "cpu" else []
+        lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
+    except (RuntimeError, ValueError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
+        return {"table": [], "note": f"The memory of this configuration could not be predicted: {str(e).splitlines()[0]}"}
     longest = "rows of " + " + ".join(str(n) for n in lengths[fullest].max(0))
     note = f"GB (1e9 bytes) for so many {longest}, the fullest micro-batch of an epoch; on a GPU with its precision."
     return {"table": [{"device": x["device"], "usable GB": round(x["usable_gb"], 1), "largest batch": x["largest"],

@@ -107,7 +107,7 @@ def memory_table(
 ) -> Table:
     "Batch size against memory."
     rows = memory["table"]
-    return Table(list(rows[0]), [list(r.values()) for r in rows], "Memory", memory.get("note", ""))
+    return Table(list(rows[0]) if rows else [], [list(r.values()) for r in rows], "Memory", memory.get("note", ""))
 
 # %% ../../nbs/lab/18_plan.ipynb #show_facts
 def show_facts(
