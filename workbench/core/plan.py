@@ -59,7 +59,7 @@ def memory_of(
 # %% ../../nbs/core/95_plan.ipynb #plan
 def plan(
     cfg,  # a complete configuration
-    memory: bool = True,  # predict it: some seconds for a large model
+    memory: bool = False,  # predict it, too: some seconds, half a minute for a large model
 ) -> dict:
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:

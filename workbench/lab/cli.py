@@ -104,7 +104,7 @@ def plan(options) -> int:
     stages(cfg)
     from workbench.core.plan import plan as make  # torch: after what can be refused without it
 
-    show_facts(make(cfg), cfg.model_dump())
+    show_facts(make(cfg, memory=True), cfg.model_dump())
     return 0
 
 
