@@ -3,7 +3,7 @@
 # pass, the tests pass. Run by `make test`, with the environment's programs on the path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$PWD"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE PYTHONPATH="$PWD"
 
 before=$(mktemp -d)
 trap 'rm -rf "$before"' EXIT
