@@ -139,7 +139,7 @@ def test_an_interrupted_command_stops_its_run_and_ends_well(number, config, tmp_
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert "Traceback" not in err and "The run is stopped" in out
     assert wait_for(run, "stopped")["reason"] == "asked to stop" and (run / "checkpoints" / "last").exists()
@@ -152,7 +152,7 @@ def test_stop_from_elsewhere_ends_the_follower_well(config, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
     assert workbench("stop", str(run))[0] == 0
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert "not running" in workbench("stop", str(run))[1]
 
