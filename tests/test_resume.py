@@ -80,6 +80,31 @@ def test_stopped_on_request(straight, folder):
     assert status_of(run.folder)["attempt"] == 2 and {r["attempt"] for r in metrics_of(run.folder)} == {1, 2}
 
 
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_paused_and_gone_on(straight, folder, nproc):
+    "A pause keeps everything in memory and changes no bit; it can be stopped, and a resumed run is not paused."
+    run = go(folder / f"paused{nproc}", HARD if nproc == 1 else "train.accumulate=2", trap="pause:0.05", nproc=nproc)
+    while not metrics_of(run.folder):
+        assert not run.over, launch.log_tail(run.folder)
+        time.sleep(0.05)
+    assert launch.pause(run.folder)
+    while run.status["state"] != "paused":
+        assert not run.over, launch.log_tail(run.folder)
+        time.sleep(0.05)
+    step = run.status["step"]
+    time.sleep(1)
+    assert (run.status["state"], run.status["step"]) == ("paused", step) and not launch.pause(run.folder)
+    if nproc == 1:
+        launch.go_on(run.folder)
+    else:
+        assert launch.stop(run.folder) and end(run)["reason"] == "asked to stop" and (run.folder / "pause").exists()
+        run = again(run.folder)
+        assert not (run.folder / "pause").exists()
+    done(run)
+    if nproc == 1:
+        assert lines(run.folder) == lines(straight) and same_bits(tensors(run.folder), tensors(straight))
+
+
 def test_a_finished_run_repeats_nothing_and_can_be_extended(straight, folder):
     constant = f"{HARD} train.scheduler.type=constant train.scheduler.warmup=3"
     longer = go(folder / "longer", f"{constant} train.epochs=4")

@@ -29,6 +29,7 @@ from workbench.core.loop import make_accelerator
 from workbench.core.metrics import text_scores
 from workbench.core.optim import freeze, named_parameters, set_modes
 from workbench.core.pipeline import stages
+from workbench.core.plan import check
 from workbench.core.run import metrics_of, read_json
 from workbench.core.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
@@ -372,6 +373,16 @@ def test_a_family_trains_and_writes(good, folders, family):
     assert [r["uid"] for r in rows] == sorted(t.data.uids["test"]) and all(isinstance(r["hypothesis"], str) for r in rows)
     unread = {n for n, p in named_parameters(t.nets).items() if n not in t.on}
     assert all("embed_tokens" in n or "pooler" in n or "position" in n or "word_embeddings" in n for n in unread)
+
+
+@pytest.mark.parametrize("kind", ["scratch", "pretrained", "lora"])
+@pytest.mark.parametrize("family", KINDS)
+def test_a_family_passes_the_reality_checks(good, folders, family, kind):
+    more = {"scratch": "model.init=scratch", "pretrained": "", "lora": "model.lora.r=4"}[kind]
+    found = check(family_config(good, folders, family, f"train.lr=1e-3 {more}"), seconds=1)
+    assert not [c for c in found if c.state == "failed"]
+    states = {c.name: c.state for c in found}
+    assert states["inputs matter"] == "passed" or kind == "pretrained", found  # random weights: the decoder hardly listens
 
 
 @pytest.mark.parametrize("family", sorted(LANGUAGE))

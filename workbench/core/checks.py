@@ -59,8 +59,7 @@ def first_answers(
 ) -> list[Check]:
     "Inputs, first loss, padding, and whether targets and inputs matter."
     data, batch = loop.data, batch_of(loop, rows)
-    masks, uids = set(data.padding.values()), [data.uids["train"][i] for i in rows]
-    found = [check_inputs(batch, data.targets, masks, uids)]
+    found = [check_inputs(batch, data.targets, data.padding, [data.uids["train"][i] for i in rows])]
     if found[0].state == "failed":
         return found
     seed_all(loop.cfg.seed)
@@ -118,21 +117,26 @@ class untouched:
     def __init__(self, loop: Loop):
         self.loop, self.held = loop, {}
 
-    def __enter__(self):
+    def __enter__(self) -> "untouched":
         nets, scaler = self.loop.nets, self.loop.accelerator.scaler
         self.held = {n: p.detach().clone() for n, p in named_parameters(nets).items() if n in self.loop.ever}
         self.buffers = {f"{name}.{n}": b.clone() for name, net in nets.items() for n, b in net.named_buffers()}
         self.scaler = scaler.state_dict() if scaler else None
+        return self
 
     @torch.no_grad()
+    def rebuild(self, weights: dict):
+        "Buffers as a new process has them, and these weights."
+        nets = self.loop.nets
+        places = {f"{name}.{n}": b for name, net in nets.items() for n, b in net.named_buffers()} | named_parameters(nets)
+        for n, t in (self.buffers | weights).items():
+            places[n].copy_(t)
+
     def __exit__(self, *_):
-        nets, accelerator = self.loop.nets, self.loop.accelerator
-        places = {f"{name}.{n}": b for name, net in nets.items() for n, b in net.named_buffers()}
-        for n, t in [*self.held.items(), *self.buffers.items()]:
-            (places[n] if n in places else named_parameters({k: nets[k] for k in [n.split(".")[0]]})[n]).copy_(t)
+        self.rebuild(self.held)
         if self.scaler:
-            accelerator.scaler.load_state_dict(self.scaler)
-        accelerator.free_memory()
+            self.loop.accelerator.scaler.load_state_dict(self.scaler)
+        self.loop.accelerator.free_memory()
 
 
 def works_of(
@@ -186,18 +190,16 @@ def two_steps(
 def reloaded(
     loop: Loop,
     batch: dict,
+    before_steps: untouched,
 ) -> Check:
-    "Write a checkpoint of the nets as they are, spoil them, read it, compare."
+    "Write a checkpoint of the nets as they are, take them back to where they were made, read it, compare."
     before, aside = parts_of(loop, batch), replace(loop, run=loop.run / ".check", works=[], average={})
     if loop.main:
         (aside.run / "checkpoints").mkdir(parents=True)
     loop.accelerator.wait_for_everyone()
     try:
         save(aside)
-        with torch.no_grad():
-            for n, p in named_parameters(loop.nets).items():
-                if n in loop.ever:
-                    p.zero_()
+        before_steps.rebuild(before_steps.held)
         checkpoint.restore_nets(loop.nets, checkpoint.find(aside.run))
         loop.accelerator.wait_for_everyone()
     finally:
@@ -215,7 +217,7 @@ def quick(
     if found[0].state == "failed":
         return found
     batch = batch_of(loop, rows)
-    with untouched(loop):
+    with untouched(loop) as before_steps:
         found += two_steps(loop, batch)
-        found.append(reloaded(loop, batch))
+        found.append(reloaded(loop, batch, before_steps))
     return found
