@@ -99,7 +99,7 @@ def make_accelerator(
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu), kwargs_handlers=[ddp],
-                              gradient_accumulation_steps=1, log_with=list(cfg.trackers), project_dir=str(run))
+                              gradient_accumulation_steps=1, log_with=list(cfg.trackers) or None, project_dir=str(run))
     if accelerator.num_processes != world:
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
     return accelerator

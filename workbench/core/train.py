@@ -46,11 +46,13 @@ def prepare(
                 read_json(run / "status.json", {}).get("attempt", 1), state.get("world0", accelerator.num_processes))
     stage = loop.stage
     loop.tell("data")
+    update(loop)
     with accelerator.main_process_first():
         use_data(loop)
         if accelerator.is_main_process and loop.data.save:
             loop.data.save(run / "assets")
     loop.tell("model")
+    update(loop)
     elsewhere = state.get("elsewhere", {})
     loop.nets = loop.task.nets(stage.cfg, loop.data, not found or bool(elsewhere))
     loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
@@ -329,6 +331,7 @@ def main(
         write_plan(loop, plan_of(loop))
         if loop.cfg.check and not loop.at.step:
             loop.tell("check")
+            update(loop)
             demand(loop, plan_of(loop))
         state, why = train(loop)
         loop.accelerator.end_training()
