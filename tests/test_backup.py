@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toys.runs import done, end, go, lines, surroundings
+from runs import done, end, go, lines, surroundings
 from workbench.core.config import Refused
 from workbench.core.run import read_json, root, status_of, write_text
 from workbench.lab import backup, launch
