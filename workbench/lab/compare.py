@@ -7,9 +7,8 @@ __all__ = ['logs', 'heads', 'all_runs', 'named', 'labels', 'log_of', 'git_line',
            'runs_table', 'unfinished', 'as_yaml', 'config_rows', 'config_differences', 'score_rows', 'scores_table',
            'full_rows', 'markdown', 'write_table']
 
-# %% ../../nbs/lab/70_compare.ipynb #3f6035b3
+# %% ../../nbs/lab/70_compare.ipynb #6d3f812a
 import html
-import os
 import shlex
 import time
 from pathlib import Path
@@ -86,8 +85,9 @@ def facts_of(
     metric, mode = chosen.get("valid", {}).get("metric", "loss"), chosen.get("valid", {}).get("mode", "min")
     log = log_of(run)
     values = [v for v in log.line("valid", metric)[1].tolist() if v == v]
+    best = (min if mode == "min" else max)(values, default=None)
     return {"run": run.name, "task": chosen.get("task"), "preset": chosen.get("preset"), "state": status["state"],
-            "metric": metric, "best": (min if mode == "min" else max)(values, default=None), "step": status.get("step", 0),
+            "metric": metric, "best": best, "step": status.get("step", 0),
             "duration": 60 * log.minutes or None, "device": plan.get("device"),
             "git": git_line(read_json(run / "manifest.json", {}).get("git", {})), "updated": status.get("updated")}
 
@@ -111,7 +111,8 @@ def chosen_runs(
     if column not in heads:
         raise Refused(f"sort is {sort!r}, which is no column{nearest(column, heads) or '.'} Columns: {', '.join(heads)}.")
     lines = [(run, facts_of(run)) for run in runs]
-    lines = [(r, f) for r, f in lines if all(w in " ".join(map(str, as_shown(f))).lower() for w in words.lower().split())]
+    fits = lambda facts: all(w in " ".join(map(str, as_shown(facts))).lower() for w in words.lower().split())
+    lines = [x for x in lines if fits(x[1])]
     known = [x for x in lines if x[1][column] is not None]
     known.sort(key=lambda x: x[1][column], reverse=sort.startswith("-"))
     return known + [x for x in lines if x[1][column] is None]
@@ -206,7 +207,8 @@ def markdown(
     cell = lambda v: html.escape(number(v), quote=False).replace("|", "\\|").replace("\n", " ").replace("`", "\\`")
     line = lambda cells: f"| {' | '.join(map(cell, cells))} |"
     shown = [dict(zip(heads, as_shown(row))) for row in rows]
-    return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *(line((r | s).values()) for r, s in zip(rows, shown))]) + "\n"
+    body = [line((r | s).values()) for r, s in zip(rows, shown)]
+    return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
 def write_table(

@@ -84,7 +84,7 @@ def overlaid(
     if not keys:
         return Table([], [], "No curves: nothing was logged that these runs have in common.")
     charts = [chart(lines_of(runs, key, by), key, across[by]) for key in keys]
-    silent = [n for n, run in zip(names, runs) if not any(len(log_of(run).line(s, k)[0]) for s in ("train", "valid") for k in keys)]
+    silent = [n for n, run in zip(names, runs) if not {k for _, k in log_of(run).columns} & set(keys)]
     note = f"<p>{html.escape(', '.join(silent))} logged nothing of this.</p>" if silent else ""
     top = legend([Line(name, (), (), **looks(i)) for i, name in enumerate(names)])
     body = "".join(f'<div style="flex:0 1 470px">{c}</div>' for c in charts)
@@ -167,12 +167,14 @@ def previews_beside(
     items, heads = sorted({name for f in files for name in f}), []
     for i, (name, f) in enumerate(zip(names, found)):
         at = f"step {f[0]:,}" if f else "no previews"
-        heads.append(f'<th style="text-align:start;border-bottom:3px solid {looks(i)["colour"]}">{html.escape(name)}<br>{at}</th>')
+        style = f'text-align:start;border-bottom:3px solid {looks(i)["colour"]}'
+        heads.append(f'<th style="{style}">{html.escape(name)}<br>{at}</th>')
     rows, lines, share = [], [], room // max(1, sum(map(len, files)))
     for item in items:
         cells = (preview_page(f[item], share) if item in f else "–" for f in files)
         cell = '<td style="vertical-align:top;text-align:start">{}</td>'.format
         rows.append(f"<tr><th>{html.escape(Path(item).stem)}</th>{''.join(map(cell, cells))}</tr>")
-        lines += [f"{item} · {name}, step {at[0]:,}: {preview_text(f[item])}" for name, at, f in zip(names, found, files) if item in f]
-    page = f'<table style="table-layout:fixed;width:100%"><tr><th style="width:8em"></th>{"".join(heads)}</tr>{"".join(rows)}</table>'
-    return Sight(page, "\n".join(lines))
+        having = [(name, at[0], f[item]) for name, at, f in zip(names, found, files) if item in f]
+        lines += [f"{item} · {name}, step {at:,}: {preview_text(path)}" for name, at, path in having]
+    top = f'<tr><th style="width:8em"></th>{"".join(heads)}</tr>'
+    return Sight(f'<table style="table-layout:fixed;width:100%">{top}{"".join(rows)}</table>', "\n".join(lines))
