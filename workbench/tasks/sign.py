@@ -192,7 +192,8 @@ def preview(
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in data.collate(items).items()}
     with torch.no_grad():
         found = predict(nets, batch, ctx)
-    return {f"valid_{i}": strip_of(data, "valid", r["uid"], f"signed: {r['reference']}    read: {r['hypothesis']}")
+    loud = "RANDOM WEIGHTS    " if ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch" else ""
+    return {f"valid_{i}": strip_of(data, "valid", r["uid"], f"{loud}signed: {r['reference']}    read: {r['hypothesis']}")
             for i, r in enumerate(found)}
 
 
