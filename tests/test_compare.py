@@ -54,7 +54,7 @@ def test_two_runs_headless(two, tmp_path):
         assert words in text, f"{words}\n{text}"
     assert "dropout" not in text  # equal in both
     assert re.findall(r'<svg role="img" aria-label="([^"]*)"', page)[:2] == ["loss", "error"]
-    assert {"worst", "guess"} <= set(re.findall(r'aria-label="([^"]*)"', page))
+    assert {"worst", "fit_loss", "guess_loss"} <= set(re.findall(r'aria-label="([^"]*)"', page))
     with open(tmp_path / "t.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert [r["run"] for r in rows] == ["slow", "fast"] and [r["train.lr"] for r in rows] == ["0.001", "0.1"]
