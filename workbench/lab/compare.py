@@ -146,8 +146,8 @@ def as_yaml(
 def config_rows(
     runs: list[Path],
 ) -> list[list[str]]:
-    "[key, value in each run] of the keys that differ; – where a run has no such key."
-    trees = [flat(settings(run)) for run in runs]
+    "[key, value in each run] of the keys that differ, the notes apart; – where a run has no such key."
+    trees = [{k: v for k, v in flat(settings(run)).items() if k != "notes"} for run in runs]
     keys = dict.fromkeys(k for tree in trees for k in tree)
     rows = [[key, *(as_yaml(t[key]) if key in t else "–" for t in trees)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
@@ -180,8 +180,9 @@ def score_rows(
 def scores_table(
     runs: list[Path],
 ) -> Table:
-    "What the runs score; of a run that was not evaluated, its last validation."
-    rows = score_rows(runs)
+    "What the runs score, and beside their metrics the trivial answer and the control; without an evaluation, the last validation."
+    metrics = {settings(run).get("valid", {}).get("metric") for run in runs}
+    rows = [r for r in score_rows(runs) if "," not in r[0] or r[0].partition(",")[0].partition(" ")[2] in metrics]
     if not rows:
         return Table([], [], "No scores: none of these runs has reached a validation.")
     early = [label for label, run in zip(labels(runs), runs) if not (run / "results.json").exists()]
@@ -201,14 +202,14 @@ def full_rows(
 
 
 def markdown(
-    rows: list[dict],
+    rows: list[dict],  # of `full_rows`
 ) -> str:
-    "Rows as a table of Markdown."
+    "Rows as a table of Markdown, turned: a column a run."
     cell = lambda v: html.escape(number(v), quote=False).replace("|", "\\|").replace("\n", " ").replace("`", "\\`")
     line = lambda cells: f"| {' | '.join(map(cell, cells))} |"
-    shown = [dict(zip(heads, as_shown(row))) for row in rows]
-    body = [line((r | s).values()) for r, s in zip(rows, shown)]
-    return "\n".join([line(rows[0]), "|" + "---|" * len(rows[0]), *body]) + "\n"
+    shown = [row | dict(zip(heads, as_shown(row))) for row in rows]
+    head, *body = [line([key, *(row[key] for row in shown)]) for key in shown[0]]
+    return "\n".join([head, "|" + "---|" * (len(rows) + 1), *body]) + "\n"
 
 
 def write_table(

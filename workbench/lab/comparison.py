@@ -57,7 +57,8 @@ class Comparison:
     def table_of_runs(self) -> Table:
         "In a browser all runs that fit the filter, else the chosen ones; then what is unfinished."
         there = all_runs()
-        fitting = chosen_runs(list(dict.fromkeys([*there, *self.runs])) if self.live else self.runs, self.words, self.sort)
+        seen = list(dict.fromkeys([*map(Path.resolve, there), *self.runs])) if self.live else self.runs
+        fitting = chosen_runs(seen, self.words, self.sort)
         table = runs_table(fitting) if there or self.runs else Table([], [], f"There are no runs in {root()}.")
         return Table(table.head, table.rows, table.title, unfinished(self.runs))
 
@@ -125,9 +126,10 @@ def begin(
     "Check the notebook's parameters. Raises `Refused` for an unknown one, a wrong value or a run that is not there."
     given = parameters.injected(cells)
     parameters.check_names(given, list(names))
-    words, sort, by, table = (parameters.text(k, v) for k, v in (("filter", filter), ("sort", sort), ("by", by), ("table", table)))
+    texts = (("filter", filter), ("sort", sort), ("by", by), ("table", table))
+    words, sort, by, table = (parameters.text(k, v) for k, v in texts)
     found = named(runs)
-    latest = [run for run, _ in chosen_runs(all_runs(), words, sort)]  # a wrong `sort` is refused here
+    latest = [run.resolve() for run, _ in chosen_runs(all_runs(), words, sort)]  # a wrong `sort` is refused here
     if by not in across:
         raise Refused(f"by is {by!r}: write {' or '.join(across)}.")
     chosen = found or latest[:2]
@@ -153,13 +155,14 @@ class Picker:
         self.words = w.Text(comparison.words, description="Filter", placeholder="t5 finished", layout=wide)
         self.sort = w.Dropdown(options=order, value=comparison.sort, description="Order", layout=wide)
         self.runs = w.SelectMultiple(description="Runs", rows=8, layout=w.Layout(width="auto", min_width="30em"))
-        self.by = w.Dropdown(options={v: k for k, v in across.items()}, value=comparison.by, description="Axis", layout=wide)
+        axes = {label: by for by, label in across.items()}
+        self.by = w.Dropdown(options=axes, value=comparison.by, description="Axis", layout=wide)
         self.step = w.Dropdown(description="Previews", layout=wide)
         self.look = w.Button(description="Look again", tooltip="Read the runs' folders anew")
         self.path = w.Text(comparison.table, description="Table", placeholder="table.csv", layout=wide)
         self.write = w.Button(description="Write table")
-        self.box = w.VBox([w.HBox([self.words, self.sort, self.look]), w.HBox([self.runs, w.VBox([self.by, self.step, self.path,
-                                                                                                self.write])])])
+        side = w.VBox([self.by, self.step, self.path, self.write], layout=w.Layout(align_items="flex-end"))
+        self.box = w.VBox([w.HBox([self.words, self.sort, self.look]), w.HBox([self.runs, side])])
         self.offer()
         self.words.observe(self.order, "value")
         self.sort.observe(self.order, "value")
@@ -178,8 +181,8 @@ class Picker:
         self.filling = True
         self.runs.options = list(zip(labels(there), map(str, there)))
         self.runs.value = tuple(map(str, chosen))
-        self.step.options = [("the last in common", None), *((f"step {s:,}", s) for s in steps)]
-        self.step.value = self.of.step if self.of.step in steps else None
+        self.step.options = [("the last in common", 0), *((f"step {s:,}", s) for s in steps)]
+        self.step.value = self.of.step if self.of.step in steps else 0
         self.filling = False
 
     def order(self, *_):
@@ -207,7 +210,7 @@ class Picker:
     def preview(self, *_):
         if self.filling:
             return
-        self.of.step = self.step.value
+        self.of.step = self.step.value or None  # a list shows no choice for None
         self.of.redraw("previews")
 
     def save(self, *_):

@@ -35,7 +35,7 @@ def check_names(
     "Raises `Refused` for a name that is no parameter; a key of the configuration is told where it goes."
     for name in given:
         if name not in known:
-            key = f" Settings of a run go into overrides: -p overrides '{name}=…'."
+            key = f" Settings of a run go into overrides: -p overrides '{name}=…'." if "overrides" in known else ""
             raise Refused(f"This notebook has no parameter `{name}`{nearest(name, known) or '.'} Parameters: "
                           f"{', '.join(known)}.{key}")
 

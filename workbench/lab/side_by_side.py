@@ -50,10 +50,10 @@ left_out = ("lr", "tokens_per_s", "grad_norm")
 def common_keys(
     runs: list[Path],
 ) -> list[str]:
-    "What several of the runs report: the loss, their metrics, then the rest in the order of the logs."
+    "What several of the runs report: the loss, the metrics that they are judged by, the parts of the loss."
     said = [dict.fromkeys(k for split in ("train", "valid") for k in log_of(run).keys(split)) for run in runs]
     first = ["loss", *(settings(run).get("valid", {}).get("metric", "loss") for run in runs)]
-    keys = dict.fromkeys([*first, *(k for keys in said for k in keys)])
+    keys = dict.fromkeys([*first, *(k for run in runs for k in log_of(run).keys("train"))])
     shown = [k for k in keys if k.partition("/")[0] not in left_out]
     return [k for k in shown if sum(k in keys for keys in said) >= min(2, len(runs))]
 
