@@ -30,7 +30,7 @@ from workbench.core.metrics import text_scores
 from workbench.core.optim import freeze, named_parameters, set_modes
 from workbench.core.pipeline import stages
 from workbench.core.run import metrics_of, read_json
-from workbench.core.step import build, optimiser_step
+from workbench.core.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
 from workbench.lab import launch
 from workbench.parts import pretrained
@@ -346,7 +346,7 @@ def trained(cfg, steps=2, change=None):
     for step in range(steps):
         batch = d.collate([d.datasets["train"][i, 0] for i in range(6)])
         ctx = Ctx(cfg=cfg, data=d, step=step, counts=d.counts(batch))
-        losses.append(float(optimiser_step(works, params, [batch], ctx, accelerator, 1.0, prove=True)["loss"]))
+        losses.append(float(optimiser_step(works, params, [batch], ctx, accelerator, 1.0, prove_gradients)["loss"]))
     assert all(math.isfinite(x) for x in losses)
     moved = {n for n, p in params.items() if not torch.equal(p, before[n])}
     return types.SimpleNamespace(cfg=cfg, data=d, nets=nets, losses=losses, moved=moved, on=on)

@@ -104,5 +104,5 @@ def score(rows, data):
 
 
 task = Task(config=CurveConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=lambda data, split: {"error": 1.0}, expect=lambda cfg, data: {},
+            baseline=lambda data, split: {"error": 1.0}, expect=lambda nets, batch, ctx: {},
             preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"})

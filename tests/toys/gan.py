@@ -66,5 +66,5 @@ def predict(nets, batch, ctx):
 
 task = Task(config=GanConfig, data=data, nets=nets, objectives=objectives, predict=predict,
             score=lambda rows, data: {"accepted": sum(bool(r["hypothesis"]) for r in rows) / len(rows)},
-            baseline=lambda data, split: {"accepted": 0.5}, expect=lambda cfg, data: {},
+            baseline=lambda data, split: {"accepted": 0.5}, expect=lambda nets, batch, ctx: {},
             preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"})

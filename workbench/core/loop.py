@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Failed', 'Loop', 'make_accelerator', 'precision', 'flush', 'last_good', 'log', 'record', 'update', 'agree']
 
-# %% ../../nbs/core/86_loop.ipynb #ff24b096
+# %% ../../nbs/core/86_loop.ipynb #10c50cad
 import math
 import os
 import time
@@ -200,11 +200,11 @@ def agree(
     counts: dict[str, float],  # of this rank's micro-batches
     over: bool,  # whether this rank's time is over
 ) -> tuple[dict[str, float], str]:
-    "(denominators of the step over all ranks, why all of them stop now, or nothing)."
-    asked, names = len(loop.asked), sorted(counts)
+    "(denominators of the step over all ranks, why all of them stop or pause now, or nothing)."
+    asked, names, pause = len(loop.asked), sorted(counts), loop.main and (loop.run / "pause").exists()
     if loop.accelerator.num_processes > 1:
-        vector = torch.tensor([*(counts[n] for n in names), asked, over], dtype=torch.float64)
+        vector = torch.tensor([*(counts[n] for n in names), asked, over, pause], dtype=torch.float64)
         torch.distributed.all_reduce(vector)
-        *values, asked, over = vector.tolist()
+        *values, asked, over, pause = vector.tolist()
         counts = dict(zip(names, values))
-    return counts, "asked to stop" if asked else "time budget" if over else ""
+    return counts, "asked to stop" if asked else "time budget" if over else "pause" if pause else ""

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Forward', 'Owner', 'Work', 'build', 'owners', 'optimiser_step', 'unlock', 'forward_backward', 'prove_gradients',
-           'step_owners']
+           'step_owners', 'frozen_rows', 'hold_rows']
 
-# %% ../../nbs/core/82_step.ipynb #945287ff
-from collections.abc import Sequence
+# %% ../../nbs/core/82_step.ipynb #2dcfe345
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,7 @@ class Owner:
     optimizer: Any  # accelerate's wrapper of a torch optimiser
     scheduler: Any
     named: dict[str, nn.Parameter]  # in the order of the optimiser's groups
+    held: dict[str, torch.Tensor]  # of parameters with `frozen_rows`: those rows
     lr: float = 0.0  # of the last step
 
 
@@ -104,7 +105,7 @@ def owners(
         optimizer = make_optimizer(named, train.optimizers.get(owner, train.optimizer), train.lr)
         scheduler = make_scheduler(optimizer, train.schedulers.get(owner, train.scheduler), total)
         order = in_group_order(named, optimizer)
-        out[owner] = Owner(accelerator.prepare(optimizer), scheduler, {n: named[n] for n in order})
+        out[owner] = Owner(accelerator.prepare(optimizer), scheduler, {n: named[n] for n in order}, frozen_rows(named))
     if left := [n for n, p in mine.items() if id(p) not in seen]:
         raise Refused(f"Objective `{name}`: no optimiser steps {left[0]} ({len(left)} parameters in all).")
     return out
@@ -117,8 +118,8 @@ def optimiser_step(
     ctx: Ctx,  # of the step; each forward gets its own copy
     accelerator,
     clip: float | None = None,  # largest gradient norm of an optimiser's parameters
-    prove: bool = False,  # demand a gradient for every trained parameter
-    tell=lambda phase: None,  # called with "forward", "backward", "optimiser"
+    look: Callable = lambda work: None,  # sees the gradients of an objective before they are used
+    tell: Callable =lambda phase: None,  # called with "forward", "backward", "optimiser"
 ) -> dict[str, torch.Tensor]:
     "One step of every active objective; returns this rank's share of every loss part, and the gradient norms."
     out: dict[str, torch.Tensor] = {}
@@ -135,8 +136,7 @@ def optimiser_step(
                 parts[f"{work.name}_loss"] = parts["loss"]
             out |= {part: out.get(part, 0) + value for part, value in parts.items()}
         tell("optimiser")
-        if prove:
-            prove_gradients(work)
+        look(work)
         out |= step_owners(work, accelerator, clip, alone=len(works) == 1)
     if len(works) > 1:
         unlock(works, params)
@@ -196,8 +196,25 @@ def step_owners(
         norm = accelerator.clip_grad_norm_(list(owner.named.values()), clip or float("inf"))
         owner.lr = owner.scheduler.get_last_lr()[0]
         owner.optimizer.step()
+        hold_rows(owner)
         if not owner.optimizer.step_was_skipped:
             owner.scheduler.step()
         owner.optimizer.zero_grad(set_to_none=True)
         norms["grad_norm" if alone and len(work.owners) == 1 else f"grad_norm/{name}"] = norm.detach()
     return norms
+
+# %% ../../nbs/core/82_step.ipynb #frozen_rows
+def frozen_rows(
+    named: dict[str, nn.Parameter],
+) -> dict[str, torch.Tensor]:
+    "The content of the rows that parameters name in their attribute `frozen_rows` (an index or a mask of the first dimension)."
+    return {n: p.detach()[p.frozen_rows].clone() for n, p in named.items() if hasattr(p, "frozen_rows")}
+
+
+@torch.no_grad()
+def hold_rows(
+    owner: Owner,
+):
+    "Put the frozen rows back."
+    for n, rows in owner.held.items():
+        owner.named[n][owner.named[n].frozen_rows] = rows

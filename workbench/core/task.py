@@ -72,7 +72,7 @@ class Task:
     predict: Callable  # (nets, batch, ctx) -> [{"uid", "reference", "hypothesis"}, …]
     score: Callable  # (rows, data) -> {metric: float}
     baseline: Callable  # (data, split) -> {metric: float}: what a trivial answer scores
-    expect: Callable  # (cfg, data) -> {loss part: (low, high)}: what theory says of the first loss
+    expect: Callable  # (nets, batch, ctx) -> {loss part: (low, high)}: what theory says of untrained nets' loss
     preview: Callable  # (nets, data, ctx) -> {name: figure | text | …}
     exports: Callable | None = None  # (nets, data) -> the modules that leave, with example inputs
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
