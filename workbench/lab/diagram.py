@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['columns', 'style', 'drawing', 'Diagram', 'box']
 
-# %% ../../nbs/lab/64_diagram.ipynb #9e53cf06
+# %% ../../nbs/lab/64_diagram.ipynb #2b7d8768
 import anywidget
 import traitlets
 
 from .cards import glyphs
-from .stations import boxes
 
 # %% ../../nbs/lab/64_diagram.ipynb #ce224108
 columns = 5  # boxes in a row

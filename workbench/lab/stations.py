@@ -6,7 +6,7 @@
 __all__ = ['ACTIVE', 'bookkeeping', 'length', 'scheme', 'not_of_data', 'stations', 'named', 'boxes', 'Station', 'code',
            'source_mark', 'key_of', 'home', 'place', 'unmet', 'before', 'last', 'evaluated', 'exported']
 
-# %% ../../nbs/lab/60_stations.ipynb #ee80590c
+# %% ../../nbs/lab/60_stations.ipynb #67f99ba4
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..core.config import Refused
 from ..core.presets import flat, presets_folder
 from ..core.run import read_json, root, status_of, write_json
 from . import examine, examine_data

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['keep_nets', 'Bench', 'answer', 'leave_with_parent', 'tidy', 'main', 'Worker']
 
-# %% ../../nbs/lab/62_worker.ipynb #80500ee6
+# %% ../../nbs/lab/62_worker.ipynb #40915df9
 import os
 import shutil
 import subprocess
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 from ..core.config import Refused
@@ -149,8 +150,7 @@ def main(
 
     leave_with_parent(close)
     tell("starting")
-    import workbench.core.train  # noqa: F401  torch is there when the first station is asked for
-
+    import_module("workbench.core.train")  # torch is there when the first station is asked for
     tidy()
     tell("ready")
     while True:
@@ -173,12 +173,16 @@ class Worker:
     "The worker of one notebook; it is started when it is first needed, and again if it died."
 
     def __init__(self):
-        self.process, self.folder, self.count, self.waiting = None, None, 0, {}
+        self.process, self.folder, self.count, self.waiting, self.mark = None, None, 0, {}, ""
 
     def start(self):
-        "Have a living process."
+        "Have a living process that has read the package as it is."
+        mark = source_mark()
         if self.process and self.process.poll() is None:
-            return
+            if self.waiting or mark == self.mark:
+                return
+            self.close()
+        self.mark = mark
         (home() / "workers").mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix="w-", dir=home() / "workers"))
         with open(self.folder / "log.txt", "ab") as log:
