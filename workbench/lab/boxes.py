@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['run_states', 'by_task', 'recent_runs', 'box', 'clock_time', 'run_box', 'card_box']
 
-# %% ../../nbs/lab/61_boxes.ipynb #2478b39f
+# %% ../../nbs/lab/61_boxes.ipynb #c081e66f
 import time
 from itertools import takewhile
 
 from ..core.presets import find, presets, read_file
 from ..core.run import root
-from .cards import glyphs
-from .show import span
+from .cards import glyphs, took_of
 
 # %% ../../nbs/lab/61_boxes.ipynb #by_task
 def by_task() -> dict[str, list[tuple[str, str]]]:
@@ -77,5 +76,5 @@ def card_box(
     "The box of a station that has a card, or none."
     if not card:
         return box(name)
-    took = span(card["seconds"]) if card.get("seconds") else ""
+    took = took_of(card) if card.get("seconds") else ""
     return box(name, card["state"] if fresh else "stale", card["says"], clock_time(card["when"]), took)

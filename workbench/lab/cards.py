@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['glyphs', 'table', 'of_table', 'words', 'loud', 'file', 'checked', 'verdict', 'new_stamp', 'write_card', 'read_card',
-           'sound', 'drawn_file', 'drawn', 'printed', 'Card']
+           'sound', 'drawn_file', 'drawn', 'printed', 'took_of', 'Card']
 
 # %% ../../nbs/lab/56_cards.ipynb #47d3e076
 import base64
@@ -161,6 +161,14 @@ def printed(
     return "\n".join(filter(None, (part["title"], part["text"])))
 
 
+def took_of(
+    card: dict,
+) -> str:
+    "How long it took: 0.4 s, 12 s."
+    seconds = card.get("seconds") or 0
+    return f"{seconds:.1f} s" if seconds < 10 else span(seconds)
+
+
 @dataclass(frozen=True)
 class Card:
     "A card for a notebook's output or a terminal."
@@ -170,7 +178,7 @@ class Card:
     @property
     def line(self) -> str:
         c = self.content
-        took = f" ({span(c['seconds'])})" if c.get("seconds") else ""
+        took = f" ({took_of(c)})" if c.get("seconds") else ""
         return f"{glyphs[c['state']]} {c['station']} {c['state']}{took}: {c['says']}"
 
     def __repr__(self) -> str:

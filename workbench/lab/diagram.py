@@ -9,7 +9,7 @@ __all__ = ['columns', 'style', 'drawing', 'Diagram']
 import anywidget
 import traitlets
 
-# %% ../../nbs/lab/64_diagram.ipynb #ce224108
+# %% ../../nbs/lab/64_diagram.ipynb #64007a39
 columns = 5  # boxes in a row
 
 style = """
@@ -20,7 +20,7 @@ style = """
 .wb-flow .box rect.tint { fill: var(--tone); fill-opacity: 0.13; }
 .wb-flow .box rect.stripe { fill: var(--tone); }
 .wb-flow .box text { fill: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, sans-serif); }
-.wb-flow .box .title { font-size: 12.5px; font-weight: 600; }
+.wb-flow .box .title { font-size: 12px; font-weight: 600; }
 .wb-flow .box .said { font-size: 11px; }
 .wb-flow [data-state=running], .wb-flow [data-state=paused] { --tone: var(--jp-brand-color1, #1976d2); }
 .wb-flow [data-state=passed] { --tone: var(--jp-success-color1, #388e3c); }
@@ -49,7 +49,7 @@ style = """
 """
 
 drawing = """
-const W = 122, H = 52, DX = 142, DY = 96, X0 = 6, Y0 = 6, NS = "http://www.w3.org/2000/svg";
+const W = 126, H = 52, DX = 142, DY = 96, X0 = 6, Y0 = 6, NS = "http://www.w3.org/2000/svg";
 function make(tag, attributes, parent, text) {
   const e = document.createElementNS(NS, tag);
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);

@@ -42,7 +42,7 @@ def plan(
     seconds = step_seconds(loop)
     parts.append(table([], time_rows(facts, seconds, cfg.train.minutes), "Time"))
     trained = sum(n["trained"] for n in facts["nets"])
-    says = f"{amount(trained)} trained parameters on {facts['splits']['train']:,} rows, {span(seconds)} a step."
+    says = f"{amount(trained)} trained parameters on {facts['splits']['train']:,} rows, {seconds:.2f} s a step."
     return ("warned" if random_instead(facts, chosen) else "passed"), says, parts
 
 

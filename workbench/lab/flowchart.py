@@ -223,7 +223,7 @@ class Flowchart:
         name = self.diagram.chosen
         station = named[name]
         self.put_buttons(name)
-        self.put(self.face.head, f'<h3 style="margin:8px 0 0">{html.escape(name)}</h3><p style="max-width:60em">'
+        self.put(self.face.head, f'<h3 style="margin:8px 0 0">{html.escape(name)}</h3><p style="max-width:60em;line-height:1.4;margin:4px 0">'
                             f'{html.escape(station.explains)}</p>')
         body = [self.face.card]
         if name == "training":
@@ -259,7 +259,7 @@ class Flowchart:
     def put_buttons(self, name):
         "Which buttons there are, and whether they can be pressed."
         why = unmet(named[name], self.keys) if self.cfg else "The overrides are not valid."
-        busy = name in self.asked
+        busy = name in self.asked or name == "training" and self.same and self.status.get("state") in ACTIVE
         self.face.run.description = "Start training" if name == "training" else "Run again" if self.find_card(name)[1] else "Run"
         self.face.run.disabled = bool(why) or busy
         self.face.run.tooltip = why
