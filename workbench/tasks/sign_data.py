@@ -177,12 +177,14 @@ def data(
              "texts_cut_at_max_length": cut,
              "unknown_share": {k: round(unknown_share(tok, [r.text for r in v[:1000]]), 5) for k, v in rows.items()},
              "signatures": signatures()}
-    return Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
-                {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets", "target_lengths"),
-                {"frames": "frame_lengths"}, show, save, rejected, facts, stage.assets,
-                {"tokenizer": tok, "statistics": statistics,
-                 "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
-                 "texts": {k: [r.text for r in v] for k, v in rows.items()}})
+    out = Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
+               {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets"),
+               {"frames": "frame_lengths"}, None, save, rejected, facts, stage.assets,
+               {"tokenizer": tok, "statistics": statistics,
+                "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
+                "texts": {k: [r.text for r in v] for k, v in rows.items()}})
+    out.show = lambda batch: show(batch, out)
+    return out
 
 
 def frame_statistics(
