@@ -178,7 +178,7 @@ def data(
              "unknown_share": {k: round(unknown_share(tok, [r.text for r in v[:1000]]), 5) for k, v in rows.items()},
              "signatures": signatures()}
     out = Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
-               {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets"),
+               {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets", "target_lengths"),
                {"frames": "frame_lengths"}, None, save, rejected, facts, stage.assets,
                {"tokenizer": tok, "statistics": statistics,
                 "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
