@@ -62,7 +62,7 @@ def test_out_of_memory_names_the_phase_and_what_helps(together):
 def test_out_of_memory_is_told_from_other_errors():
     import torch
 
-    from workbench.core.train import out_of_memory
+    from workbench.core.ending import out_of_memory
 
     refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     assert all(map(out_of_memory, (MemoryError(), torch.OutOfMemoryError("x"), refusal)))

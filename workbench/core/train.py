@@ -4,32 +4,29 @@
 
 # %% auto #0
 __all__ = ['prepare', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'rest', 'after_step', 'train', 'use_data',
-           'close_stage', 'listen', 'die_with_parent', 'out_of_memory', 'explain', 'has_the_word', 'give_up', 'main']
+           'close_stage', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #4f68b75b
-import errno
+# %% ../../nbs/core/90_train.ipynb #c3fcfbc9
 import os
-import signal
 import sys
 import time
-import traceback
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from . import checkpoint
-from .deep import demand
 from .config import Refused
 from .data import budget_for, epoch_plan, loader, slots_for, stream
+from .deep import demand
+from .ending import die_with_parent, explain, give_up, listen
 from .evaluate import add, to_device
-from .loop import Failed, Loop, agree, flush, last_good, log, make_accelerator, update
+from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, reserve_seconds, validate, write_plan
 from .resume import restore, save
-from .run import alive, config_of, cut_metrics, overwrite_status, process, read_json, update_status
+from .run import config_of, cut_metrics, process, read_json, update_status
 from .step import build, optimiser_step, prove_gradients
 from .task import get
 
@@ -238,85 +235,7 @@ def close_stage(
     if loop.window:  # after the save: with more epochs the run goes on with an open window
         log(loop)
 
-# %% ../../nbs/core/90_train.ipynb #listen
-def listen() -> list:
-    "Let SIGTERM and SIGINT ask for a stop, noted in the list returned; a second one ends at once."
-    asked = []
-
-    def ask(number, frame):
-        asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return asked
-
-
-def die_with_parent():
-    "On Linux, a rank gets SIGTERM when torchrun is gone."
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def out_of_memory(
-    error: BaseException,
-) -> bool:
-    "Whether an error is a lack of memory, of the GPU's or of the machine's."
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-
-
-def explain(
-    error: BaseException,
-    loop: Loop | None,
-    run: Path,
-) -> str:
-    "A failure in one sentence."
-    phase = loop.phase if loop else "start"
-    if out_of_memory(error):
-        what = (str(error) or type(error).__name__).splitlines()[0]
-        return (f"Out of memory in phase {phase} ({what}). What helps most: a smaller "
-                "train.batch_size with a larger train.accumulate, model.gradient_checkpointing=true, "
-                f"train.precision=bf16. {last_good(run)}")
-    if isinstance(error, Failed):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and continue with "
-                f"`workbench resume {run}`.")
-    return f"{type(error).__name__} in phase {phase}: {error}"
-
-
-def has_the_word(
-    run: Path,
-    sentence: str,  # why this rank fails
-) -> bool:
-    "Whether this rank is to say why the run failed: not if another has said it, nor if rank 0 died and left it alone."
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
-        time.sleep(1)  # it lost another rank, which may not have written yet
-    status = read_json(run / "status.json", {})
-    return status.get("state") != "failed" and (os.environ.get("RANK", "0") == "0" or alive(status))
-
-
-def give_up(
-    run: Path,
-    sentence: str,
-    refused: bool,  # a mistake in configuration or data: no traceback
-):
-    "The run has failed: status.json and the log say why."
-    changes = {"state": "failed", "error": sentence, "refused": refused}
-    if has_the_word(run, sentence):
-        try:
-            update_status(run, **changes)
-        except OSError:  # the disk is full
-            overwrite_status(run, **changes)
-    with suppress(OSError):  # the log may stand on the same disk
-        if not refused:
-            traceback.print_exc()
-        print(sentence, file=sys.stderr, flush=True)
-
-
+# %% ../../nbs/core/90_train.ipynb #main
 def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
