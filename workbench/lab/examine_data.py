@@ -38,7 +38,8 @@ def data(
     parts.append(batch_table(batch, d.targets))
     if d.show:
         seen = d.show(batch)
-        seen = {f"row {i + 1}": x for i, x in enumerate(seen)} if isinstance(seen, list) else {"batch": seen}
+        seen = {f"row {i + 1}": x for i, x in enumerate(seen)} if isinstance(seen, list) else seen
+        seen = seen if isinstance(seen, dict) else {"batch": seen}
         save_previews(path.parent, {f"{path.name.partition('-')[0]}-{k}": v for k, v in seen.items()})
         stamp = path.name.partition("-")[0]
         parts += [file(p.name, p.stem.partition("-")[2]) for p in sorted(path.parent.glob(f"{stamp}-*")) if p != path]

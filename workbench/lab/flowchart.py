@@ -200,7 +200,7 @@ class Flowchart:
                 stamp = (str(path), path.stat().st_mtime_ns)
                 if self.cards.get(name, (None,))[0] != stamp:
                     self.cards[name] = stamp, read_card(folder)
-                return self.cards[name][1], fresh and self.cfg is not None, folder
+                return self.cards[name][1], fresh, folder
         return None, False, None
 
     def refresh(self):
