@@ -171,6 +171,9 @@ def test_a_training_outlives_its_kernel(opened, lab, toy_config):
     press(page, "Start training")
     wait_state(page, "training", "running", seconds=60)
     run = last_run(lab[0])
+    while not status(run).get("step"):
+        assert status(run)["state"] in ("starting", "running")
+        time.sleep(0.1)
     pid = status(run)["pid"]
     browser.restart(page)
     page.wait_for_selector(".wb-flow .box", timeout=60_000)
@@ -202,8 +205,8 @@ def test_text_of_the_data_does_nothing(opened, toy_config):
     for name in ("plan", "data", "forward"):
         box(page, name).click()
         page.wait_for_function("() => document.querySelector('.wb-card')?.innerText.includes('onerror')", timeout=10_000)
-    fill(page, "train.<img src=x onerror=window.harmed=1>=1")
-    page.wait_for_function("() => document.querySelector('.wb-message').innerText.includes('onerror')")
+    fill(page, "<img/src=x/onerror=window.harmed=1>")
+    page.wait_for_function("() => document.querySelector('.wb-message').innerText.includes('<img/src')")
     assert page.evaluate("() => window.harmed") is None
 
 
