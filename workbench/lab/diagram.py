@@ -49,7 +49,7 @@ style = """
 """
 
 drawing = """
-const W = 126, H = 52, DX = 142, DY = 96, X0 = 6, Y0 = 6, NS = "http://www.w3.org/2000/svg";
+const W = 132, H = 52, DX = 148, DY = 96, X0 = 6, Y0 = 6, NS = "http://www.w3.org/2000/svg";
 function make(tag, attributes, parent, text) {
   const e = document.createElementNS(NS, tag);
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
