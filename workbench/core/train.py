@@ -139,6 +139,7 @@ def train_stage(
         shared, why = agree(loop, counts, bool(over))
         if why == "pause":
             shared, why = rest(loop, counts)
+            began = time.monotonic()  # a pause is not the stage's time
         if why:
             return why
         micro = [to_device(batch, accelerator.device) for batch in micro]
