@@ -54,6 +54,7 @@ def main(folder):
                 page.wait_for_selector('g[data-station="training"][data-state=passed]', timeout=240_000)
                 take(page, "flowchart_dark" if dark else "flowchart", folder)
                 if not dark:
+                    page.set_viewport_size({"width": 1150, "height": 2000})
                     page.locator('g[data-station="data"]').click()
                     take(page, "data", folder)
     for path in sorted(folder.glob("*.png")):

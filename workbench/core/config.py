@@ -188,6 +188,8 @@ def sentence(
     "What is wrong with a key, what is allowed, and the nearest name."
     path = [str(p) for p in error["loc"]]
     names = [p for p in path if re.fullmatch(r"[\w-]+", p) and p not in ("int", "float", "bool", "str")]
+    if error["type"] == "extra_forbidden" and names[-1:] != path[-1:]:
+        names.append(path[-1])  # a key with signs that no key has
     key, known = ".".join(names), keys_of(schema)
     if error["type"] == "extra_forbidden":
         table = spellings | getattr(schema, "spellings", {})

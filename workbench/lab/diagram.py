@@ -9,12 +9,12 @@ __all__ = ['columns', 'style', 'drawing', 'Diagram']
 import anywidget
 import traitlets
 
-# %% ../../nbs/lab/64_diagram.ipynb #64007a39
+# %% ../../nbs/lab/64_diagram.ipynb #0b93aa4a
 columns = 5  # boxes in a row
 
 style = """
 .wb-flow { display: flex; flex-wrap: wrap; gap: 12px 24px; color: var(--jp-ui-font-color1, #222); font-size: 13px; }
-.wb-flow svg { flex: 3 1 560px; min-width: 480px; max-width: 700px; height: auto; }
+.wb-flow svg { flex: 3 1 560px; min-width: 480px; max-width: 730px; height: auto; }
 .wb-flow .box { cursor: pointer; outline: none; --tone: var(--jp-ui-font-color2, #666); }
 .wb-flow .box rect.face { fill: var(--jp-layout-color1, #fff); stroke: var(--tone); stroke-width: 1.5; }
 .wb-flow .box rect.tint { fill: var(--tone); fill-opacity: 0.13; }

@@ -54,7 +54,7 @@ def panels(
                     *(("valid", p, f"{p}, validation", palette(i), True) for i, p in enumerate(parts))), "parts of the loss"),
              (lines(("valid", metric, metric, colours["valid"], True)) if metric != "loss" else [], f"validation {metric}"),
              (lines(*((("train", r, r, palette(i), False)) for i, r in enumerate(rates))), "learning rate"),
-             (lines(("train", "tokens_per_s", "tokens/s", colours["rate"], False)), "length units per second")]
+             (lines(("train", "tokens_per_s", "tokens/s", palette(2), False)), "length units per second")]
     out = [chart(found, title) + legend(found) for found, title in drawn if found]
     return "".join(f'<div style="flex:1 1 300px;max-width:480px">{p}</div>' for p in out + device_panel(device))
 
