@@ -6,19 +6,21 @@
 __all__ = ['to_device', 'batches_of', 'held_out_loss', 'losses', 'device_of', 'add', 'shares', 'autocast', 'collect', 'total',
            'predict_rows', 'control', 'save_previews', 'save_predictions']
 
-# %% ../../nbs/core/84_evaluate.ipynb #29a4a638
+# %% ../../nbs/core/84_evaluate.ipynb #f49aa361
 import time
+import wave
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .data import evaluation_plan, loader
 from .metrics import gather_rows
 from .optim import seed_all, set_modes
 from .run import write_rows, write_text
-from .task import Ctx, Data
+from .task import Ctx, Data, Sound
 
 # %% ../../nbs/core/84_evaluate.ipynb #to_device
 def to_device(
@@ -189,7 +191,7 @@ def control(
 # %% ../../nbs/core/84_evaluate.ipynb #save_previews
 def save_previews(
     folder: Path,  # runs/…/previews/step_…
-    previews: dict,  # name -> matplotlib figure | str
+    previews: dict,  # name -> matplotlib figure | str | Sound
 ):
     "Write previews; a figure is closed afterwards. Raises TypeError for a kind that has no file."
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,10 +201,14 @@ def save_previews(
 
             thing.savefig(folder / f"{name}.png", dpi=80, bbox_inches="tight")
             plt.close(thing)
+        elif isinstance(thing, Sound):
+            with wave.open(str(folder / f"{name}.wav"), "wb") as out:
+                out.setparams((1, 2, thing.rate, 0, "NONE", ""))
+                out.writeframes((np.clip(thing.wave, -1, 1) * 32767).astype("<i2").tobytes())
         elif isinstance(thing, str):
             write_text(folder / f"{name}.txt", thing)
         else:
-            raise TypeError(f"preview `{name}` is a {type(thing).__name__}: give a figure or text.")
+            raise TypeError(f"preview `{name}` is a {type(thing).__name__}: give a figure, a Sound or text.")
 
 
 def save_predictions(
