@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unique_tensors', 'save_tensors', 'load_tensors', 'optimizer_state', 'restore_optimizer', 'checkpoint_name', 'named',
-           'save', 'forget_best', 'prune', 'find', 'split_state', 'restore_nets']
+           'save', 'forget_best', 'prune', 'find', 'split_state', 'net_state', 'restore_nets']
 
 # %% ../../nbs/core/50_checkpoint.ipynb #1f27728a
 import json
@@ -192,16 +192,24 @@ def split_state(
     return {k: v for k, v in state.items() if k not in frozen}, {k: v for k, v in state.items() if k in frozen}
 
 
+def net_state(
+    folder: Path,  # of the checkpoint
+    name: str,
+    prefix: str = "net",  # net: as trained; ema: averaged
+) -> dict:
+    "The tensors of a net, those written once included; {} for a net that the run did not have."
+    files = [folder.parent / "base" / f"{name}.safetensors", folder / f"{prefix}.{name}.safetensors"]
+    return {k: v for f in files if f.exists() for k, v in load_tensors(f).items()}
+
+
 def restore_nets(
     nets: dict,  # name -> nn.Module
     folder: Path,  # of the checkpoint
     prefix: str = "net",  # net: as trained; ema: averaged
 ):
     "Load the nets' weights. Raises `Refused` naming what is missing or of another shape."
-    base = folder.parent / "base"
     for name, net in nets.items():
-        files = [base / f"{name}.safetensors", folder / f"{prefix}.{name}.safetensors"]
-        state = {k: v for f in files if f.exists() for k, v in load_tensors(f).items()}
+        state = net_state(folder, name, prefix)
         elsewhere = read_json(folder / "state.json")["elsewhere"].get(name)
         own = net.state_dict()
         odd = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]

@@ -169,8 +169,8 @@ class MelDecoder(nn.Module):
         self.norm, self.out = nn.LayerNorm(inside), nn.Linear(inside, bands)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.register_buffer("mean", torch.zeros(()))  # of the log-mels of the training set
-        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("mean", torch.zeros(bands, 1))  # of the log-mels of the training set
+        self.register_buffer("std", torch.ones(bands, 1))
 
     def forward(
         self,
