@@ -148,7 +148,7 @@ def griffin_lim(
     phase, before = torch.polar(torch.ones_like(size), 2 * torch.pi * turns), 0.0
     for _ in range(iterations):
         heard = torch.fft.rfft(overlap_add(size * phase, mel).unfold(-1, mel.n_fft, mel.hop) * window)
-        ahead = heard + momentum / (1 + momentum) * (heard - before)
+        ahead = heard + momentum * (heard - before)
         phase, before = ahead / ahead.abs().clamp_min(1e-12), heard
     return overlap_add(size * phase, mel)[..., mel.pad:-mel.pad or None].clamp(-1, 1)
 
