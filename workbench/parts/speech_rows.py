@@ -6,7 +6,7 @@
 __all__ = ['AUDIO', 'TEXT', 'KINDS', 'ABOUT', 'SpeechRow', 'uid_of', 'walk', 'recordings', 'find_audio', 'from_tables',
            'from_subtitles', 'from_texts', 'read_source', 'with_speakers', 'measured', 'paced']
 
-# %% ../../nbs/parts/74_speech_rows.ipynb #b267c0ef
+# %% ../../nbs/parts/74_speech_rows.ipynb #4cd61790
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from .transcripts import read_metadata, read_srt, read_text, spoken_length, tables_of, tidy
+from .wave import open_wave
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #SpeechRow
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # in order of preference
@@ -206,16 +207,14 @@ def measured(
     rows: list[SpeechRow],
 ) -> tuple[list[SpeechRow], list[dict]]:  # rows with `seconds`; what was left out
     "Leave out what cannot be opened, lies beyond its recording, or cannot take so long."
-    import soundfile as sf
-
     kept, rejected, lengths = [], [], {}
     for row in rows:
         if row.path not in lengths:
             try:
-                info = sf.info(str(row.path))
-                lengths[row.path] = info.frames / info.samplerate
-            except (sf.LibsndfileError, OSError) as e:
-                lengths[row.path] = f"cannot be read: {str(e).rpartition(': ')[2].rstrip('.')}"
+                with open_wave(row.path) as file:
+                    lengths[row.path] = file.frames / file.samplerate
+            except ValueError as e:
+                lengths[row.path] = str(e).removeprefix(f"{row.path}: ").rstrip(".")
         whole = lengths[row.path]
         if isinstance(whole, float) and (row.end or 0) > whole + 0.05:
             whole = f"it ends at {row.end:.2f} s, and the recording at {whole:.2f} s"
