@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['glyphs', 'table', 'of_table', 'words', 'loud', 'file', 'checked', 'verdict', 'new_stamp', 'write_card', 'read_card',
-           'sound', 'drawn_file', 'drawn', 'printed', 'took_of', 'Card']
+           'drawn_file', 'drawn', 'printed', 'took_of', 'Card']
 
-# %% ../../nbs/lab/56_cards.ipynb #47d3e076
+# %% ../../nbs/lab/56_cards.ipynb #999cb14c
 import base64
 import html
 import time
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.run import read_json, write_json
-from .results import picture
+from .results import picture, sound, sounds
 from .show import Loud, Table, span
 
 # %% ../../nbs/lab/56_cards.ipynb #table
@@ -105,16 +105,7 @@ def read_card(
     "A card, or nothing where there is none."
     return read_json(folder / "card.json")
 
-# %% ../../nbs/lab/56_cards.ipynb #sound
-def sound(
-    path: Path,
-) -> str:
-    "A sound as a player."
-    kind = {".mp3": "mpeg"}.get(path.suffix, path.suffix[1:])
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<audio controls preload="none" src="data:audio/{kind};base64,{data}"></audio>'
-
-
+# %% ../../nbs/lab/56_cards.ipynb #drawn_file
 def drawn_file(
     path: Path,
     title: str,
@@ -125,7 +116,7 @@ def drawn_file(
         return said
     if path.suffix == ".png":
         return said + picture(path)
-    if path.suffix in (".wav", ".flac", ".ogg", ".mp3"):
+    if path.suffix in sounds:
         return said + sound(path)
     text = html.escape(path.read_text(encoding="utf8", errors="replace"))
     return f'{said}<pre dir="auto" style="unicode-bidi:plaintext;white-space:pre-wrap">{text}</pre>'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['panels', 'device_panel', 'usage', 'tail', 'RunWindow']
 
-# %% ../../nbs/lab/66_run_window.ipynb #812c1a97
+# %% ../../nbs/lab/66_run_window.ipynb #0c63a88e
 import asyncio
 import html
 import time
@@ -20,7 +20,6 @@ from ..core.config import Refused
 from ..core.run import status_of
 from . import launch
 from .board import Board
-from .cards import sound
 from .chart import Line, Log, chart, legend
 from .curves import parts_of
 from .monitor import bar, last_line, progress, progress_line
@@ -234,9 +233,7 @@ class RunWindow:
         folder = self.run / "previews" / str(change["new"]) if self.run else None
         if not folder or not folder.is_dir():
             return self.put(self.gallery, "<p>Previews are made at each validation.</p>")
-        files = sorted(folder.iterdir())
-        heard = "".join(sound(p) for p in files if p.suffix in (".wav", ".flac", ".ogg"))
-        self.put(self.gallery, heard + Gallery([p for p in files if p.suffix in (".png", ".txt")])._repr_html_())
+        self.put(self.gallery, Gallery(sorted(folder.iterdir()))._repr_html_())
 
     def pause(self, _):
         self.act("pausing after this step …", launch.pause, self.run)
