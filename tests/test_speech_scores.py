@@ -19,8 +19,9 @@ def tokenizer(folder, multilingual):
     from transformers import WhisperTokenizer
 
     letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz"]
-    special = ["<|endoftext|>", "<|startoftranscript|>", *(["<|en|>", "<|am|>"] if multilingual else []), "<|translate|>",
-               "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    languages = ["<|en|>", "<|am|>"] if multilingual else []
+    special = ["<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>", "<|startoflm|>",
+               "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters + special[:1])}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tok = WhisperTokenizer.from_pretrained(folder)
@@ -30,7 +31,8 @@ def tokenizer(folder, multilingual):
 
 def taught(folder, multilingual=False):
     "A whisper of one second that says `high` and `low`."
-    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import (GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration,
+                              WhisperProcessor)
 
     torch.manual_seed(0)
     folder.mkdir()
@@ -38,11 +40,12 @@ def taught(folder, multilingual=False):
     ids = tok.get_vocab()
     eos, sot = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     model = WhisperForConditionalGeneration(WhisperConfig(
-        vocab_size=len(tok), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, max_source_positions=50, max_target_positions=16, pad_token_id=eos,
-        bos_token_id=eos, eos_token_id=eos, decoder_start_token_id=sot, suppress_tokens=None, begin_suppress_tokens=None))
-    gen = {"decoder_start_token_id": sot, "eos_token_id": eos, "pad_token_id": eos, "max_length": 16, "is_multilingual": multilingual,
-           "no_timestamps_token_id": ids["<|notimestamps|>"], "return_timestamps": False}
+        vocab_size=len(tok), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, max_source_positions=50,
+        max_target_positions=16, pad_token_id=eos, bos_token_id=eos, eos_token_id=eos, decoder_start_token_id=sot,
+        suppress_tokens=None, begin_suppress_tokens=None))
+    gen = {"decoder_start_token_id": sot, "eos_token_id": eos, "pad_token_id": eos, "max_length": 16,
+           "is_multilingual": multilingual, "no_timestamps_token_id": ids["<|notimestamps|>"], "return_timestamps": False}
     head = [sot]
     if multilingual:
         gen |= {"lang_to_id": {"<|en|>": ids["<|en|>"], "<|am|>": ids["<|am|>"]},
@@ -51,7 +54,8 @@ def taught(folder, multilingual=False):
     head += [ids["<|notimestamps|>"]]
     model.generation_config = GenerationConfig(**gen)
     extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
-    x = extractor([S.resample(tone(h), RATE, 16000) for h in (200, 2000)], sampling_rate=16000, return_tensors="pt").input_features
+    waves = [S.resample(tone(h), RATE, 16000) for h in (200, 2000)]
+    x = extractor(waves, sampling_rate=16000, return_tensors="pt").input_features
     words = [head + tok(w, add_special_tokens=False).input_ids + [eos] for w in ("low", "high")]
     labels = torch.tensor([w + [-100] * (max(map(len, words)) - len(w)) for w in words])
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
@@ -82,8 +86,9 @@ def test_long_sound_is_heard_in_windows(tmp_path, monkeypatch):
     assert listen([], RATE) == []
 
 
-@pytest.mark.parametrize("name, wants", [("/nowhere/whisper", "no such folder"), ("nobody/whisper-none", "HF_HUB_OFFLINE is set"),
-                                         ("faster-whisper:/nowhere", "faster-whisper needs")])
+@pytest.mark.parametrize("name, wants", [
+    ("/nowhere/whisper", "no such folder"), ("nobody/whisper-none", "HF_HUB_OFFLINE is set"),
+    ("faster-whisper:/nowhere", "faster-whisper needs")])
 def test_a_listener_that_is_not_there(name, wants, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=wants):

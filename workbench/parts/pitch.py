@@ -58,7 +58,8 @@ def f0(
 ) -> Tensor:  # [T = N // hop] Hz, 0 where unvoiced
     "Pitch by YIN. Raises ValueError where the limits make no sense."
     if not 0 < fmin < fmax <= rate / 4:
-        raise ValueError(f"Pitch is looked for from {fmin:g} to {fmax:g} Hz: at {rate} Hz, 0 < fmin < fmax <= {rate / 4:g}.")
+        raise ValueError(f"Pitch is looked for from {fmin:g} to {fmax:g} Hz: at {rate} Hz it takes "
+                         f"0 < fmin < fmax <= {rate / 4:g}.")
     wave = torch.as_tensor(wave).double()
     lags = math.ceil(rate / fmin) + 1
     width = lags + lags // 2
