@@ -7,7 +7,8 @@ from workbench.parts.clip_check import check_clip
 from workbench.parts.speech_rows import read_source
 from workbench.parts.wave import read_wave
 
-AMHARIC = ["ሰላም ለዓለም", "አዲስ አበባ የኢትዮጵያ ዋና ከተማ ናት", "እንኳን ደህና መጡ", "አማርኛ በጌዕዝ ፊደል ይጻፋል", "ኢትዮጵያ በምስራቅ አፍሪካ የምትገኝ ሀገር ናት"]
+AMHARIC = ["ሰላም ለዓለም", "አዲስ አበባ የኢትዮጵያ ዋና ከተማ ናት", "እንኳን ደህና መጡ",
+           "አማርኛ በጌዕዝ ፊደል ይጻፋል", "ኢትዮጵያ በምስራቅ አፍሪካ የምትገኝ ሀገር ናት"]
 
 
 def noise(path, seconds=2.0, rate=22050, gain=0.3, channels=1):
@@ -44,7 +45,8 @@ def test_another_language_in_ljspeech_layout(tmp_path):
 
 def test_broken_recordings(tmp_path):
     whole = noise(tmp_path / "wavs/whole.wav").read_bytes()
-    for name, content in {"empty": b"", "text": b"not a sound", "cut": whole[:len(whole) // 2], "head": whole[:44]}.items():
+    broken = {"empty": b"", "text": b"not a sound", "cut": whole[:len(whole) // 2], "head": whole[:44]}
+    for name, content in broken.items():
         (tmp_path / f"wavs/{name}.wav").write_bytes(content)
     (tmp_path / "wavs/folder.wav").mkdir()
     table(tmp_path, *(f"{n}|Good morning." for n in ("whole", "empty", "text", "cut", "head", "folder")))
@@ -135,8 +137,10 @@ def test_forty_minutes_and_their_subtitles(tmp_path):
     def stamp(s):
         return f"{s // 3600:02d}:{s // 60 % 60:02d}:{s % 60:02d},000"
 
-    cues = [f"{n}\n{stamp(s)} --> {stamp(s + 3)}\n<i>This is sentence number</i>\n{n}.\n" for n, s in enumerate(range(0, 2400, 5), 1)]
-    (tmp_path / "talk.srt").write_text("\n".join([*cues, f"481\n{stamp(2399)} --> {stamp(2402)}\nToo late for this.\n"]))
+    cues = [f"{n}\n{stamp(s)} --> {stamp(s + 3)}\n<i>This is sentence number</i>\n{n}.\n"
+            for n, s in enumerate(range(0, 2400, 5), 1)]
+    cues += [f"481\n{stamp(2399)} --> {stamp(2402)}\nToo late for this.\n"]
+    (tmp_path / "talk.srt").write_text("\n".join(cues))
     rows, rejected = read_source(tmp_path)
     assert len(rows) == 480 and rows[-1].text == "This is sentence number 480." and rows[-1].start == 2395.0
     assert [r["uid"] for r in rejected] == ["talk-0481"] and "recording at 2400.00 s" in rejected[0]["reason"]

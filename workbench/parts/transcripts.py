@@ -49,8 +49,9 @@ def read_metadata(
     text = read_text(path)
     first = text.lstrip().split("\n", 1)[0]
     sign = "|" if "|" in first else max(",;\t", key=first.count)
-    quoting = csv.QUOTE_NONE if sign == "|" else csv.QUOTE_MINIMAL
-    table = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=sign != "|")
+    plain = sign in "|\t"
+    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=sign, quoting=quoting, strict=not plain)
     try:
         lines = [(table.line_num, fields) for fields in table if any(f.strip() for f in fields)]
     except csv.Error as e:
@@ -89,7 +90,8 @@ def tables_of(
 ) -> list[tuple[str, Path]]:  # (split, table); those that hold out rows come first
     "The tables of a folder."
     names = {"test": "test", "valid": "valid", "val": "valid", "dev": "valid", "train": "train", "metadata": ""}
-    found = [(split, folder / f"{name}.csv") for name, split in names.items() if (folder / f"{name}.csv").is_file()]
+    found = [(split, folder / (name + suffix)) for name, split in names.items() for suffix in (".csv", ".tsv")
+             if (folder / (name + suffix)).is_file()]
     return [t for t in found if t[0] or "train" not in dict(found)]
 
 # %% ../../nbs/parts/72_transcripts.ipynb #cue_text
