@@ -34,7 +34,7 @@ def all_rows(lang):
 
 def key(text):
     "A text without case and marks, as its words."
-    return f" {' '.join(re.findall(r'[^\W_]+', text.lower()))} "
+    return " " + " ".join(re.findall(r"[^\W_]+", text.lower())) + " "
 
 
 @both
