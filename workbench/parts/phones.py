@@ -2,17 +2,19 @@
 
 # %% auto #0
 __all__ = ['INSTALL', 'LOCK', 'CALLBACK', 'MARK', 'SEPARATOR', 'characters', 'EventId', 'Event', 'Voice', 'library', 'available',
-           'start_voice', 'clause_phones', 'phones', 'speak', 'phone_times']
+           'start_voice', 'clause_phones', 'phones', 'phone_line', 'read_phones', 'speak', 'phone_times']
 
-# %% ../../nbs/parts/64_phones.ipynb #248d7a6e
+# %% ../../nbs/parts/64_phones.ipynb #77918da0
 import ctypes
 import ctypes.util
+import json
 import re
 import threading
 import unicodedata
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_short, c_ubyte, c_uint, c_void_p
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -127,6 +129,24 @@ def phones(
             if mark and sequence:
                 sequence.append({"...": "…", "-": "–"}.get(mark, mark))
     return sequence
+
+# %% ../../nbs/parts/64_phones.ipynb #phone_line
+def phone_line(
+    sequence: list[str],  # phones, spaces, punctuation
+) -> str:
+    "A sequence as one string for `phones.json`."
+    return " ".join("_" if p == " " else p for p in sequence)
+
+
+def read_phones(
+    path: str | Path,  # phones.json
+) -> dict[str, list[str]]:  # text -> sequence
+    "Phones that were written beforehand. Raises ValueError where the file is not text -> phones, FileNotFoundError."
+    try:
+        lines = json.loads(Path(path).read_text(encoding="utf8"))
+        return {text: [" " if p == "_" else p for p in line.split()] for text, line in lines.items()}
+    except (UnicodeDecodeError, AttributeError, ValueError) as e:
+        raise ValueError(f'{path}: not a JSON of {{"text": "p h o n e s"}} ({type(e).__name__}: {e}).') from e
 
 # %% ../../nbs/parts/64_phones.ipynb #speak
 def speak(

@@ -41,6 +41,9 @@ class Symbols:
     def __len__(self):
         return len(self.symbols)
 
+    def __contains__(self, symbol):
+        return symbol in self.ids
+
     @cached_property
     def ids(self) -> dict[str, int]:
         "Symbol -> id."
