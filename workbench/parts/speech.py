@@ -161,12 +161,14 @@ class MelDecoder(nn.Module):
         kernel: int = 7,
         bands: int = 80,  # M
         noisy: bool = False,  # takes a noised spectrogram and a time
+        together: int = 2,  # frames made at one place
     ):
         super().__init__()
-        self.enter = nn.Linear(width + 8 + bands * noisy, inside)
+        self.together = together
+        self.enter = nn.Linear(together * (width + 8 + bands * noisy), inside)
         self.time = nn.Sequential(nn.Linear(32, inside), nn.GELU(), nn.Linear(inside, inside)) if noisy else None
         self.blocks = nn.ModuleList(Block(inside, kernel) for _ in range(blocks))
-        self.norm, self.out = nn.LayerNorm(inside), nn.Linear(inside, bands)
+        self.norm, self.out = nn.LayerNorm(inside), nn.Linear(inside, together * bands)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.register_buffer("mean", torch.zeros(bands, 1))  # of the log-mels of the training set
@@ -180,13 +182,15 @@ class MelDecoder(nn.Module):
         noised: Tensor | None = None,  # [B, M, T]
         time: Tensor | None = None,  # [B] in [0, 1]
     ) -> Tensor:  # [B, M, T]
-        mask = mask[..., None].to(x.dtype)
+        frames, r = x.shape[1], self.together
         given = [x, waves(place).to(x.dtype)] + ([] if noised is None else [noised.transpose(1, 2).to(x.dtype)])
+        x = torch.cat(given, -1) * mask[..., None]
+        x = self.enter(F.pad(x, (0, 0, 0, -frames % r)).unflatten(1, (-1, r)).flatten(2))
+        mask = F.pad(mask, (0, -frames % r))[:, ::r, None].to(x.dtype)
         shift = None if time is None else self.time(waves(time, 16).to(x.dtype))[:, None]
-        x = self.enter(torch.cat(given, -1))
         for block in self.blocks:
             x = block(x, mask, shift)
-        return self.out(self.norm(x)).transpose(1, 2)
+        return self.out(self.norm(x)).unflatten(2, (r, -1)).flatten(1, 2)[:, :frames].transpose(1, 2)
 
     def standardise(self, mel: Tensor) -> Tensor:
         "Log amplitude to what the decoder predicts."

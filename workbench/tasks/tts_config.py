@@ -57,6 +57,7 @@ class Decoder(Section):
     width: int = Field(192, ge=8)
     blocks: int = Field(6, ge=1)
     kernel: int = Field(7, ge=1)
+    together: int = Field(2, ge=1, le=8)  # frames made at one place
 
     @field_validator("kernel")
     @classmethod
