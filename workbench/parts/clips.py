@@ -60,7 +60,7 @@ def processed(
     first, end = (0, len(wave)) if recipe.trim is None else trim(wave, rate, recipe.trim)
     if end - first < shortest * rate:
         raise ValueError(f"shorter than {shortest} s: {(end - first) / rate:.2f} s without the silence at its ends")
-    wave = wave[first:end] if recipe.level is None else level(wave[first:end], rate, recipe.level)
+    wave = wave[first:end] if recipe.level is None else level(wave[first:end], rate, recipe.level, db)
     return wave, facts | {"from": first / rate, "to": end / rate}
 
 
