@@ -137,14 +137,12 @@ def write_wave(
 # %% ../../nbs/parts/50_wave.ipynb #frame_power
 def frame_power(
     wave: np.ndarray,  # [N]
-    width: int,  # samples
-    hop: int,  # samples
-) -> np.ndarray:  # [frames] mean square, the last frame may be partly beyond the end
+    hop: int,  # samples; a frame is two hops
+) -> np.ndarray:  # [frames] mean square; the last frame is filled up with silence
     "Mean power of overlapping frames."
-    total = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
-    first = np.arange(0, max(1, len(wave)), hop)
-    last = np.minimum(first + width, len(wave))
-    return (total[last] - total[first]) / np.maximum(1, last - first)
+    rows = np.append(wave, np.zeros(-len(wave) % hop, wave.dtype)).reshape(-1, hop)
+    power = np.append(np.einsum("ij,ij->i", rows, rows), 0.0)
+    return (power[:-1] + power[1:]) / (2 * hop)
 
 
 def loudness(
@@ -152,7 +150,7 @@ def loudness(
     rate: int,
 ) -> float:  # dB, -inf for silence
     "How loud the speech in a wave is, pauses left out."
-    power = frame_power(wave, rate // 20, rate // 40)
+    power = frame_power(wave, max(1, rate // 40))
     loud = power[power > 1e-7]
     if not len(loud):
         return -np.inf
@@ -163,13 +161,14 @@ def level(
     wave: np.ndarray,  # [N]
     rate: int,
     db: float = -23.0,  # wanted loudness
+    now: float | None = None,  # its loudness where that is known
 ) -> np.ndarray:
     "The wave at the wanted loudness, or as near as its peaks allow; silence stays as it is."
-    now = loudness(wave, rate)
+    now = loudness(wave, rate) if now is None else now
     if now == -np.inf:
         return wave
-    gain = min(10 ** ((db - now) / 20), 0.999 / np.abs(wave).max())
-    return (wave * np.float32(gain)).astype(np.float32)
+    gain = min(10 ** ((db - now) / 20), 0.999 / max(wave.max(), -wave.min()))
+    return wave * np.float32(gain)
 
 
 def trim(
@@ -179,10 +178,10 @@ def trim(
     keep: float = 0.05,  # s of silence left at each end
 ) -> tuple[int, int]:  # first sample, end; (0, 0) for silence
     "Where the sound begins and ends."
-    width, hop = max(1, rate // 40), max(1, rate // 100)
-    power = frame_power(wave, width, hop)
-    heard = np.flatnonzero(power > max(power.max() * 10 ** (below / 10), 1e-10))
+    hop = max(1, rate // 80)
+    power = frame_power(wave, hop)
+    heard = np.flatnonzero(power > max(power.max(initial=0) * 10 ** (below / 10), 1e-10))
     if not len(heard):
         return 0, 0
     spare = round(keep * rate)
-    return max(0, int(heard[0]) * hop - spare), min(len(wave), int(heard[-1]) * hop + width + spare)
+    return max(0, int(heard[0]) * hop - spare), min(len(wave), (int(heard[-1]) + 2) * hop + spare)
