@@ -6,8 +6,7 @@
 __all__ = ['glyphs', 'table', 'of_table', 'words', 'loud', 'file', 'checked', 'verdict', 'new_stamp', 'write_card', 'read_card',
            'drawn_file', 'drawn', 'printed', 'took_of', 'Card']
 
-# %% ../../nbs/lab/56_cards.ipynb #999cb14c
-import base64
+# %% ../../nbs/lab/56_cards.ipynb #bd9b374e
 import html
 import time
 from dataclasses import dataclass

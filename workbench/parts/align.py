@@ -20,7 +20,7 @@ def _compiled():
     @njit(cache=True, parallel=True)
     def search(scores, symbols, frames, out):
         for b in prange(len(scores)):
-            n_s, n_t = symbols[b], frames[b]
+            n_s, n_t = min(symbols[b], frames[b]), frames[b]
             best = np.full((n_t, n_s), -np.inf, np.float32)
             for t in range(n_t):
                 for s in range(max(0, n_s - n_t + t), min(n_s, t + 1)):
@@ -42,12 +42,9 @@ def _compiled():
 def search(
     scores: torch.Tensor,  # [B, T, S], any device: how well a symbol explains a frame
     symbol_lengths: torch.Tensor,  # [B]
-    frame_lengths: torch.Tensor,  # [B], none smaller than its symbols
+    frame_lengths: torch.Tensor,  # [B]
 ) -> torch.Tensor:  # [B, S], whole numbers
-    "Frames of each symbol on the best monotonic path. Raises ValueError where there are fewer frames than symbols."
-    if (short := torch.nonzero(frame_lengths < symbol_lengths)).numel():
-        i = int(short[0])
-        raise ValueError(f"row {i}: {int(symbol_lengths[i])} symbols do not fit in {int(frame_lengths[i])} frames.")
+    "Frames of each symbol on the best monotonic path; where a row has fewer frames than symbols, its last symbols get none."
     out = np.zeros((scores.shape[0], scores.shape[2]), np.int64)
     _compiled()(scores.detach().float().cpu().numpy(), symbol_lengths.cpu().numpy(), frame_lengths.cpu().numpy(), out)
     return torch.from_numpy(out).to(scores.device)

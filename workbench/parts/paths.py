@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['straight', 'euler', 'heun']
 
-# %% ../../nbs/parts/80_paths.ipynb #fe828b0f
+# %% ../../nbs/parts/80_paths.ipynb #a2c7d1c0
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 # %% ../../nbs/parts/80_paths.ipynb #straight

@@ -6,9 +6,7 @@
 __all__ = ['Convolution', 'TextEncoder', 'Predictor', 'whole_durations', 'Added', 'Block', 'waves', 'MelDecoder', 'masked_sum',
            'band_error', 'symbol_scores']
 
-# %% ../../nbs/parts/68_speech.ipynb #6df7f964
-import math
-
+# %% ../../nbs/parts/68_speech.ipynb #f21f95c8
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
