@@ -50,9 +50,10 @@ class Optimizer(Section):
 
 class Scheduler(Section):
     "The learning rate over the optimiser steps of a stage."
-    type: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
+    type: Literal["linear", "cosine", "constant", "inverse_sqrt", "exponential"] = "linear"
     warmup: float = Field(0.05, ge=0)  # below 1: a share of the stage's steps; from 1 on: steps
     floor: float = Field(0.0, ge=0, le=1)  # the share of the rate that is left at the end
+    gamma: float = Field(0.9999, gt=0, le=1)  # of exponential: what a step leaves of the rate
 
 
 class EarlyStopping(Section):
