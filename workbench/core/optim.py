@@ -114,6 +114,8 @@ def share(
     warm = spec.warmup if spec.warmup >= 1 else math.ceil(spec.warmup * (total or 0))
     if step < warm:
         return (step + 1) / (warm + 1)
+    if spec.type == "exponential":
+        return max(spec.floor, spec.gamma ** (step - warm))
     if spec.type == "inverse_sqrt":
         return max(spec.floor, math.sqrt(max(warm, 1) / max(step, 1)))
     if spec.type == "constant" or total is None:
