@@ -36,7 +36,7 @@ from workbench.tasks import tts, tts_data, tts_voice  # noqa: E402
 SMALL = {"trackers": [], "check": False, "data": {"text": {"kind": "characters", "language": "am", "voice": "am"}},
          "model": {"width": 32, "layers": 1, "hidden": 64, "prenet": 1, "decoder": {"width": 32, "blocks": 1, "together": 2}},
          "train": {"max_steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2, "scheduler": {"warmup": 1}},
-         "valid": {"every": 3, "rows": 4, "batch_size": 2}, "speak": {"f0": False, "steps": 2}}
+         "valid": {"every": 4, "rows": 4, "batch_size": 2}, "speak": {"f0": False, "steps": 2}}
 MELODY = "model.pitch=true model.energy=true"
 FLOW = f"model.decoder.kind=flow {MELODY}"
 TIMES = "data.text.kind=phones"  # beside data.times: the folder has phones.json and times.json
@@ -195,7 +195,7 @@ def test_the_spectrogram_teaches_the_encoder_through_the_length_regulator(good):
 
 
 def test_the_length_regulator_has_no_loop():
-    "Fault: a Python loop in the length regulator. As many operations for sixty symbols of thirty rows as for three of one."
+    "Fault: a Python loop in the length regulator. As many operations for sixty symbols of thirty rows as for three of two."
     class Count(TorchDispatchMode):
         calls = 0
 
@@ -204,7 +204,7 @@ def test_the_length_regulator_has_no_loop():
             return func(*args, **(kwargs or {}))
 
     counts = []
-    for rows, symbols in ((1, 3), (30, 60)):
+    for rows, symbols in ((2, 3), (30, 60)):
         durations, x = torch.randint(1, 9, (rows, symbols)), torch.randn(rows, symbols, 8)
         with Count() as count:
             tts_voice.spread(x, durations, 400)
@@ -222,7 +222,7 @@ def test_unreadable_sound_never_becomes_a_spectrogram(spoilt):
     for uid, reason in spoilt.reasons.items():
         assert reason in next(x for x in message.splitlines() if f" {uid}: " in x)
     d = data_of(config(spoilt.home, "data.max_rejected=0.5"))
-    assert {r["uid"] for r in d.rejected} == set(spoilt.reasons)
+    assert {r["uid"] for r in d.rejected} == set(spoilt.reasons)  # a row that stands twice is used once
     assert sorted(u for part in d.uids.values() for u in part) == sorted(u for u, _ in voices.rows()[:40])
     for part in d.datasets.values():
         mels = [part[i, 0]["mel"] for i in range(len(part))]
@@ -245,7 +245,7 @@ def test_the_folder_is_read_as_its_owner_wrote_it(good):
     ("data.times=/no/such/times.json", "data.times: .*no/such/times.json"),
     ("data.times=samples data.source=samples data.text.language=en", "data.times: .*times.json"),
     ("data.times={good}/few.json data.text.kind=phones", "data.times has no times of `am-emoji-.*39 clips in all"),
-    ("data.times={good}/times.json", "40 of 40 rows cannot be used(.|\n)*the times say"),
+    ("data.times={good}/times.json", "40 of 40 rows cannot be used(.|\n)*take both from the same phone set"),
     ("model.heads=3", "the width must be a multiple of the heads"), ("model.rows=8", "model.rows is 8, and there are"),
     ("model.base=/no/such/run", "no run of text to speech: it has no assets/symbols.json"),
 ])
@@ -297,14 +297,17 @@ def with_loss(change):
     return replace(tts.task, objectives=lambda cfg: {"speech": Objective(tts.objectives(cfg)["speech"].trains, loss)})
 
 
+def noise_like(decoder, mel):
+    "As loud as the spectrograms are, and nothing to do with them."
+    return decoder.loud(0.94 * torch.randn(999, 80, generator=torch.Generator().manual_seed(0))[: mel.shape[2]].T).expand_as(mel)
+
+
 def one_mel(real, rows, at):
     return real(rows, at) | {"mel": np.tile(np.linspace(-4, 2, 90, dtype=np.float32), (80, 1))}
 
 
 FAULTS = {  # fault: (the loss that has it, the check that finds it, a word of what it says)
-    "spectrogram not read": (lambda f, n, b, c: f(n, b | {"mel": torch.zeros_like(b["mel"]) + n["decoder"].mean + n["decoder"].std}, c),
-                             "targets", "mel"),
-    "text not read": (lambda f, n, b, c: f(n, b | {"text_ids": torch.full_like(b["text_ids"], 3)}, c), "inputs matter", "text_ids"),
+    "spectrogram not read": (lambda f, n, b, c: f(n, b | {"mel": noise_like(n["decoder"], b["mel"])}, c), "targets", "other mel cost the same"),
     "mean over padding": (lambda f, n, b, c: {k: v * b["mel"].shape[2] * len(b["mel"]) / sum(b["mel_lengths"])
                                               for k, v in f(n, b, c).items()}, "padding", "padding counts"),
     "dummy loss": (lambda f, n, b, c: {k: v * 0 - 2344 for k, v in f(n, b, c).items()}, "first loss", "-2344"),
@@ -398,7 +401,7 @@ def runs(folder, good):
 def test_a_killed_run_is_the_run_that_was_never_killed(runs):
     "Fault: scheduler, scaler and RNG not in the checkpoint. In the middle of an epoch, with dropout, drawn noise and averaged weights."
     one, two = runs["straight"], runs["killed"]
-    assert status_of(two)["attempt"] == 2 and read_json(one / "plan.json")["batches"]["steps_per_epoch"] > 3
+    assert status_of(two)["attempt"] == 2 and read_json(one / "plan.json")["batches"]["steps_per_epoch"] == 3 > 2 % 3 > 0
     assert lines(two) == lines(one) and len(lines(one, "train")) == 6
     assert same_bits(tensors(two), tensors(one)) and same_bits(tensors(two, "best"), tensors(one, "best"))
     assert read_json(two / "results.json") == read_json(one / "results.json")
@@ -479,7 +482,7 @@ def voice(runs):
 
 def test_a_text_is_spoken_sentence_by_sentence(voice):
     nets, d = voice
-    text = "አዲስ አበባ ናት። ሰላም ለአለም!"
+    text = f"{d.own['texts']['train'][0]}። {d.own['texts']['train'][1]}!"
     waves = list(tts_voice.synthesise(nets, d, text))
     assert len(waves) == 2 and all(w.ndim == 1 and np.isfinite(w).all() and w.std() > 0 for w in waves)
     assert all(np.array_equal(a, b) for a, b in zip(waves, tts_voice.synthesise(nets, d, text), strict=True))
@@ -506,7 +509,7 @@ def trained(folder, spoilt):
     "A spoilt folder of another language, trained by the command."
     own = folder / "own.yaml"
     raw = config(spoilt.home, "data.max_rejected=0.5 train.max_steps=2 valid.every=2 speak.f0=true trackers=[tensorboard] check=true",
-                 speak={"sentences": ["ሰላም ለዓለም", "Ω"]})
+                 speak={"sentences": [voices.rows()[1][1], "Ω"]})
     own.write_text(presets.dump(raw), encoding="utf8")
     from workbench.lab import cli
 

@@ -62,7 +62,7 @@ def spoil(home):
     shutil.copy(place(low), home / "wavs/nobody_wrote_this.wav")
     lines = [(u, "" if u == text_gone else t) for u, t in more]
     old = (home / "metadata.csv").read_text(encoding="utf8").splitlines()
-    write_table(home, [*(line.split("|") for line in old), *lines, ("not_there", "ሰላም ለዓለም"), ("../outside", "ሰላም")])
+    write_table(home, [*(line.split("|") for line in old), *lines, ("not_there", "ሰላም ለዓለም"), ("../outside", "ሰላም"), rows()[3]])
     return {low: "nothing above 4 kHz", low2: "nothing above 4 kHz", cut: "cut off", text_gone: "empty text", mute: "silent",
             long: "2400.00 s", noise: "not a sound file", clipped: "clipped: ", "nobody_wrote_this": "audio without text",
-            "not_there": "text without audio", "../outside": "leads out of the folder"}
+            "not_there": "text without audio", "../outside": "leads out of the folder", rows()[3][0]: "stands twice"}
