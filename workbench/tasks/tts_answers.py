@@ -18,12 +18,18 @@ from .tts_data import sequence_of
 # %% ../../nbs/tasks/25_tts_answers.ipynb #Spoken
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    "What was said: equal only to itself, shown as what a listener heard or how long it is."
+    "What was said: equal where every number of the spectrogram is; shown as what a listener heard, or how long it is."
     mel: np.ndarray  # [M, T] log amplitude
     seconds: float
     wave: np.ndarray | None = None  # [N]
     heard: str = ""
     durations: np.ndarray | None = None  # [S] frames
+
+    def __eq__(self, other):
+        return isinstance(other, Spoken) and np.array_equal(self.mel, other.mel)
+
+    def __hash__(self):
+        return hash(self.mel.tobytes())
 
     def __str__(self):
         return self.heard or f"{self.seconds:.2f} s of speech"
