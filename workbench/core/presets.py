@@ -82,8 +82,8 @@ def merge(
     base: dict,
     over: dict,  # wins, key by key
 ) -> dict:
-    "`base` with `over` laid on top; neither is changed."
-    both = {k: merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    "`base` with `over` laid on top; neither is changed. An empty mapping empties."
+    both = {k: merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), dict)}
     return base | over | both
 
 

@@ -192,7 +192,7 @@ def first_outputs(
     batch = to_device(loop.data.collate([split[i, 0] for i in range(min(rows, len(split)))]), loop.accelerator.device)
     with torch.no_grad(), autocast(loop.accelerator):
         found = loop.task.predict(loop.nets, batch, loop.ctx(training=False))
-    cut = lambda text: text if len(text) <= 120 else text[:119] + "…"
+    cut = lambda thing: said if len(said := str(thing)) <= 120 else said[:119] + "…"
     return [table(["uid", "target", "first output"], [[r["uid"], cut(r["reference"]), cut(r["hypothesis"])] for r in found],
                   "First outputs beside targets", "An untrained model answers nonsense, and the same nonsense often.")]
 

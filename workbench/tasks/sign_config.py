@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Augment', 'SignData', 'Lora', 'SignModel', 'SignLoss', 'Generate', 'SignConfig']
 
-# %% ../../nbs/tasks/30_sign_config.ipynb #078ea536
+# %% ../../nbs/tasks/30_sign_config.ipynb #80bd706c
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ..core.config import Section
+from ..core.config import Place, Section
 
 # %% ../../nbs/tasks/30_sign_config.ipynb #Augment
 class Augment(Section):
@@ -27,7 +27,7 @@ class Augment(Section):
 
 class SignData(Section):
     "Where the poses and texts come from."
-    source: str = "samples"  # samples, or a folder with train.csv, valid.csv, test*.csv and the poses
+    source: Place = "samples"  # samples, or a folder with train.csv, valid.csv, test*.csv and the poses
     languages: list[str] | None = None  # only rows whose column `lang` is one of these
     train_path: str | None = None  # tables and poses that lie elsewhere; relative to the source
     val_path: str | None = None

@@ -18,11 +18,18 @@ from .tts_data import sequence_of
 # %% ../../nbs/tasks/25_tts_answers.ipynb #Spoken
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    "What was said: equal only to itself, shown as what a listener heard or how long it is."
+    "What was said: equal where every number of the spectrogram is; shown as what a listener heard, or how long it is."
     mel: np.ndarray  # [M, T] log amplitude
     seconds: float
     wave: np.ndarray | None = None  # [N]
     heard: str = ""
+    durations: np.ndarray | None = None  # [S] frames
+
+    def __eq__(self, other):
+        return isinstance(other, Spoken) and np.array_equal(self.mel, other.mel)
+
+    def __hash__(self):
+        return hash(self.mel.tobytes())
 
     def __str__(self):
         return self.heard or f"{self.seconds:.2f} s of speech"
@@ -47,10 +54,11 @@ def predict(
     ctx,
 ) -> list[dict]:
     "Each text, spoken. Raises `Refused` for a vocoder or a listener that is not to be had."
-    from workbench.tasks.tts_voice import sing
+    from workbench.tasks.tts_voice import align, read, sing
 
     cfg, mel = ctx.cfg.speak, ctx.cfg.data.mel
-    found = [m.cpu() for m, _ in sing(nets, batch, cfg.speed, cfg.steps, ctx.cfg.seed)]
+    found, durations = zip(*((m.cpu(), d.cpu().numpy()) for m, d in sing(nets, batch, cfg.speed, cfg.steps, ctx.cfg.seed)))
+    real = align(nets, batch, read(nets, batch)[0])[0].cpu().numpy()
     waves, heard = [None] * len(found), [""] * len(found)
     try:
         if cfg.f0 or cfg.asr:
@@ -60,8 +68,10 @@ def predict(
             heard = listening(cfg.asr, ctx.cfg.data.text.language)(waves, mel.rate)
     except ValueError as e:
         raise Refused(f"speak: {e}") from e
-    return [{"uid": u, "reference": t, "hypothesis": Spoken(m.numpy(), m.shape[1] * mel.hop / mel.rate, w if cfg.f0 else None, h)}
-            for u, t, m, w, h in zip(batch["uid"], batch["text"], found, waves, heard)]
+    said = [Spoken(m.numpy(), m.shape[1] * mel.hop / mel.rate, w if cfg.f0 else None, h, d)
+            for m, w, h, d in zip(found, waves, heard, durations)]
+    return [{"uid": u, "reference": t, "hypothesis": s, "durations": r[: len(s.durations)]}
+            for u, t, s, r in zip(batch["uid"], batch["text"], said, real)]
 
 
 @lru_cache(2)
@@ -88,7 +98,7 @@ def score(
 ) -> dict[str, float]:
     "mcd, mel_error, length_error and, where they were asked for, f0_cents, voicing_error, asr_wer, asr_cer."
     from workbench.parts.pitch import f0
-    from workbench.parts.speech_scores import f0_error, intelligibility, mcd, warped
+    from workbench.parts.speech_scores import duration_error, f0_error, intelligibility, mcd, warped
 
     found: dict[str, list[float]] = {}
     mels, mel, std = data.own["mels"], data.own["mel"], np.array(data.own["statistics"]["mel"]["std"])[:, None]
@@ -97,6 +107,8 @@ def score(
         path = warped(said.mel, real)
         one = {"mcd": mcd(said.mel, real, path), "length_error": abs(said.mel.shape[1] - real.shape[1]) / real.shape[1],
                "mel_error": float((np.abs(said.mel[:, path[:, 0]] - real[:, path[:, 1]]) / std).mean())}
+        if said.durations is not None and np.shape(row.get("durations")) == said.durations.shape:
+            one |= duration_error([said.durations], [row["durations"]], mel.hop / mel.rate)
         if said.wave is not None:
             melodies = [np.asarray(f0(w, mel.rate, mel.hop)) for w in (said.wave, mels.wave(row["uid"]))]
             melodies = [np.pad(m, (0, max(0, s.shape[1] - len(m)))) for m, s in zip(melodies, (said.mel, real))]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Mel', 'Text', 'TtsData', 'Decoder', 'TtsModel', 'TtsLoss', 'Speak', 'TtsConfig']
 
-# %% ../../nbs/tasks/20_tts_config.ipynb #b63fcac7
+# %% ../../nbs/tasks/20_tts_config.ipynb #0973bdc7
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ..core.config import Section
+from ..core.config import Place, Section
 
 # %% ../../nbs/tasks/20_tts_config.ipynb #Mel
 class Mel(Section):
@@ -34,13 +34,13 @@ class Text(Section):
 
 class TtsData(Section):
     "Where the recordings and texts come from."
-    source: str = "samples"  # samples, or a folder: LJSpeech's layout, wav + txt, or a long recording + srt
+    source: Place = "samples"  # samples, or a folder: LJSpeech's layout, wav + txt, or a long recording + srt
     text: Text = Text()
     mel: Mel = Mel()
     trim: float | None = -40.0  # dB under the loudest: silence at both ends is cut; None: kept
     level: float | None = -23.0  # dB of the speech, full scale is 0; None: as recorded
     seconds: tuple[float, float] = (0.3, 12.0)  # shorter and longer clips are left out
-    times: str | None = None  # phone times: `samples`, a folder of TextGrids or a JSON; None: learnt (alignment search)
+    times: Place | None = None  # phone times: `samples`, a folder of TextGrids or a JSON; None: learnt (alignment search)
     max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unusable clips ends the run before training
 
     @field_validator("seconds")
@@ -79,7 +79,7 @@ class TtsModel(Section):
     pitch: bool = False  # predict a pitch for each symbol
     energy: bool = False  # predict a loudness for each symbol
     rows: int | None = Field(None, ge=4)  # of the embedding, some for symbols to come; None: the symbols there are
-    base: str | None = None  # a trained run to begin from: its symbols keep their ids, its nets their weights
+    base: Place | None = None  # a trained run to begin from: its symbols keep their ids, its nets their weights
     freeze_base_rows: bool = True  # the embeddings of the base's symbols stay bit-identical
 
 

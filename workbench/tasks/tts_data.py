@@ -241,8 +241,9 @@ def data(
     seconds = {split: round(float(s.lengths()[:, 0].sum()) * d.mel.hop / d.mel.rate / 60, 2) for split, s in sets.items()}
     digest = hashlib.sha256("\n".join(f"{u} {len(i)} {mels.length(u)}" for u, i in sorted(ids.items())).encode()).hexdigest()
     facts = {"source": d.source, "fingerprint": digest[:16], "symbols": len(symbols), "written_as": d.text.kind,
-             "minutes": seconds, "speakers": len(speakers), "unknown_symbols_in_held_out": " ".join(unknown),
+             "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
+    facts |= {"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {}
     out = Data(sets, collate, {k: s.lengths() for k, s in sets.items()}, count,
                {k: [r.uid for r in part] for k, part in rows.items()},
                ("mel", "mel_lengths") + ("durations",) * (times is not None) + ("pitch",) * m.pitch + ("energy",) * m.energy,
