@@ -98,15 +98,16 @@ def matters(
     before: dict[str, float],  # its loss parts
 ) -> list[Check]:
     "Other targets cost something else; so do the same targets beside other rows' inputs."
-    targets, counts = loop.data.targets, loop.data.counts(batch)
+    masks, counts = set(loop.data.padding.values()), loop.data.counts(batch)
+    targets = [t for t in loop.data.targets if t not in masks]  # where a target ends is a mask: the same for whatever stands in it
     change = lambda other: distance(before, parts_of(loop, other, counts))
     noise = change(rolled(batch, batch))
     if not targets:
         return [Check("targets", "not proven", "the task names no targets.")]
     found = [check_change("targets", change(repeated(batch, targets)), noise,
                           f"other {' and '.join(targets)} cost the same, so the loss does not look at them")]
-    if inputs := inputs_of(batch, targets, loop.data.padding.values()):
-        found.append(check_change("inputs matter", change(rolled(batch, targets)), noise,
+    if inputs := inputs_of(batch, loop.data.targets, masks):
+        found.append(check_change("inputs matter", change(rolled(batch, loop.data.targets)), noise,
                                   f"the loss does not read {' and '.join(inputs)} beside the targets"))
     return found
 

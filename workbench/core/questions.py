@@ -41,8 +41,9 @@ def pieces(
     if mask is None:
         return [row.reshape(-1, 1) for row in field]
     if mask.dim() == 1:
-        mask = torch.arange(field.shape[1], device=mask.device) < mask[:, None]
-    return [row[m.bool()].reshape(int(m.sum()), -1) for row, m in zip(field, mask)]
+        mask = torch.arange(int(mask.max()), device=mask.device) < mask[:, None]
+    padded = next((d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]), 1)  # the places may come last
+    return [row[m.bool()].reshape(int(m.sum()), -1) for row, m in zip(field.transpose(1, padded), mask)]
 
 
 def same(
@@ -65,6 +66,12 @@ def check_inputs(
             odd = next(i for i in range(len(field)) if not torch.isfinite(field[i]).all())
             return Check("inputs", "failed", f"`{name}` holds NaN or infinity ({name_of(odd)}).")
     inputs = inputs_of(batch, targets, padding.values())
+    continuous = {n: batch[n] for n in targets if isinstance(batch.get(n), torch.Tensor) and batch[n].is_floating_point()
+                  and n in padding}
+    for name, field in continuous.items():
+        rows = pieces(field, batch[padding[name]])
+        if same(torch.cat(rows)) or same(rows):
+            return Check("inputs", "failed", f"the target `{name}` is the same everywhere or in all rows: there is nothing to learn.")
     parts = {n: pieces(f, batch.get(padding.get(n))) for n, f in inputs.items()}
     flat = {n for n, rows in parts.items() if same(torch.cat(rows)) or same(rows)}
     real = {n for n, f in inputs.items() if f.is_floating_point()}
