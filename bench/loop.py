@@ -28,67 +28,78 @@ def table(head: list[str], *rows):
         print("| " + " | ".join(str(x) for x in line) + " |")
 
 
-def prepared(folder: Path, overrides: str = ""):
-    "A t5_tiny loop that is about to begin."
+def prepared(folder: Path, overrides: str = "", preset: str = "t5_tiny"):
+    "A loop that is about to begin."
     from workbench.core import presets, run, train
 
-    cfg = presets.load("t5_tiny", f"valid.every=null train.checkpoint_every=null trackers=[] {overrides}")
+    cfg = presets.load(preset, f"valid.every=null train.checkpoint_every=null trackers=[] {overrides}")
     return train, train.prepare(run.create(cfg, folder))
 
 
-def overhead(rounds: int = 6, steps: int = 40):
-    "Median wall time of a step, loop and bare loop in turn, on the same batches of t5_tiny."
+def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list[tuple[float, dict]]]]:
+    "For each round, bare loop and workbench in turn on the same batches: (seconds, counts) of each step after the first."
     import torch
 
     from workbench.core.optim import named_parameters
     from workbench.core.task import Ctx
 
-    with tempfile.TemporaryDirectory() as folder:
-        train, loop = prepared(Path(folder) / "run", "train.log_every=10")
-        plan = train.plan_of(loop)
-        data, nets, cfg = loop.data, loop.nets, loop.cfg
-        loss = loop.task.objectives(cfg)["translate"].loss
-        unique = list({id(p): p for p in named_parameters(nets).values() if p.requires_grad}.values())
-        adam = torch.optim.AdamW(unique, lr=1e-4, fused=True)
+    train, loop = prepared(folder, "train.log_every=10", preset)
+    plan = train.plan_of(loop)
+    data, nets, cfg = loop.data, loop.nets, loop.cfg
+    (objective,) = loop.task.objectives(cfg).values()
+    unique = list({id(p): p for p in named_parameters(nets).values() if p.requires_grad}.values())
+    adam = torch.optim.AdamW(unique, lr=1e-4, fused=True)
 
-        def bare(first):
-            times = []
-            for k in range(first, first + steps):
-                began = time.perf_counter()
-                batch = data.collate([data.datasets["train"][int(i), 0] for i in plan(0)[k % len(plan(0))][0]])
-                ctx = Ctx(cfg=cfg, data=data, counts=data.counts(batch))
-                loss(nets, batch, ctx)["loss"].backward()
-                torch.nn.utils.clip_grad_norm_(unique, 1.0)
-                adam.step()
-                adam.zero_grad()
-                times.append(time.perf_counter() - began)
-            return times
+    def batch_at(k):
+        return [data.datasets["train"][int(i), 0] for i in plan(0)[k % len(plan(0))][0]]
 
-        def ours(first):
-            times, last = [], [time.perf_counter()]
+    def bare(first):
+        times = []
+        for k in range(first, first + steps):
+            began = time.perf_counter()
+            batch = data.collate(batch_at(k))
+            ctx = Ctx(cfg=cfg, data=data, counts=data.counts(batch))
+            objective.loss(nets, batch, ctx)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(unique, 1.0)
+            adam.step()
+            adam.zero_grad()
+            times.append(time.perf_counter() - began)
+        return times[1:]
 
-            def mark(loop, after=train.after_step):
-                after(loop)
-                times.append(time.perf_counter() - last[0])
-                last[0] = time.perf_counter()
-            held, train.after_step = train.after_step, mark
-            loop.at.epoch, loop.at.batch, loop.at.stage_step = 0, first % len(plan(0)), 0
-            object.__setattr__(loop.stage.cfg.train, "max_steps", steps)
+    def ours(first):
+        times, last = [], [time.perf_counter()]
+
+        def mark(loop, after=train.after_step):
+            after(loop)
+            times.append(time.perf_counter() - last[0])
             last[0] = time.perf_counter()
-            with redirect_stdout(StringIO()):
-                train.train_stage(loop, None)
-            train.after_step = held
-            return times[1:]
+        held, train.after_step = train.after_step, mark
+        loop.at.epoch, loop.at.batch, loop.at.stage_step = 0, first % len(plan(0)), 0
+        object.__setattr__(loop.stage.cfg.train, "max_steps", steps)
+        last[0] = time.perf_counter()
+        with redirect_stdout(StringIO()):
+            train.train_stage(loop, None)
+        train.after_step = held
+        return times[1:]
 
-        ratios, all_bare, all_ours = [], [], []
-        bare(0)
-        for i in range(rounds):
-            a, b = (bare(i * steps), ours(i * steps)) if i % 2 else (ours(i * steps), bare(i * steps))[::-1]
-            ratios.append(sum(a[1:]) / sum(b))
-            all_bare, all_ours = all_bare + a[1:], all_ours + b
-        table(["loop", "median ms a step", "speed × bare (median of rounds)"],
-              ["bare torch", f"{1000 * statistics.median(all_bare):.1f}", "1.000"],
-              ["workbench", f"{1000 * statistics.median(all_ours):.1f}", f"{statistics.median(ratios):.3f}"])
+    bare(0)
+    found = []
+    for i in range(rounds):
+        first = (i * steps) % max(1, len(plan(0)) - steps)  # within an epoch: the next one has other batches
+        counts = [data.counts(data.collate(batch_at(k))) for k in range(first + 1, first + steps)]
+        a, b = (bare(first), ours(first)) if i % 2 else (ours(first), bare(first))[::-1]
+        found.append([list(zip(a, counts, strict=True)), list(zip(b, counts, strict=True))])
+    return found
+
+
+def overhead(rounds: int = 6, steps: int = 40, preset: str = "t5_tiny"):
+    "Median wall time of a step, loop and bare loop in turn, on the same batches."
+    with tempfile.TemporaryDirectory() as folder:
+        found = beside(preset, rounds, steps, Path(folder) / "run")
+    times = [[[t for t, _ in one] for one in two] for two in found]
+    middle = [1000 * statistics.median(t for two in times for t in two[k]) for k in (0, 1)]
+    table(["loop", "median ms a step", "speed × bare (median of rounds)"], ["bare torch", f"{middle[0]:.1f}", "1.000"],
+          ["workbench", f"{middle[1]:.1f}", f"{statistics.median(sum(a) / sum(b) for a, b in times):.3f}"])
 
 
 def startup(rounds: int = 3):

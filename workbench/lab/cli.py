@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'check', 'stop', 'runs', 'presets', 'preset_table',
-           'run_row', 'check_model', 'main']
+           'run_row', 'check_model', 'say', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -40,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     command("stop", "ask a run to save and stop", run)
     command("check-model", "say whether a text-to-text model will work, and why not",
             ("name", dict(metavar="NAME", help="a model of the hub, or a local folder")))
+    command("say", "speak a text with a run of text to speech, into a wav file", run,
+            ("text", dict(metavar="TEXT", help="what to say")),
+            ("--out", dict(default="speech.wav", metavar="FILE", help="the file that grows by a sentence at a time (default: speech.wav)")),
+            ("--speed", dict(type=float, default=1.0, metavar="X", help="times as fast (default: 1)")),
+            ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: the run's)")),
+            ("--speaker", dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
+            ("--checkpoint", dict(default="best", metavar="NAME", help="best, last, or a checkpoint's name")))
     return top
 
 # %% ../../nbs/lab/40_cli.ipynb #watch
@@ -193,6 +200,14 @@ def check_model(options) -> int:
     show(Table(["about", "result", "what was found"], [[f.about, f.state, f.says] for f in found], options.name))
     return 0 if works(found) else 2
 
+
+def say(options) -> int:
+    "workbench say RUN TEXT"
+    from workbench.lab.say import say
+
+    say(options.run, options.text, options.out, options.speed, options.vocoder, options.speaker, options.checkpoint)
+    return 0
+
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
@@ -200,7 +215,7 @@ def main(
     "Run a command; returns the exit status."
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
-                "check-model": check_model}
+                "check-model": check_model, "say": say}
     from workbench.core.config import Refused
     from workbench.lab.launch import Failed
 
