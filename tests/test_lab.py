@@ -234,7 +234,7 @@ def test_the_readme_is_true():
     readme = (home / "README.md").read_text(encoding="utf8")
     for name, words in preset_table().rows:
         assert f"| `{name}` | {words} |" in readme
-    assert len(re.findall(r"^\| `\w+` \| Pose", readme, re.M)) == len(presets())
+    assert len(re.findall(r"^\| `\w+` \| (?:Pose|Text|Amharic)", readme, re.M)) == len(presets())
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))
     for line in re.findall(r"^workbench (.*)$", blocks, re.M):
         parser().parse_args(re.sub(r'"([^"]*)"', lambda m: m[1].replace(" ", "\0"), line).split())
