@@ -79,11 +79,21 @@ SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_hea
          "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "encoder", "decoder")
 
 
+SPEAKER = {"width": 32, "heads": 2, "layers": 1, "hidden": 64, "decoder": {"width": 32, "blocks": 1}}
+
+
+def shrunk(name):
+    "The sizes that a preset is tried with here."
+    if presets.read_file(presets.find(name))["task"] == "tts":
+        return SPEAKER
+    sizes = {k: v for k, v in SHRUNK.get(name, T5ISH).items() if k in SIZES}
+    return {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}
+
+
 @pytest.mark.parametrize("name", presets.presets())
 def test_every_preset_passes(name):
-    sizes = {k: v for k, v in SHRUNK.get(name, T5ISH).items() if k in SIZES}
-    model = {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}
-    cfg = presets.load(name, {"model": model, "trackers": [], "train": {"max_steps": 4}})
+    warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}  # of 4,000 steps, two move no norm in float32
+    cfg = presets.load(name, {"model": shrunk(name), "trackers": [], "train": {"max_steps": 4} | warmup})
     found = check(cfg, seconds=3)
     assert not failed(found)
     states = {c.name: c.state for c in found}

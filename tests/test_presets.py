@@ -14,9 +14,10 @@ from workbench.parts import hub, pretrained
 from workbench.parts.seq2seq import embed_width
 from workbench.parts.text import train_tokenizer
 from workbench.parts.translator import describe, make
-from workbench.tasks import sign
+from workbench.tasks import sign, tts, tts_config
 
 ALL = ["bart_large", "mbart", "mt5_large", "t5_3b_lora", "t5_base", "t5_large", "t5_small", "t5_tiny", "transformer"]
+SPEECH = ["amharic_tiny", "amharic_tts", "tts_full", "tts_small", "tts_tiny"]
 PUBLISHED = {  # preset: (the figure that its papers and pages give, what the weights hold, tied tables counted once)
     "t5_small": ("60 M", 60_506_624), "t5_base": ("220 M", 222_903_552), "t5_large": ("738 M", 737_668_096),
     "bart_large": ("406 M", 406_291_456), "mbart": ("611 M", 610_879_488), "mt5_large": ("1.23 B", 1_229_581_312),
@@ -40,13 +41,13 @@ def own_text(name):
 
 
 def test_these_are_the_presets():
-    assert presets.presets() == ALL
+    assert presets.presets() == sorted(ALL + SPEECH)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL + SPEECH)
 def test_a_preset_loads_and_plans_its_stage(name):
     cfg = presets.load(name)
-    assert cfg.preset == name and cfg.task == "sign" and own_text(name).startswith("# ")
+    assert cfg.preset == name and cfg.task == ("sign" if name in ALL else "tts") and own_text(name).startswith("# ")
     assert len(stages(cfg)) == 1
     again = presets.resolve(yaml.safe_load(presets.dump(cfg)), "again")
     assert again.model_dump() == cfg.model_dump()  # what a run folder keeps is the configuration
@@ -87,6 +88,39 @@ def test_every_key_of_t5_base_has_a_comment():
 def test_a_preset_sets_nothing_that_t5_base_does_not_explain(name):
     inside = ("on_cpu.", "model.params.", "model.lora.", "extends")
     assert {k for k in leaves(name) if not k.startswith(inside)} <= leaves("t5_base") | {"on_cpu", "model.lora", "model.params"}
+
+
+def test_tts_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
+    parts = ("data", "model", "loss", "speak")
+    known = {k for k in keys_of(tts_config.TtsConfig) if k.startswith(tuple(p + "." for p in parts))}
+    ends = {k for k in known if not any(o.startswith(k + ".") for o in known)}
+    listed = leaves("tts_tiny")
+    assert ends <= listed and {k for k in listed if k.startswith(parts)} <= known
+    for name in SPEECH:
+        assert {k for k in leaves(name) if k.startswith(tuple(p + "." for p in parts))} <= listed
+    lines = [line for line in own_text("tts_tiny").split("model:")[1].split("train:")[0].splitlines() if re.match(r"  \w+:", line)]
+    assert len(lines) > 20 and sum("#" in line for line in lines) > 0.75 * len(lines)
+
+
+def speech_nets(cfg):
+    "The nets of a speech preset, without data and memory."
+    own = {"table": cfg.model.rows or 90, "speakers": {"": 0}, "base_rows": 0,
+           "statistics": {"mel": {"mean": [0.0] * 80, "std": [1.0] * 80}, "log_duration": 1.0}}
+    with torch.device("meta"):
+        return tts.nets(cfg, types.SimpleNamespace(own=own), False)
+
+
+def test_tts_full_has_the_public_size():
+    "d_model 1024, 8 heads, 6 layers, 2,454 kept symbols and 81 new ones: about 55 M parameters."
+    full, amharic = presets.load("tts_full"), presets.load("amharic_tts")
+    m = full.model
+    assert (m.width, m.heads, m.layers, m.rows, amharic.model.rows) == (1024, 8, 6, 2454, 2454 + 81)
+    assert amharic.model.freeze_base_rows and amharic.train.lr == 1e-5 and len(amharic.speak.sentences) == 5
+    assert (full.train.batch_size, full.train.accumulate, full.train.clip) == (16, 2, 0.5) or full.notes
+    sizes = [sum(p.numel() for net in speech_nets(cfg).values() for p in net.parameters()) for cfg in (full, amharic)]
+    assert 52e6 < sizes[0] < 58e6 and sizes[1] - sizes[0] == 81 * 1024
+    tiny = sum(p.numel() for net in speech_nets(presets.load("tts_tiny")).values() for p in net.parameters())
+    assert tiny < 6e6
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))

@@ -1,13 +1,19 @@
-"A folder with a voice of another language as its owner has it, in LJSpeech's layout, whole or spoilt."
+"A folder with a voice of another language as its owner has it, in LJSpeech's layout, whole or spoilt; and small nets that learn it."
 import os
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
+import torch
 
 import workbench
+from workbench.core import presets
+from workbench.core.config import Refused
 from workbench.parts.wave import read_wave
+from workbench.tasks import tts
 
 PACK = Path(workbench.__file__).parent / "samples/tts/am"
 RATE = 22050
@@ -66,3 +72,48 @@ def spoil(home):
     return {low: "nothing above 4 kHz", low2: "nothing above 4 kHz", cut: "cut off", text_gone: "empty text", mute: "silent",
             long: "2400.00 s", noise: "not a sound file", clipped: "clipped: ", "nobody_wrote_this": "audio without text",
             "not_there": "text without audio", "../outside": "leads out of the folder", rows()[3][0]: "stands twice"}
+
+
+SMALL = {"trackers": [], "check": False, "data": {"text": {"kind": "characters", "language": "am", "voice": "am"}},
+         "model": {"width": 32, "layers": 1, "hidden": 64, "prenet": 1, "decoder": {"width": 32, "blocks": 1, "together": 2}},
+         "train": {"max_steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2, "scheduler": {"warmup": 1}},
+         "valid": {"every": 4, "rows": 4, "batch_size": 2}, "speak": {"f0": False, "steps": 2}}
+MELODY = "model.pitch=true model.energy=true"
+FLOW = f"model.decoder.kind=flow {MELODY}"
+TIMES = "data.text.kind=phones"  # beside data.times: the folder has phones.json and times.json
+
+
+def config(home, overrides="", **more):
+    small = presets.merge(SMALL, {"data": {"source": str(home)}})
+    return presets.load("tts_tiny", presets.merge(presets.merge(small, more), presets.parse_overrides(overrides)))
+
+
+def data_of(cfg, assets=None):
+    return tts.task.data(cfg, types.SimpleNamespace(assets=assets))
+
+
+def refusal(cfg):
+    "The message with which data or nets are refused: a sentence."
+    with pytest.raises(Refused) as caught:
+        tts.task.nets(cfg, data_of(cfg), True)
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
+def lively(cfg):
+    "Nets whose outputs, which begin at zero, say something; and the data."
+    d = data_of(cfg)
+    nets = tts.task.nets(cfg, d, True)
+    torch.manual_seed(1)
+    for p in (p for net in nets.values() for p in net.parameters()):
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return nets, d
+
+
+def batch_of(d, rows=range(6), split="train"):
+    return d.collate([d.datasets[split][i, 0] for i in rows])
+
+
+def with_times(home, overrides=""):
+    return config(home, f"{TIMES} data.times={home}/times.json {overrides}")
