@@ -14,7 +14,7 @@ from workbench.core.run import write_text
 from workbench.lab import say
 from workbench.lab.cli import main
 from workbench.parts.wave import read_wave, write_wave
-from workbench.tasks.tts_data import home_of
+from workbench.tasks.tts_rows import home_of
 
 SMALL = ("model.width=32 model.layers=1 model.hidden=64 model.prenet=1 model.decoder.width=32 model.decoder.blocks=1 train.max_steps=2 "
          "train.log_every=1 valid.every=null valid.final=[] data.text.kind=characters trackers=[] check=false")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.config import Refused
 from ..core.task import Data, Sound
-from .tts_data import sequence_of
+from .tts_rows import sequence_of
 
 # %% ../../nbs/tasks/25_tts_answers.ipynb #Spoken
 @dataclass(frozen=True, eq=False)

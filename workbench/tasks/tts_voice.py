@@ -174,7 +174,7 @@ def batch_of_texts(
     "A batch without a spectrogram. Raises `Refused` for symbols that the voice was not trained on."
     from torch.nn.utils.rnn import pad_sequence
 
-    from workbench.tasks.tts_data import sayable
+    from workbench.tasks.tts_rows import sayable
 
     known, speakers = data.own["symbols"], data.own["speakers"]
     sequences = [sayable(q, known) for q in sequences]
@@ -205,7 +205,7 @@ def synthesise(
     from workbench.parts.mel import Mel
     from workbench.parts.spoken import sentences
     from workbench.parts.vocoder import vocoder as make
-    from workbench.tasks.tts_data import sequence_of
+    from workbench.tasks.tts_rows import sequence_of
 
     try:
         make_wave = make(vocoder, Mel(**data.own["mel"].model_dump())) if isinstance(vocoder, str) else vocoder
