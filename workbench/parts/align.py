@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['search', 'frames_to_symbols', 'regulate', 'place_in_symbol', 'check_durations', 'draw_alignment']
 
-# %% ../../nbs/parts/66_align.ipynb #faf8c395
+# %% ../../nbs/parts/66_align.ipynb #28b70ecb
 from functools import cache
 
 import numpy as np
 import torch
+
+from .lettering import entitle, families
 
 # %% ../../nbs/parts/66_align.ipynb #compiled
 @cache
@@ -102,7 +104,8 @@ def draw_alignment(
     durations: np.ndarray,  # [S] frames
     symbols: list[str],  # [S]
     hop: float,  # seconds of a frame
-    title: str = "",
+    text: str = "",
+    more: str = "",  # of the title, in Latin letters
     low: float | None = None,  # log amplitude shown black; None: the picture's own
     high: float | None = None,
 ):
@@ -113,6 +116,7 @@ def draw_alignment(
     edges = np.concatenate([[0], np.cumsum(durations)]) * hop
     for i, (a, b, s) in enumerate(zip(edges, edges[1:], symbols)):
         axes.axvline(b, color="white", linewidth=0.6, alpha=0.8)
-        axes.text((a + b) / 2, len(mel) * (1.02 + 0.07 * (i % 2)), s, ha="center", va="bottom", fontsize=8)
+        if fonts := families(s):
+            axes.text((a + b) / 2, len(mel) * (1.02 + 0.07 * (i % 2)), s, ha="center", va="bottom", fontsize=8, fontfamily=fonts)
     axes.set(xlabel="time in s", ylabel="mel band", xlim=(0, seconds))
-    axes.set_title(title, loc="left", fontsize=9, pad=26)
+    entitle(axes, text, more, loc="left", fontsize=9, pad=26)

@@ -164,12 +164,15 @@ def mel_figure(
     mel: Mel,
     spec,  # [M, T] log-mel, an array or a tensor
     title: str = "",
+    more: str = "",  # of the title, in letters that every font has
     marks: list[tuple[float, str]] = (),  # (s, label): a line where something begins
     low: float | None = None,  # log amplitude shown black; None: the picture's own
     high: float | None = None,
 ):  # matplotlib Figure
     "The spectrogram as a person reads it."
     from matplotlib.figure import Figure
+
+    from workbench.parts.lettering import entitle
 
     spec = torch.as_tensor(spec).detach().float().cpu()
     seconds = spec.shape[1] * mel.hop / mel.rate
@@ -180,7 +183,8 @@ def mel_figure(
     centres = band_centres(mel)
     shown = [hz for hz in (0, 250, 500, 1000, 2000, 4000, 8000) if mel.fmin <= hz <= mel.fmax]
     ax.set_yticks([int((centres - hz).abs().argmin()) for hz in shown], [f"{hz}" for hz in shown])
-    ax.set(xlabel="time (s)", ylabel="frequency (Hz)", title=title)
+    ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
+    entitle(ax, title, more)
     for at, label in marks:
         ax.axvline(at, color="white", linewidth=0.6, alpha=0.7)
         ax.annotate(label, (at, mel.bands - 0.5), xytext=(2, -3), textcoords="offset points", va="top", fontsize=8,

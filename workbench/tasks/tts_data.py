@@ -184,6 +184,6 @@ def show(
     for i, uid in enumerate(batch["uid"][:rows]):
         said = " ".join(data.own["symbols"].decode(batch["text_ids"][i][: batch["text_lengths"][i]].tolist()))
         picture = batch["mel"][i, :, : batch["mel_lengths"][i]]
-        out[f"row {i + 1}"] = mel_figure(mel, picture, f"{batch['text'][i]}    {said}")
+        out[f"row {i + 1}"] = mel_figure(mel, picture, batch["text"][i], said)
         out[f"row {i + 1} sound"] = Sound(data.own["mels"].wave(uid), mel.rate)
     return out
