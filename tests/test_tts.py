@@ -255,6 +255,7 @@ FAULTS = {  # fault: (the loss that has it, the check that finds it, a word of w
     "mean over padding": (lambda f, n, b, c: {k: v * b["mel"].shape[2] * len(b["mel"]) / sum(b["mel_lengths"])
                                               for k, v in f(n, b, c).items()}, "padding", "padding counts"),
     "dummy loss": (lambda f, n, b, c: {k: v * 0 - 2344 for k, v in f(n, b, c).items()}, "first loss", "-2344"),
+    "dummy tokens": (lambda f, n, b, c: f(n, b | {"text_ids": b["text_ids"] * 0 + 5}, c), "inputs matter", "text_ids"),
     "sum over bands": (lambda f, n, b, c: {k: v * 80 for k, v in f(n, b, c).items()}, "first loss", "mel_loss is"),
     "blocked gradient": (lambda f, n, b, c: {k: v.detach() + 0 * n["aligner"].weight.sum() for k, v in f(n, b, c).items()},
                          "gradients", "no gradient"),
