@@ -564,9 +564,9 @@ EQUAL = ("model.dropout=0 train.accumulate=2 model.name=t5-small model.init=auto
 
 def killed(folder, cfg, *steps):
     "A run that is killed when it trains these steps, and then let finish."
-    end(go(folder, cfg, SIGN_TRAP=str(steps[0])), "died")
+    end(go(folder, cfg, TOY_TRAP=str(steps[0])), "died")
     for step in steps[1:]:
-        end(go(folder, SIGN_TRAP=str(step)), "died")
+        end(go(folder, TOY_TRAP=str(step)), "died")
     base = folder / "checkpoints/base/translator.safetensors"
     written = base.stat().st_mtime_ns if base.exists() else None
     end(go(folder))
