@@ -143,8 +143,8 @@ def test_a_preset_is_walked_by_mouse_and_keyboard(opened, lab):
 
     box(page, "training").click()
     press(page, "Start training")
-    wait_state(page, "training", "running", seconds=60)
-    wait_state(page, "training", "passed", seconds=120)
+    wait_state(page, "training", "running", seconds=120)
+    wait_state(page, "training", "passed", seconds=300)
     assert status(last_run(lab[0]))["step"] == 40
     assert page.locator("svg[role=img]").count() >= 3  # curves
     page.get_by_text("Previews", exact=True).click()
@@ -172,7 +172,7 @@ def test_a_training_outlives_its_kernel(opened, lab, toy_config):
     run_upto(page, "quick test")
     box(page, "training").click()
     press(page, "Start training")
-    wait_state(page, "training", "running", seconds=60)
+    wait_state(page, "training", "running", seconds=120)
     run = last_run(lab[0])
     while not status(run).get("step"):
         assert status(run)["state"] in ("starting", "running")
@@ -196,7 +196,7 @@ def test_a_training_outlives_its_kernel(opened, lab, toy_config):
     step = status(run)["step"]
     page.get_by_label("extend with").fill(f"train.max_steps={step + 20}")
     press(page, "Extend")
-    wait_state(page, "training", "passed", "stale", seconds=60)
+    wait_state(page, "training", "passed", "stale", seconds=180)
     assert status(run)["state"] == "finished" and status(run)["step"] == step + 20
 
 

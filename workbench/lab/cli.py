@@ -58,13 +58,17 @@ def watch(
     from workbench.lab.results import places, scores
     from workbench.lab.show import show
 
+    asked = []
+
     def interrupt(number, frame):
+        asked.append(number)  # noted as well: a library may swallow what is raised
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         show_plan(run)
-        follow(run)
+        follow(run, asked=asked)
     except KeyboardInterrupt:
         ask_to_stop(run)
     if (run.folder / "results.json").exists():

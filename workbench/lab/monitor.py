@@ -160,6 +160,7 @@ def last_line(
 def follow(
     run: Run | str | Path,
     every: float = 0.5,  # seconds between two looks
+    asked: list = (),  # anything in it ends the following with KeyboardInterrupt
 ) -> dict:
     "Show a run's progress until it is over; returns its status. Raises `Refused` or `Failed` as the run did."
     run = run if isinstance(run, Run) else Run(Path(run))
@@ -167,6 +168,8 @@ def follow(
     seen = {"at": 0, "train": [], "valid": {}, "line": ""}
 
     def look(_):
+        if asked:
+            raise KeyboardInterrupt
         status = run.status
         rows, seen["at"], cut = new_rows(run.folder / "metrics.jsonl", seen["at"])
         if cut:
