@@ -59,12 +59,14 @@ def begin_from(
     import torch
 
     from workbench.core import checkpoint
+    from workbench.core.run import read_json
 
     folder = checkpoint.find(base, "best") or checkpoint.find(base)
     if not folder:
         raise Refused(f"model.base: {base} has no checkpoint.")
+    averaged = read_json(folder / "state.json")["ema"]  # as `workbench.load` gives them
     for name, net in nets.items():
-        held = checkpoint.net_state(folder, name)
+        held = checkpoint.net_state(folder, name, "ema" if averaged else "net")
         for key, own in net.state_dict().items():
             there = held.get(key)
             if there is None or key in ("mean", "std"):  # how loud the recordings are is their own

@@ -139,8 +139,7 @@ def read_rows(
             rows.setdefault(r.split or "train", []).append(Row(r.uid, r.text, symbols, r.speaker))
         except ValueError as e:
             rejected.append({"row": r.row, "uid": r.uid, "reason": str(e)})
-    named = [r for r in rejected if r["reason"] != "audio without text"]  # a folder may hold other sounds: listed, not counted
-    check_rejected(named, total - len(rejected) + len(named), data.max_rejected)
+    check_rejected(rejected, total, data.max_rejected)
     if not rows.get("train"):
         raise Refused(f"{home} has no clip to train on.")
     return rows, rejected, mels, times, lexicon
