@@ -187,9 +187,10 @@ def preview(
     "Skeleton strips of held-out rows with what is signed and what is read."
     import torch
 
+    from workbench.core.evaluate import device_of, to_device
+
     items = [data.datasets["valid"][i, 0] for i in range(min(rows, len(data.datasets["valid"])))]
-    device = next(nets["reader"].parameters()).device
-    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in data.collate(items).items()}
+    batch = to_device(data.collate(items), device_of(nets))
     with torch.no_grad():
         found = predict(nets, batch, ctx)
     loud = "RANDOM WEIGHTS    " if ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch" else ""
