@@ -13,7 +13,7 @@ from pathlib import Path
 
 flags = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
          "--disable-sync --disable-dev-shm-usage").split()
-status = "jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status"
+status = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
 
 
 def chromium():
@@ -83,7 +83,7 @@ def open_notebook(context, server, name, run=True):
     "A page with the notebook; all cells are run."
     at, token = server
     page = context.new_page()
-    page.goto(f"{at}/lab/tree/{name}?token={token}&reset")
+    page.goto(f"{at}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}")  # `reset` would load the page twice
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell", timeout=60_000)
     wait_idle(page)
     if run:
