@@ -29,17 +29,19 @@ def frozen(folder):
 
 def moved(run):
     "For each stage the tensors that differ between its beginning and its end."
-    last = {}
+    last, handed = {}, {}  # at the end of a stage, and what the next one begins with: the averaged weights
     for name in sorted(p.name for p in (run / "checkpoints").glob("step_*")):
-        position = read_json(checkpoint.find(run, name) / "state.json")["position"]
-        last[position["stage"]] = tensors(run, name, ["net"])
+        state = read_json(checkpoint.find(run, name) / "state.json")
+        stage, averages = state["position"]["stage"], tensors(run, name, ["ema"]) if state["ema"] else {}
+        last[stage] = tensors(run, name, ["net"])
+        handed[stage] = last[stage] | {k.replace("ema.", "net.", 1): t for k, t in averages.items()}
     cfg = presets.load(config(FREEZING))
     nets = get("curve").nets(cfg, None, True)
     before = {f"net.{n}|{k}": t for n, net in nets.items() for k, t in net.state_dict().items()}
     out = []
-    for _, after in sorted(last.items()):
+    for stage, after in sorted(last.items()):
         out.append({k.partition(".")[2].replace("|", ".") for k in after if not (after[k] == before[k]).all()})
-        before = after
+        before = handed[stage]
     return out
 
 
@@ -82,7 +84,7 @@ def test_a_threshold_ends_a_stage_wherever_it_is_killed(folder):
     step = max(i for i in means if window < i < len(losses) and means[i] < min(means[j] for j in means if j < i))
     below = (means[step] + min(means[j] for j in means if j < step)) / 2
     two = ("train.log_every=1 train.checkpoint_every=2 pipeline.steps='[{name: first, train: {epochs: 2}, transition_on: "
-           f"{{metric: fit_loss, below: {below!r}, window: {window}}}}}, {{name: second, train: {{max_steps: 3}}}}]'")
+           f"{{mode: loss_threshold, metric: fit_loss, threshold: {below!r}, window: {window}}}}}, {{name: second, train: {{max_steps: 3}}}}]'")
     straight, run = go(folder / "threshold", two), folder / "threshold_killed"
     assert end(go(run, two, trap=f"kill:{step - 1}"))["state"] == "died"  # in the step that will end the stage
     assert 0 < len(read_json(checkpoint.find(run) / "state.json")["position"]["window"])
@@ -122,15 +124,17 @@ def refused(steps, **more):
 def test_every_mistake_of_a_pipeline_in_one_pass():
     found = refused([{"name": "a", "objectives": ["fits", "gues"]}, {"name": "a", "train": {"epochs": 2, "keep": 1, "lrr": 1}},
                      {"name": "b", "train": {"epochs": 1, "minutes": 3}}, {"name": "c"}])
-    assert len(found) == 7
+    assert len(found) == 8
     for part in ("the name `a` stands twice", "no objective `fits`; did you mean `fit`?", "no objective `gues`", "never ends",
                  "train.lrr", "train.minutes holds for the whole run", "pipeline step `c`: this stage never ends"):
         assert sum(part in line for line in found) >= 1, (part, found)
 
 
-def test_unknown_names_are_refused_before_a_step(folder):
-    status = end(go(folder / "names", "pipeline.steps='[{name: a, freeze: [bodi], train: {epochs: 1}}]'"))
-    assert status["refused"] and "freeze: no net or parameter is called `bodi`; did you mean `body`?" in status["error"]
-    status = end(go(folder / "nothing", "pipeline.steps='[{name: a, objectives: [guess], freeze: [judge], train: {epochs: 1}}]'"))
-    assert status["refused"] and "objective `guess` trains judge, and all of it is frozen" in status["error"]
-    assert not metrics_of(folder / "names") and launch.Run(folder / "nothing").over
+def test_unknown_names_are_refused_before_a_run_is_made(folder):
+    for name, steps, why in (("names", "{name: a, freeze: [bodi], train: {epochs: 1}}", "did you mean `body`?"),
+                             ("nothing", "{name: a, objectives: [guess], freeze: [judge], train: {epochs: 1}}", "all of it is frozen")):
+        with pytest.raises(Refused, match=why.replace("?", ".")):
+            go(folder / name, f"pipeline.steps='[{steps}]'")
+        assert not (folder / name).exists()
+    status = end(go(folder / "deeper", "pipeline.steps='[{name: a, freeze: [body.44], train: {epochs: 1}}]'"))  # only the net knows its parts
+    assert status["refused"] and "freeze: no net or parameter is called `body.44`" in status["error"]

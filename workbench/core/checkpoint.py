@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unique_tensors', 'save_tensors', 'load_tensors', 'optimizer_state', 'restore_optimizer', 'checkpoint_name', 'named',
-           'save', 'forget_best', 'prune', 'find', 'split_state', 'net_state', 'restore_nets']
+           'end_of', 'save', 'forget_best', 'prune', 'find', 'split_state', 'net_state', 'restore_nets']
 
 # %% ../../nbs/core/50_checkpoint.ipynb #1f27728a
 import json
@@ -107,9 +107,15 @@ def checkpoint_name(
 def named(
     run: Path,
 ) -> set[str]:
-    "The checkpoints that `last` and `best` name."
-    pointers = [run / "checkpoints" / name for name in ("last", "best")]
-    return {p.read_text().strip() for p in pointers if p.exists()}
+    "The checkpoints that have a name: `last`, `best`, and the ends of stages."
+    return {p.read_text().strip() for p in (run / "checkpoints").glob("[!.]*") if p.is_file()}
+
+
+def end_of(
+    stage: str,  # its name
+) -> str:
+    "The name of the checkpoint with which a stage ended."
+    return f"end of {stage}"
 
 
 def save(
@@ -117,7 +123,7 @@ def save(
     step: int,
     tensors: dict[str, dict],  # file -> {name: tensor}: nets, optimisers, EMA
     state: dict[str, Any],  # position, schedulers, optimiser numbers …: JSON
-    point: tuple[str, ...] = ("last",),  # which names point to it: last, best
+    point: tuple[str, ...] = ("last",),  # which names point to it: last, best, `end_of` a stage
 ) -> Path:
     "Write a checkpoint; afterwards `last` (or `best`) names it. Raises OSError, with nothing half-written left."
     folder = run / "checkpoints"
@@ -155,7 +161,7 @@ def prune(
     run: Path,
     keep: int,  # besides `best`
 ):
-    "Delete the oldest checkpoints, never `best` nor `last`, and what a killed process left half-written."
+    "Delete the oldest checkpoints, never one that has a name, and what a killed process left half-written."
     folder = run / "checkpoints"
     done = sorted(p for p in folder.glob("step_*") if p.is_dir())
     for old in done[:-keep]:
@@ -167,7 +173,7 @@ def prune(
 
 def find(
     run: Path,
-    which: str = "last",  # last | best | a checkpoint's name
+    which: str = "last",  # last | best | `end_of` a stage | a checkpoint's name
 ) -> Path | None:
     "The folder of a checkpoint; None if the run has none. Raises `Refused` for a name that is not there."
     folder = Path(run) / "checkpoints"
@@ -176,8 +182,10 @@ def find(
         if not (folder / which).exists():
             return None
         name = (folder / which).read_text().strip()
+    elif (folder / which).is_file():
+        name = (folder / which).read_text().strip()
     if not (folder / name / "state.json").exists():
-        there = ", ".join(sorted(p.name for p in folder.glob("step_*"))) or "none"
+        there = ", ".join(sorted(p.name for p in folder.glob("[!.]*") if p.name != "base")) or "none"
         raise Refused(f"{run} has no checkpoint `{name}`; there: {there}.")
     return folder / name
 

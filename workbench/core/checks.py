@@ -78,7 +78,7 @@ def scratch(
     loop: Loop,
 ) -> bool:
     "Whether the weights are random."
-    return (loop.task.origin(loop.nets) if loop.task.origin else {}).get("kind") != "pretrained"
+    return not loop.at.step and not loop.stage.begin_from and (loop.task.origin(loop.nets) if loop.task.origin else {}).get("kind") != "pretrained"
 
 
 def padding(

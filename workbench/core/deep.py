@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['deep', 'late', 'mismatched', 'generated', 'demand']
 
-# %% ../../nbs/core/87_deep.ipynb #79741d8f
+# %% ../../nbs/core/87_deep.ipynb #5743fe72
 import time
 from dataclasses import asdict
 
@@ -16,7 +16,7 @@ from .config import Refused
 from .loop import Loop
 from .optim import set_modes
 from .questions import Check, inputs_of, rolled
-from .run import write_json
+from .run import read_json, write_json
 
 # %% ../../nbs/core/87_deep.ipynb #deep
 def deep(
@@ -100,7 +100,7 @@ def demand(
     loop: Loop,
     plan,  # epoch -> the steps of an epoch
 ):
-    "Run the checks and write checks.json. Raises `Refused` naming what failed."
+    "Run the checks of the stage that begins and write checks.json. Raises `Refused` naming what failed."
     began = time.monotonic()
     found = quick(loop)
     if not any(c.state == "failed" for c in found):
@@ -110,7 +110,9 @@ def demand(
         length = min((s for s in (loop.budget(), steps and steps * pace) if s), default=0.0)
         found += deep(loop, min(120.0, length / 10)) if length >= 1800 else []
     if loop.main:
-        write_json(loop.run / "checks.json", [asdict(c) for c in found])
+        before = read_json(loop.run / "checks.json", []) if loop.at.stage else []
+        kept = [c for c in before if c["stage"] != loop.stage.name]
+        write_json(loop.run / "checks.json", [*kept, *(asdict(c) | {"stage": loop.stage.name} for c in found)])
         for c in found:
             print(f"check {c.name}: {c.state}: {c.says}", flush=True)
     if failed := [c for c in found if c.state == "failed"]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Failed', 'Loop', 'make_accelerator', 'precision', 'flush', 'last_good', 'log', 'record', 'update', 'agree']
 
-# %% ../../nbs/core/86_loop.ipynb #10c50cad
+# %% ../../nbs/core/86_loop.ipynb #fd7d5bc0
 import math
 import os
 import time
@@ -18,9 +18,10 @@ import torch
 from . import checkpoint
 from .config import Refused
 from .evaluate import collect
-from .pipeline import Position, Stage, check_trackers
+from .pipeline import Position, check_trackers
 from .presets import device_kind
 from .run import append_metrics, update_status
+from .stage import Stage
 from .step import Work
 from .task import Ctx, Data, Task
 

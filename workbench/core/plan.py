@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['memory_of', 'plan', 'check']
 
-# %% ../../nbs/core/95_plan.ipynb #a8c1c6d8
+# %% ../../nbs/core/95_plan.ipynb #eb43859f
 import tempfile
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .optim import freeze, named_parameters
 from .pipeline import Position, stages
 from .questions import Check
 from .report import write_plan
+from .resume import adopt_assets
 from .run import create, read_json
 from .task import get
 from .train import plan_of, prepare, use_data
@@ -67,6 +68,8 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
+        if first := stages(cfg)[0].begin_from:
+            adopt_assets(first, run / "assets")
         loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run), Position(), 1, 1)
         use_data(loop)
         with torch.device("meta"):

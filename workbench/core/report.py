@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['net_facts', 'write_plan', 'stage_facts', 'validate', 'averaged', 'evaluate', 'preview', 'to_tensorboard',
-           'reserve_seconds', 'final_evaluation']
+           'reserve_seconds', 'reset_peak', 'memory_held', 'record_stage', 'final_evaluation']
 
-# %% ../../nbs/core/89_report.ipynb #a67a50d7
+# %% ../../nbs/core/89_report.ipynb #36377dc2
 import time
 import wave
 from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from . import checkpoint
 from .config import Refused, nearest
@@ -20,8 +21,10 @@ from .data import padding_share
 from .evaluate import control, held_out_loss, predict_rows, save_predictions, save_previews
 from .loop import Loop, record
 from .optim import named_parameters, set_modes, swap
-from .pipeline import Stage, improves
-from .run import read_json, write_json, write_manifest, write_rows
+from .pipeline import ended, improves
+from .run import metrics_of, read_json, write_json, write_manifest, write_rows
+from .schedule import waits
+from .stage import Stage, last_epoch
 
 # %% ../../nbs/core/89_report.ipynb #net_facts
 def net_facts(
@@ -69,8 +72,9 @@ def stage_facts(
 ) -> dict:
     "What the plan says of a stage."
     t = stage.cfg.train
-    return {"name": stage.name, "objectives": list(stage.objectives), "freeze": list(stage.freeze),
-            "unfreeze": list(stage.unfreeze), "epochs": t.epochs, "max_steps": t.max_steps, "minutes": stage.minutes,
+    return {"name": stage.name, "description": stage.description, "objectives": list(stage.objectives), "freeze": list(stage.freeze),
+            "unfreeze": list(stage.unfreeze), "epochs": last_epoch(stage), "max_steps": t.max_steps, "minutes": stage.minutes,
+            "begin_from": stage.begin_from.run if stage.begin_from else None,
             "lr": t.lr, "batch_size": t.batch_size, "batch_tokens": t.batch_tokens, "accumulate": t.accumulate,
             "transition": stage.transition.model_dump() if stage.transition else None}
 
@@ -91,6 +95,8 @@ def validate(
     if valid.metric not in row:
         raise Refused(f"valid.metric is `{valid.metric}`, which nothing reports{nearest(valid.metric, list(row))}. "
                       f"There are: {', '.join(k for k, v in row.items() if isinstance(v, float))}.")
+    for owner in (o for w in loop.works for o in w.owners.values() if waits(o.scheduler)):
+        owner.scheduler.step(row[valid.metric])
     loop.evaluation_seconds, loop.at.validated = time.monotonic() - began, loop.at.step
     return improves(loop.at, loop.stage, row[valid.metric])
 
@@ -162,6 +168,46 @@ def reserve_seconds(
 ) -> float:
     "Seconds of a time budget that are kept for the final evaluation: a fifth, or what the last validation took."
     return min(0.5 * loop.budget(), max(0.2 * loop.budget(), 1.5 * loop.evaluation_seconds))
+
+# %% ../../nbs/core/89_report.ipynb #reset_peak
+def reset_peak(
+    loop: Loop,
+):
+    "A stage's peak of memory begins."
+    if loop.accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def memory_held(
+    loop: Loop,
+) -> float:
+    "GB (1e9 bytes) that tensors hold: on a GPU all of them, elsewhere what the nets and the stage hold."
+    if loop.accelerator.device.type == "cuda":
+        return torch.cuda.memory_allocated() / 1e9
+    held = [t for net in loop.nets.values() for t in (*net.parameters(), *net.buffers())]
+    held += [p.grad for net in loop.nets.values() for p in net.parameters() if p.grad is not None]
+    states = [o.optimizer.state for w in loop.works for o in w.owners.values()]
+    held += [t for state in states for entry in state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
+    unique = {t.data_ptr(): t.numel() * t.element_size() for t in (*held, *loop.average.values())}
+    return sum(unique.values()) / 1e9
+
+
+def record_stage(
+    loop: Loop,
+    held: float,  # GB at its end
+    left: float,  # GB after it was dropped
+):
+    "Add the stage to stages.json."
+    if not loop.main:
+        return
+    path, name = loop.run / "stages.json", loop.stage.name
+    rows = {split: [r for r in metrics_of(loop.run, split) if r["stage"] == name] for split in ("train", "valid")}
+    last = {split: {k: v for k, v in found[-1].items() if isinstance(v, float) and k != "time"} if found else {} for split, found in rows.items()}
+    cuda = loop.accelerator.device.type == "cuda"
+    line = {"stage": name, "ended": ended(loop.at, loop.stage), "steps": loop.at.stage_step, "epochs": loop.at.epoch,
+            "seconds": round(loop.at.stage_seconds, 2), **last, "gb_held": round(held, 4), "gb_freed": round(held - left, 4),
+            "gb_peak": round(torch.cuda.max_memory_allocated() / 1e9, 4) if cuda else None}
+    write_json(path, [r for r in read_json(path, []) if r["stage"] != name] + [line])
 
 # %% ../../nbs/core/89_report.ipynb #final_evaluation
 def final_evaluation(

@@ -67,10 +67,10 @@ def root() -> Path:
 
 def create(
     cfg,  # a complete configuration
-    folder: str | Path | None = None,  # None: runs/<preset>-<stamp>
+    folder: str | Path | None = None,  # None: cfg.run_dir, else runs/<preset>-<stamp>
 ) -> Path:
     "A new run folder with its configuration, in state `starting`. Raises `Refused` if it cannot be made."
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    stamp, folder = time.strftime("%Y%m%d-%H%M%S"), folder or cfg.run_dir
     run = Path(folder).expanduser() if folder else root() / f"{cfg.preset or cfg.task}-{stamp}"
     for n in range(2, 100):
         if folder or not run.exists():

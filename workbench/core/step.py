@@ -6,7 +6,7 @@
 __all__ = ['Forward', 'Owner', 'Work', 'build', 'owners', 'optimiser_step', 'unlock', 'forward_backward', 'prove_gradients',
            'step_owners', 'frozen_rows', 'hold_rows']
 
-# %% ../../nbs/core/82_step.ipynb #2dcfe345
+# %% ../../nbs/core/82_step.ipynb #0fe52822
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from .config import Refused
-from .optim import check_prefixes, in_group_order, make_optimizer, make_scheduler, matches, named_parameters, seed_all
-from .pipeline import Stage
-from .task import Ctx, Objective
+from .optim import check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all
+from .schedule import make_scheduler, waits
+from .stage import Stage
+from .task import Ctx, Objective, matches
 
 # %% ../../nbs/core/82_step.ipynb #Forward
 class Forward(nn.Module):
@@ -197,7 +198,7 @@ def step_owners(
         owner.lr = owner.scheduler.get_last_lr()[0]
         owner.optimizer.step()
         hold_rows(owner)
-        if not owner.optimizer.step_was_skipped:
+        if not owner.optimizer.step_was_skipped and not waits(owner.scheduler):
             owner.scheduler.step()
         owner.optimizer.zero_grad(set_to_none=True)
         norms["grad_norm" if alone and len(work.owners) == 1 else f"grad_norm/{name}"] = norm.detach()

@@ -109,12 +109,10 @@ def resume(options) -> int:
 
 def plan(options) -> int:
     "workbench plan CONFIG"
-    from workbench.core.pipeline import stages
-    from workbench.core.presets import load
+    from workbench.core.pipeline import complete
     from workbench.lab.plan import show_facts
 
-    cfg = load(options.config, options.overrides)
-    stages(cfg)
+    cfg = complete(options.config, options.overrides)
     from workbench.core.plan import plan as make  # torch: after what can be refused without it
 
     show_facts(make(cfg, memory=True), cfg.model_dump())
@@ -123,11 +121,9 @@ def plan(options) -> int:
 
 def check(options) -> int:
     "workbench check CONFIG"
-    from workbench.core.pipeline import stages
-    from workbench.core.presets import load
+    from workbench.core.pipeline import complete
 
-    cfg = load(options.config, options.overrides)
-    stages(cfg)
+    cfg = complete(options.config, options.overrides)
     from workbench.core.plan import check as find
     from workbench.lab.show import Table, show
 
