@@ -81,7 +81,7 @@ def per_level(
     if last:
         values += values[-1:] * (levels - len(values))
     if len(values) != levels:
-        raise ValueError(f"`{name}` has {len(values)} numbers, and there are {levels} resolutions: give one number or {levels}.")
+        raise ValueError(f"`{name}` has {len(values)} numbers, and there are {levels} resolutions: give 1 or {levels}.")
     return values
 
 
@@ -119,7 +119,7 @@ class Compressor(nn.Module):
         "Raises ValueError where height or width is no multiple of `factor`."
         h, w = image.shape[2:]
         if h % self.factor or w % self.factor:
-            raise ValueError(f"an image of {h} × {w} pixels, and both must be multiples of {self.factor}: crop or resize it.")
+            raise ValueError(f"an image of {h} × {w} pixels: crop or resize it to multiples of {self.factor}.")
         mean, logvar = self.layers(image).float().chunk(2, 1)
         return mean, logvar.clamp(-30, 20)
 
@@ -155,7 +155,8 @@ class Spade(nn.Module):
     ):
         super().__init__()
         self.shared = nn.ModuleList(nn.Conv2d(latent, hidden, 3, padding=1) for _ in sites)
-        self.maps = nn.ModuleList(nn.ModuleList(nn.Conv2d(hidden, 2 * d, 3, padding=1) for d in level) for level in sites)
+        self.maps = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(hidden, 2 * d, 3, padding=1) for d in level) for level in sites)
         for level in self.maps:
             for conv in level:
                 nn.init.zeros_(conv.weight)
@@ -191,7 +192,8 @@ class Body(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(latent, widths[0], 3, padding=1)
         self.attention = Attention(widths[0]) if attention else None
-        self.levels = nn.ModuleList(nn.ModuleList(Residual(d, normed=False) for _ in range(n)) for d, n in zip(widths, blocks))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(Residual(d, normed=False) for _ in range(n)) for d, n in zip(widths, blocks))
         self.ups = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))
         self.exit = nn.Conv2d(widths[-1], channels, 3, padding=1)
         self.sites = [[d] * (2 * n) for d, n in zip(widths, blocks)]
