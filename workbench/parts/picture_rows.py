@@ -111,7 +111,7 @@ def read_captions(
         raise ValueError(f"{path}: there is no such file.") from None
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8 at byte {e.start}; save the table as UTF-8.") from e
-    lines = [line.split("\t") for line in unicodedata.normalize("NFC", text).split("\n")]
+    lines = [line.split("\t") for line in text.split("\n")]
     first = [cell.strip().lower() for cell in lines[0]]
     header = len(first) > 1 and first[0] in HEADS
     if header and column not in first:
@@ -123,7 +123,7 @@ def read_captions(
         cells = [cell.strip() for cell in cells]
         why = "no caption: the line has no tab" if len(cells) == 1 else "no image" if not cells[0] else ""
         why = why or (f"{len(cells)} columns, not {wide}" if len(cells) > wide else "")
-        caption = " ".join(cells[at].split()) if at < len(cells) else ""
+        caption = " ".join(unicodedata.normalize("NFC", cells[at]).split()) if at < len(cells) else ""
         found.append((n, cells[0], caption, why or ("" if caption else "empty caption")))
     return found
 
