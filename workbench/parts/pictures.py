@@ -58,10 +58,11 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 def orientation(
     image: Image.Image,
 ) -> int:  # 1 to 8; 5 and above lie on their side
-    "EXIF's orientation, of what stands before the pixels: a PNG that says it after them is not read for it."
-    if image.format == "PNG" and "exif" not in image.info:
+    "EXIF's orientation. A PNG that says it after the pixels is not read for it; a TIFF is turned by Pillow itself."
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
-    return image.getexif().get(0x0112, 1)
+    tag = image.getexif().get(0x0112, 1)
+    return tag if tag in TURNS else 1
 
 
 def over_white(
@@ -191,7 +192,7 @@ def fit(
     "The middle of a picture at another size."
     width, height = picture.size
     scale = min(width / w, height / h)
-    left, top = (width - w * scale) / 2, (height - h * scale) / 2
+    left, top = max(0, (width - w * scale) / 2), max(0, (height - h * scale) / 2)
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
     return np.asarray(picture.resize((w, h), Image.Resampling.LANCZOS, box=box))
 

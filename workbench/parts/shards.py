@@ -89,7 +89,7 @@ def split_name(
 ) -> tuple[str, str] | None:  # key, suffix; None: no member of a sample
     "webdataset's key and suffix of a member's name."
     m = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", name.removeprefix("./"))
-    return (m[1], m[2].lower()) if m and not re.match(r"__[^/]*__($|/)", name) else None
+    return (m[1], m[2].lower()) if m and not re.match(r"__[^/]*__($|/)", m[1]) else None
 
 
 def wrong(
