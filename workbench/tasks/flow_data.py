@@ -230,16 +230,17 @@ def data(
     digest = hashlib.sha256("\n".join(f"{r.uid}\t{r.caption}\t{r.height}\t{r.width}" for k in rows for r in rows[k]).encode()).hexdigest()
     counted = Counter(sets["train"].sizes)
     facts = {"source": d.source, "fingerprint": digest[:16], "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok),
-             "tokenizer": origin, "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}}
+             "tokenizer": origin, "judge": "frechet and retrieval: random conv net, seed 0, 320 features", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}}
 
     def save(folder):
         save_tokenizer(tok, folder / "tokenizer")
         write_json(folder / "tokenizer.json", origin)
 
+    # a stage that only reconstructs has no inputs beside its targets
     places = {k: np.array([h * w // factor ** 2 for h, w in s.sizes]) for k, s in sets.items()}
     return Data(sets, collate, places, lambda batch: {"pictures": len(batch["uid"])}, {k: [r.uid for r in s.rows] for k, s in sets.items()},
-                ("image",), {"ids": "mask"}, show, save, rejected, facts, stage.assets,
-                {"tokenizer": tok, "encode": lambda text: encode(tok, f"{d.prefix}. {text}" if d.prefix else text, d.length)}, groups, blocks)
+                ("image",) if cfg.loss.train_diff else ("image", "ids"), {"ids": "mask"}, show, save, rejected, facts, stage.assets,
+                {"tokenizer": tok, "length": d.length, "draws": cfg.loss.train_diff, "encode": lambda text: encode(tok, f"{d.prefix}. {text}" if d.prefix else text, d.length)}, groups, blocks)
 
 
 def show(
