@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'DAMAGE', 'TURNS', 'RATIOS', 'with_picture', 'orientation', 'over_white', 'upright', 'read_picture', 'sides',
-           'size_of', 'ends_well', 'measure', 'allowed', 'bucket', 'fit', 'scaled', 'to_pixels', 'grid']
+           'size_of', 'ends_well', 'measure', 'allowed', 'nearest', 'bucket', 'fit', 'scaled', 'to_pixels', 'grid']
 
-# %% ../../nbs/parts/77_pictures.ipynb #4287af59
+# %% ../../nbs/parts/77_pictures.ipynb #8a48ff1a
 import io
 import math
 import struct
 import textwrap
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -152,12 +153,13 @@ def allowed(
     found = []
     for size in sizes:
         pair = isinstance(size, (list, tuple))
+        show = list(size) if pair else size
         if pair and len(size) != 2:
-            raise ValueError(f"the size {size} has {len(size)} numbers: write a side, or [width, height].")
+            raise ValueError(f"the size {show} has {len(size)} numbers: write a side, or [width, height].")
         for side in size if pair else [size]:
             if isinstance(side, bool) or not isinstance(side, int) or side <= 0 or side % factor:
                 near = max(1, round(side / factor)) * factor if isinstance(side, (int, float)) else factor
-                raise ValueError(f"the size {size} is no multiple of {factor}: write {near} for {side}.")
+                raise ValueError(f"the size {show} is no multiple of {factor}: write {near} for {side}.")
         if pair:
             found.append((size[1] / size[0], size[1], size[0]))
             continue
@@ -169,6 +171,16 @@ def allowed(
     return list({(h, w): (shape, h, w) for shape, h, w in reversed(found)}.values())[::-1]
 
 
+@lru_cache(maxsize=1 << 16)  # most pictures of a set share their sizes with others
+def nearest(height: int, width: int, sizes: tuple, factor: int, ratios: tuple) -> tuple[int, int]:
+    "What `bucket` says."
+    def far(choice):
+        shape, h, w = choice
+        return round(abs(math.log(shape * width / height)), 6), abs(math.log(h * w / (height * width)))
+
+    return min(allowed(sizes, factor, ratios), key=far)[1:]
+
+
 def bucket(
     height: int,
     width: int,
@@ -177,11 +189,8 @@ def bucket(
     ratios: tuple = (1,),  # for ints; `RATIOS` keeps shapes
 ) -> tuple[int, int]:  # height, width
     "The allowed size nearest to a picture's shape, then to its area."
-    def far(choice):
-        shape, h, w = choice
-        return round(abs(math.log(shape * width / height)), 6), abs(math.log(h * w / (height * width)))
-
-    return min(allowed(sizes, factor, ratios), key=far)[1:]
+    fixed = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
+    return nearest(height, width, fixed, factor, tuple(ratios))
 
 # %% ../../nbs/parts/77_pictures.ipynb #fit
 def fit(
