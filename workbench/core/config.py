@@ -152,7 +152,7 @@ class Transition(Section):
 
 class BeginFrom(Section):
     "Another run whose nets a stage begins with."
-    run: Place  # its averaged weights where it has such; RUN@STAGE: as they were at the end of that stage
+    run: Place  # its averaged weights where it has such; RUN@STAGE: at the end of that stage; @STAGE: of this run
     nets: list[str] | None = None  # None: all that both have
 
 

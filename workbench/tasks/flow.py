@@ -38,7 +38,7 @@ def nets(
         out = {"compressor": Compressor(**vae), "expander": Expander(**vae, hidden=m.vae.hidden)}
         if m.flow.kind == "transformer":
             out["flow_processor"] = FlowProcessor(m.vae.latent, m.flow.width, m.flow.depth, m.flow.heads, text.width, m.flow.patch,
-                                                  dropout=m.flow.dropout)
+                                                  m.flow.mlp, m.flow.dropout)
         else:
             out["flow_processor"] = FlowUNet(m.vae.latent, m.flow.width, m.flow.depth, text.width, m.flow.heads)
         out |= {"text_encoder": text, "discriminator": PatchCritic(3, m.critic.width, m.critic.layers)}
@@ -59,7 +59,7 @@ def text_encoder(
 
     tok, length = data.own["tokenizer"], data.own["length"]
     if t.encoder == "own":
-        return CaptionEncoder(len(tok), t.width, t.layers, t.heads, length, t.dropout)
+        return CaptionEncoder(max(len(tok), t.vocab), t.width, t.layers, t.heads, length, t.dropout)
     from transformers import AutoConfig, AutoModel
 
     from workbench.parts.hub import fetch, locate
