@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['memory_of', 'plan', 'check']
 
-# %% ../../nbs/core/95_plan.ipynb #b41e1d3a
+# %% ../../nbs/core/95_plan.ipynb #82f70f8b
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,20 @@ def memory_of(
     fullest = max(slots, key=lambda slot: len(slot) * lengths[slot].max(0).sum())
     longest = list(dict.fromkeys(fullest[lengths[fullest].argmax(0)].tolist()))
     batch = data.collate([data.datasets["train"][i, 0] for i in longest])
-    counts, objectives = data.counts(batch), loop.task.objectives(stage.cfg)
+    counts, objectives, cache = data.counts(batch), loop.task.objectives(stage.cfg), {}
 
-    def loss(objective):
-        return lambda nets, batch: objective.loss(nets, batch, loop.ctx(counts=counts))["loss"]
+    def loss(name):
+        def value(nets, batch):
+            if name == stage.objectives[0]:
+                cache.clear()
+            return objectives[name].loss(nets, batch, replace(loop.ctx(counts=counts, cache=cache), stage=stage.name, cfg=stage.cfg))["loss"]
+        return value
 
     on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
     held = bool(stage.freeze or stage.unfreeze)
     trains = {name: [n for n in on if matches(n, objectives[name].trains)] if held else list(objectives[name].trains)
               for name in stage.objectives}
-    losses = {name: (loss(objectives[name]), trains[name]) for name in stage.objectives}
+    losses = {name: (loss(name), trains[name]) for name in stage.objectives}
     sizes = [resized(batch, n) for n in sorted({max(2, len(fullest) // 4), max(4, len(fullest))})]
     common = {"clip": train.clip, "ema": bool(train.ema), "accumulate": min(2, train.accumulate)}
 
@@ -61,8 +66,9 @@ def memory_of(
     try:
         cpu = peaks("cpu", "fp32") if loop.accelerator.device.type == "cpu" else []
         lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
-    except (RuntimeError, ValueError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
-        return {"table": [], "note": f"The memory of this configuration could not be predicted: {str(e).splitlines()[0]}"}
+    except (RuntimeError, ValueError, LookupError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
+        why = f"{type(e).__name__}: {e}".splitlines()[0]
+        return {"table": [], "note": f"The memory of this configuration could not be predicted: {why}"}
     longest = "rows of " + " + ".join(str(n) for n in lengths[fullest].max(0))
     note = f"GB (1e9 bytes) for so many {longest}, the fullest micro-batch of an epoch; on a GPU with its precision."
     return {"table": [{"device": x["device"], "usable GB": round(x["usable_gb"], 1), "largest batch": x["largest"],

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['for_the_record', 'settings', 'random_instead', 'fell_back', 'weights_line', 'phrase', 'transition_line', 'end_line',
-           'stage_line', 'plan_table', 'memory_table', 'settings_line', 'memory_line', 'stage_tables', 'show_facts']
+           'stage_line', 'plan_table', 'memory_table', 'settings_line', 'memory_of_stages', 'stage_tables',
+           'show_facts']
 
 # %% ../../nbs/lab/18_plan.ipynb #a69b3684
 from pathlib import Path
@@ -141,14 +142,22 @@ def settings_line(
     return "; ".join(one(name, spec) for name, spec in found.items())
 
 
-def memory_line(
-    memory: dict,  # of a stage
-) -> str:
-    "What the fullest micro-batch needs on each device, and how many rows would fit."
-    if not memory["table"]:
-        return memory["note"]
-    rows = [k for k in memory["table"][0] if k.endswith(" rows")][-1]
-    return f"for {rows}: " + "; ".join(f"{row['device']} {row[rows]:g} GB, {phrase(row['largest batch'])} rows fit" for row in memory["table"])
+def memory_of_stages(
+    stages: list[dict],  # of plan.json
+) -> Table:
+    "What each stage needs on each device at about its batch size, and how many rows would fit."
+    head, rows, notes = ["stage", "rows"], [], []
+    for stage in stages:
+        found = stage["memory"]
+        notes += [found["note"]] if found and found["note"] not in notes else []
+        if not found or not found["table"]:
+            rows.append([stage["name"], None])
+            continue
+        sizes = sorted(int(k.split()[0]) for k in found["table"][0] if k.endswith(" rows"))
+        size = next((n for n in sizes if n >= stage["batch_size"]), sizes[-1])
+        head += [x["device"] for x in found["table"] if x["device"] not in head]
+        rows.append([stage["name"], size, *(f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} rows" for x in found["table"])])
+    return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages", " ".join(notes))
 
 
 def stage_tables(
@@ -172,7 +181,6 @@ def stage_tables(
         rows += [["averages", f"weights, with decay {stage['ema']:g}: they are what the next stage begins with"]] if stage["ema"] else []
         rows += [["data", phrase(stage["data"])]] if stage["data"] else []
         rows += [["begins from", stage["begin_from"]]] if stage["begin_from"] else []
-        rows += [["memory", memory_line(stage["memory"])]] if stage["memory"] else []
         about = f" · {stage['description']}" if stage["description"] else ""
         out.append(Table([], rows, f"Stage {i + 1} of {len(stages)}: {stage['name']}{about}"))
     return out
@@ -191,6 +199,7 @@ def show_facts(
     weights = "random: see above" if random_instead(plan, chosen) else weights_line(plan, chosen)
     show(Table([], [*place, ["weights", weights], *table.rows], table.title))
     if len(plan["stages"]) > 1:
-        show(*stage_tables(plan, chosen["train"]["minutes"]))
+        memory = [memory_of_stages(plan["stages"])] if any(s["memory"] for s in plan["stages"]) else []
+        show(*stage_tables(plan, chosen["train"]["minutes"]), *memory)
     elif plan.get("memory"):
         show(memory_table(plan["memory"]))
