@@ -47,7 +47,7 @@ def batches_of(
     seed: int = 0,
 ):
     "This rank's batches of a split."
-    plan = evaluation_plan(data.lengths[split], batch_size, rows, seed)[rank::world]
+    plan = evaluation_plan(data.lengths[split], batch_size, rows, seed, data.groups.get(split))[rank::world]
     return loader(data.datasets[split], data.collate, plan)
 
 # %% ../../nbs/core/84_evaluate.ipynb #held_out_loss

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_rejected', 'hold_out']
 
-# %% ../../nbs/core/32_rows.ipynb #4c9e3488
+# %% ../../nbs/core/32_rows.ipynb #3154da17
 import hashlib
+from collections.abc import Callable
 
 from .config import Refused
 
@@ -26,15 +27,16 @@ def check_rejected(
 
 # %% ../../nbs/core/32_rows.ipynb #hold_out
 def hold_out(
-    rows: dict[str, list],  # split -> rows with `text`
+    rows: dict[str, list],  # split -> rows
     seed: int,
+    text_of: Callable = lambda row: row.text,
 ) -> dict[str, list]:
     "A tenth of the training rows for validation where there is no table for it, chosen by their texts' hash."
     if rows.get("valid"):
         return rows
 
     def chosen(row):
-        return int(hashlib.sha256(f"{seed} {row.text}".encode()).hexdigest(), 16) % 10 == 0
+        return int(hashlib.sha256(f"{seed} {text_of(row)}".encode()).hexdigest(), 16) % 10 == 0
 
     held = [r for r in rows["train"] if chosen(r)] or rows["train"][:1]
     left = [r for r in rows["train"] if not chosen(r)] or rows["train"]

@@ -68,6 +68,8 @@ class Data:
     facts: dict[str, Any] = field(default_factory=dict)  # what the plan says of the data: counts, origin, vocabulary
     assets: Any = None  # the folder of saved assets, where there is a run
     own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
+    groups: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: rows of two groups never share a batch
+    blocks: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: the shard that a row stands in
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)

@@ -1,0 +1,446 @@
+"Pictures whole and broken, folders, shards and servers: what can be used is used, and the rest is named."
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import struct
+import tarfile
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import workbench
+from workbench.parts import fetch, shards
+from workbench.parts.picture_rows import dimensions, read_folder
+from workbench.parts.pictures import RATIOS, bucket, fit, grid, read_picture, scaled, size_of, to_pixels
+
+PACK = Path(workbench.__file__).parent / "samples/emoji"
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+
+
+def saved(image, kind="PNG", **how):
+    box = io.BytesIO()
+    image.save(box, kind, **how)
+    return box.getvalue()
+
+
+def write_tar(path, entries):
+    "A tar of (name, bytes), or (name, (type, target)) for another kind of member."
+    with tarfile.open(path, "w") as tar:
+        for name, content in entries:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                member.type, member.linkname = content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+# the sample pack
+
+def pack_lines(part):
+    head, *lines = (PACK / f"{part}.tsv").read_text(encoding="utf8").splitlines()
+    assert head.split("\t") == ["image", "caption", "am", "group", "subgroup"]
+    return [line.split("\t") for line in lines]
+
+
+def test_the_pack_is_the_one_that_was_made():
+    lines = (PACK / "SHA256SUMS").read_text(encoding="utf8").splitlines()
+    listed = dict(reversed(line.split("  ")) for line in lines)
+    there = {p.relative_to(PACK).as_posix(): p for p in PACK.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
+    assert set(there) == set(listed)
+    for name, path in there.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[name], name
+    assert sum(p.stat().st_size for p in there.values()) < 6e6
+
+
+def test_the_pack_says_what_is_there_and_no_caption_is_in_two_splits():
+    sheet, notice = (p.read_text(encoding="utf8") for p in (PACK / "DATASHEET.md", Path(__file__).parents[1] / "NOTICE"))
+    assert "workbench/samples/emoji" in notice and "Apache License 2.0" in sheet and "Unicode License V3" in sheet
+    captions, images = [], []
+    for part, count in {"train": 1336, "valid": 102, "test": 145}.items():
+        lines = pack_lines(part)
+        assert len(lines) == count and f"| {part} | {count} |" in sheet and all(len(line) == 5 and all(line) for line in lines)
+        captions += [(line[1], part) for line in lines]
+        images += [line[0] for line in lines]
+    assert len(dict(captions)) == len(captions) == len(set(images)) == len(list((PACK / "images").iterdir()))
+    of = dict(captions)
+    for who in ("surfing", "firefighter", "astronaut", "judge", "vampire"):
+        assert len({of[c] for c in of if c.split()[-1] == who}) == 1, who
+
+
+def test_the_pictures_of_the_pack_are_rgb_and_none_of_test_is_nearly_one_of_train():
+    pixels = {part: np.stack([np.asarray(Image.open(PACK / line[0])) for line in pack_lines(part)]) for part in ("train", "test")}
+    assert all(p.shape[1:] == (64, 64, 3) and p.dtype == np.uint8 for p in pixels.values())
+    train, test = (pixels[part].reshape(len(pixels[part]), -1).astype(np.float32) / 127.5 - 1 for part in ("train", "test"))
+    near = ((train ** 2).mean(1) + (test ** 2).mean(1)[:, None] - 2 * test @ train.T / train.shape[1]).min()
+    assert near >= 0.0099
+
+
+# pictures
+
+@pytest.mark.parametrize("image, expected", [
+    (Image.new("RGBA", (3, 2), (0, 0, 255, 51)), (204, 204, 255)),
+    (Image.new("LA", (3, 2), (0, 128)), (127, 127, 127)),
+    (Image.new("L", (3, 2), 77), (77, 77, 77)),
+    (Image.new("1", (3, 2), 1), (255, 255, 255)),
+    (Image.new("RGBA", (3, 2), (9, 9, 9, 0)).quantize(2), (255, 255, 255)),
+    (Image.new("RGB", (3, 2), (10, 20, 30)).quantize(2), (10, 20, 30)),
+    (Image.fromarray(np.full((2, 3), 0x8080, np.uint16)), (128, 128, 128))])
+def test_every_mode_is_drawn_over_white(image, expected):
+    picture = read_picture(saved(image))
+    assert picture.mode == "RGB" and picture.size == (3, 2)
+    assert np.abs(np.asarray(picture, int) - expected).max() <= 1
+
+
+def test_a_grey_of_32_bit_integers_and_one_of_floats(tmp_path):
+    Image.fromarray(np.full((2, 3), 65535, np.int32)).save(tmp_path / "i.tif")
+    assert read_picture(tmp_path / "i.tif").getpixel((0, 0)) == (255, 255, 255)
+    Image.fromarray(np.ones((2, 3), np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="f.tif: .*floats"):
+        read_picture(tmp_path / "f.tif")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_a_picture_cut_off_anywhere_is_named_and_never_half_grey(kind, tmp_path):
+    data, rng = saved(PHOTO, kind), random.Random(kind)
+    for cut in [0, 1, 8, 30, len(data) - 13, *rng.sample(range(31, len(data) - 13), 12)]:
+        (tmp_path / "p").write_bytes(data[:cut])
+        try:  # without its end mark alone a picture has all pixels
+            assert np.array_equal(read_picture(tmp_path / "p"), read_picture(data)) and cut > len(data) - 40
+        except ValueError as e:
+            assert str(e).startswith(f"{tmp_path}/p: ") and str(e).count("\n") == 0 and "0x" not in str(e)
+
+
+def test_damaged_bytes_are_a_picture_or_a_sentence():
+    rng = random.Random(0)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        for _ in range(40):
+            data = bytearray(saved(PHOTO, kind))
+            for _ in range(4):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            for work in (read_picture, size_of):
+                try:
+                    work(bytes(data))
+                except ValueError as e:
+                    assert str(e).startswith("the picture: ")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("width, height", [(10000, 9000), (65535, 65535)])
+def test_a_bomb_is_refused_by_its_header(width, height):
+    bomb = bytearray(saved(PHOTO))
+    bomb[16:24] = struct.pack(">II", width, height)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    for work in (size_of, read_picture):
+        with pytest.raises(ValueError, match="pixels"):
+            work(bytes(bomb))
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_picture(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OSError):
+        read_picture(tmp_path / "folder.png")
+
+
+def test_the_size_says_what_reading_gives_whatever_the_orientation():
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        for tag in range(0, 10):
+            exif = Image.Exif()
+            exif[0x0112] = tag
+            data = saved(PHOTO, kind, exif=exif)
+            assert size_of(data) == read_picture(data).size[::-1] == ((60, 40) if 5 <= tag <= 8 else (40, 60)), (kind, tag)
+
+
+def test_buckets_hold_for_any_picture():
+    rng = random.Random(0)
+    for _ in range(300):
+        h, w = rng.randint(1, 4000), rng.randint(1, 4000)
+        a, b = bucket(h, w, [64, [96, 64], 128], 16, RATIOS)
+        assert a % 16 == b % 16 == 0 and min(a, b) in (64, 128)
+        assert bucket(a, b, [64, [96, 64], 128], 16, RATIOS) == (a, b)  # what has the size keeps it
+    for h, w, a, b in ((1, 1, 64, 64), (1, 999, 64, 128), (999, 1, 64, 64), (641, 359, 112, 64), (3, 7, 5, 11), (1000, 707, 64, 80)):
+        assert (fit(Image.new("RGB", (w, h), "red"), a, b) == np.broadcast_to(np.uint8([255, 0, 0]), (a, b, 3))).all()
+    rng = random.Random(1)
+    for _ in range(2000):
+        h, w, a, b = (rng.randint(1, 60) for _ in range(4))
+        assert fit(PHOTO.resize((w, h)), a, b).shape == (a, b, 3)
+    with pytest.raises(ValueError, match="write 64 for 70"):
+        bucket(9, 9, [70], 16)
+
+
+def test_numbers_and_pixels_are_the_same_thing():
+    torch = pytest.importorskip("torch")
+    pixels = np.asarray(PHOTO)
+    images = torch.from_numpy(scaled(pixels))[None]
+    assert images.shape == (1, 3, 40, 60) and np.array_equal(to_pixels(images)[0], pixels)
+    assert to_pixels(images.bfloat16() * 9).max() == 255
+
+
+def test_a_grid_has_each_picture_with_its_caption():
+    figure = grid([np.zeros((3, 8, 8)), np.ones((3, 8, 16)), -np.ones((3, 8, 8))], ["one", "a caption of many words that goes on " * 3, "x"], 2)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert len(figure.axes) == 4 and titles[0] == "one" and titles[1].count("\n") == 2 and titles[3] == ""
+    assert [ax.images[0].get_array().shape for ax in figure.axes[:3]] == [(8, 8, 3), (8, 16, 3), (8, 8, 3)]
+
+
+# folders
+
+def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    PHOTO.save(tmp_path / "secret.png")
+    PHOTO.save(folder / "a.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "deep").symlink_to(tmp_path)
+    names = ["../secret.png", str(folder / "a.png"), "x/../../secret.png", "..\\secret.png", "link.png", "deep/secret.png", "a.png", "./a.png"]
+    (tmp_path / "c.txt").write_bytes("\r\n".join(f"{name}\ta caption" for name in names).encode("utf-8-sig"))
+    rows, rejected = read_folder(folder, tmp_path / "c.txt")
+    assert [r.uid for r in rows["train"]] == ["a.png"] and len(rejected) == 7
+    assert all("leads out" in r["reason"] for r in rejected[:6]) and "twice" in rejected[6]["reason"]
+    (tmp_path / "c.txt").unlink()
+    (folder / "a.txt").write_text("a")
+    (folder / "link.txt").write_text("b")
+    rows, rejected = read_folder(folder)
+    assert [r.uid for r in rows["train"]] == ["a.png"] and {r["uid"] for r in rejected} >= {"link.png", "deep/secret.png"}
+
+
+def test_the_cache_of_sizes_survives_being_torn_and_sees_a_changed_file(tmp_path):
+    PHOTO.save(tmp_path / "a.png")
+    cache, key = tmp_path / "sizes.json", str(tmp_path / "a.png")
+    assert dimensions([key], cache) == {key: (40, 60)}
+    for content in ("", "{", "[]", "null", '{"version": 0, "files": 3}', cache.read_text()[:-4]):
+        cache.write_text(content)
+        assert dimensions([key], cache) == {key: (40, 60)}
+        assert json.loads(cache.read_text())["files"][key][1] == [40, 60]
+    PHOTO.crop((0, 0, 7, 5)).save(tmp_path / "a.png")
+    assert dimensions([key], cache) == {key: (5, 7)}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png", "sizes.json"}
+
+
+def test_a_dry_run_decodes_no_picture(tmp_path, monkeypatch):
+    rows = read_folder(PACK)[0]["test"][:20]
+    for n, row in enumerate(rows):
+        Image.open(row.where).save(tmp_path / f"{n}.{('png', 'jpg')[n % 2]}")
+        (tmp_path / f"{n}.txt").write_text(row.caption)
+    paths = shards.write_shards(read_folder(tmp_path)[0]["train"], tmp_path / "s", 7)
+
+    def load(*a):
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert len(read_folder(tmp_path)[0]["train"]) == len(shards.index(paths)[0]) == 20
+
+
+# shards
+
+def sample(uid, image=None, **more):
+    return [(f"{uid}.png", image or saved(PHOTO)), (f"{uid}.json", json.dumps({"caption": f"caption {uid}"} | more).encode())]
+
+
+def test_a_shard_cut_off_at_any_place_keeps_its_whole_samples(tmp_path):
+    path = Path(write_tar(tmp_path / "s.tar", [m for uid in "abcd" for m in sample(uid)]))
+    data, image = path.read_bytes(), saved(PHOTO)
+    with tarfile.open(path) as tar:
+        ends = [m.offset_data + m.size for m in tar][1::2]
+    cuts = {0, 1, 511, 512, 513, len(data) - 1, *(e + d for e in ends for d in (-1, 0, 1, 511, 512)), *random.Random(0).sample(range(len(data)), 60)}
+    for cut in sorted(cuts):
+        path.write_bytes(data[:cut])
+        rows, rejected = shards.index([str(path)], cache=tmp_path / "cache")
+        assert [r.uid for r in rows] == [uid for uid, end in zip("abcd", ends) if end <= cut], cut
+        assert all(shards.read_member(r.where) == image and (r.height, r.width) == (40, 60) for r in rows)
+        assert all(r["row"].startswith("s.tar") and r["reason"] for r in rejected)
+        assert rejected or cut >= ends[-1] + 512
+
+
+def test_a_damaged_header_in_the_middle_is_told(tmp_path):
+    path = Path(write_tar(tmp_path / "s.tar", sample("a") + sample("b")))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[2].offset
+    data[at + 150] ^= 1  # its checksum
+    path.write_bytes(data)
+    rows, rejected = shards.index([str(path)])
+    assert [r.uid for r in rows] == ["a"] and f"damaged at byte {at}" in rejected[-1]["reason"]
+
+
+@pytest.mark.parametrize("entries, member, reason", [
+    (sample("b")[:1], "b", "no .json or .txt"), (sample("b")[1:], "b", "no .png"),
+    (sample("b", b"not a picture"), "b.png", "not a picture"), (sample("b", saved(PHOTO)[:-30]), "b.png", "cannot be read"),
+    (sample("b", caption=""), "b.json", "empty caption"), (sample("b", caption=["x"]), "b.json", "list, not a text"),
+    ([sample("b")[0], ("b.json", b"{")], "b.json", "JSON cannot be read"), ([sample("b")[0], ("b.json", b"[" * 100000)], "b.json", "JSON cannot"),
+    ([sample("b")[0], ("b.txt", b"\xff\xfe\x00")], "b.txt", "not UTF-8"), ([sample("b")[0], ("b.txt", b" \n")], "b.txt", "empty caption"),
+    ([("../b.png", saved(PHOTO)), ("../b.json", b"{}")], "../b.png", "leads out"), ([("/b.png", saved(PHOTO))], "/b.png", "leads out"),
+    ([("x/../../b.png", saved(PHOTO))], "x/../../b.png", "leads out"),
+    ([("b.png", (tarfile.SYMTYPE, "/etc/passwd")), sample("b")[1]], "b.png", "a link, to /etc/passwd"),
+    ([("b.png", (tarfile.LNKTYPE, "a.png")), sample("b")[1]], "b.png", "a link, to a.png"),
+    ([("b.png", (tarfile.FIFOTYPE, "")), sample("b")[1]], "b.png", "no plain file"),
+    (sample("b") + sample("b")[:1], "b.png", "stands twice")])
+def test_a_sample_that_cannot_be_used_is_named_and_its_neighbours_are_used(entries, member, reason, tmp_path):
+    path = write_tar(tmp_path / "s.tar", sample("a") + entries + sample("z"))
+    rows, rejected = shards.index([path])
+    assert [r.uid for r in rows] == ["a", "z"] and len(rejected) == 1
+    assert rejected[0]["row"] == f"s.tar:{member}" and reason in rejected[0]["reason"]
+
+
+@pytest.mark.parametrize("content, reason", [(b"", "empty"), (b"hello" * 300, "no tar"), (b"\x1f\x8b\x08" + bytes(600), "gunzip")])
+def test_a_file_that_is_no_tar_is_listed(content, reason, tmp_path):
+    (tmp_path / "s.tar").write_bytes(content)
+    rows, rejected = shards.index([str(tmp_path / "s.tar")])
+    assert not rows and len(rejected) == 1 and reason in rejected[0]["reason"]
+
+
+def test_keys_suffixes_and_captions_as_a_user_names_them(tmp_path):
+    both = [("./d.1/x.y.png", saved(PHOTO)), ("d.1/x.JPG", saved(PHOTO, "JPEG")), ("d.1/x.meta.json", b'{"a": {"text": "deep"}}'),
+            ("d.1/x.txt", "plain\n ሰላም".encode()), ("__index__.json", b"{}"), ("d.1", (tarfile.DIRTYPE, ""))]
+    path = write_tar(tmp_path / "s.tar", both)
+    for keys, caption in (({"label_key": "meta.json", "caption_key": "a.text"}, "deep"), ({"label_key": "txt"}, "plain ሰላም")):
+        rows, rejected = shards.index([path], **keys)
+        assert [(r.uid, r.caption) for r in rows] == [("d.1/x", caption)] and not rejected
+    assert shards.read_member(shards.index([path], "y.png;jpg", "txt")[0][0].where)[:4] == b"\x89PNG"
+    with pytest.raises(ValueError, match="image_key"):
+        shards.index([path], image_key=" ; ")
+
+
+def test_one_key_in_several_shards_gives_several_uids(tmp_path):
+    for name in ("p/s.tar", "q/s.tar", "t.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / name, sample("a"))
+    rows, _ = shards.index([str(tmp_path / n) for n in ("p/s.tar", "q/s.tar", "t.tar")])
+    assert [r.uid.removeprefix(f"{tmp_path}/") for r in rows] == ["p:s.tar:a", "q:s.tar:a", "t.tar:a"]
+
+
+def test_the_index_is_read_once_and_a_replaced_shard_again(tmp_path, monkeypatch):
+    path, calls, real = write_tar(tmp_path / "s.tar", sample("a")), [], shards.index_shard
+    monkeypatch.setattr(shards, "index_shard", lambda *a: calls.append(a) or real(*a))
+    first = shards.index([path], cache=tmp_path / "cache")
+    assert shards.index([path], cache=tmp_path / "cache") == first and len(calls) == 1
+    shards.read_member(first[0][0].where)
+    write_tar(tmp_path / "new.tar", sample("b", saved(PHOTO.crop((0, 0, 5, 5)))) + sample("c"))
+    os.replace(tmp_path / "new.tar", path)
+    rows, _ = shards.index([path], cache=tmp_path / "cache")
+    assert [r.uid for r in rows] == ["b", "c"] and len(calls) == 2 and shards.read_member(rows[1].where) == saved(PHOTO)
+    assert len(shards.index([path], label_key="txt", cache=tmp_path / "cache")[1]) == 2  # other keys, another index
+    for torn in (tmp_path / "cache").iterdir():
+        torn.write_text(torn.read_text()[:20])
+    assert shards.index([path], cache=tmp_path / "cache")[0] == rows
+
+
+def digest(where):
+    return hashlib.sha256(shards.read_member(where)).hexdigest()
+
+
+def test_threads_and_forked_workers_read_the_same_bytes(tmp_path):
+    rows = read_folder(PACK)[0]["train"][:300]
+    found, _ = shards.index(shards.write_shards(rows, tmp_path, 3))  # 100 shards, more than are held open
+    expected = [hashlib.sha256(Path(r.where).read_bytes()).hexdigest() for r in rows]
+    wheres = [r.where for r in found]
+    assert list(map(digest, wheres)) == expected  # the handles are open before the fork
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(digest, wheres * 3)) == expected * 3
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(digest, wheres, chunksize=7) == expected
+    Path(found[0].where[0]).write_bytes(b"short")
+    with pytest.raises(ValueError, match="it has changed"):
+        shards.read_member(found[0].where)
+
+
+def test_webdataset_reads_what_is_written_and_the_other_way_round(tmp_path):
+    webdataset = pytest.importorskip("webdataset", reason="the comparison needs webdataset: pip install webdataset")
+    rows = read_folder(PACK)[0]["valid"]
+    paths = shards.write_shards(rows, tmp_path / "ours", 40, "pack")
+    theirs = list(webdataset.WebDataset(f"{tmp_path}/ours/pack-{{000000..000002}}.tar", shardshuffle=False, empty_check=False).decode("pil"))
+    assert [s["json"]["caption"] for s in theirs] == [r.caption for r in rows]
+    assert all(s["webp"].tobytes() == read_picture(r.where).tobytes() for s, r in zip(theirs, rows))
+    assert fetch.expand(f"{tmp_path}/ours/pack-{{000000..000002}}.tar") == paths
+
+    with webdataset.ShardWriter(f"{tmp_path}/w-%04d.tar", maxcount=30, verbose=0) as sink:
+        for n, row in enumerate(rows):
+            sink.write({"__key__": f"sub/{n:05d}", "png": Image.open(row.where), "json": {"prompt": row.caption}})
+    with webdataset.TarWriter(str(tmp_path / "z.tar")) as sink:
+        sink.write({"__key__": "alone", "jpg": np.asarray(PHOTO) / 255, "json": {"prompt": "noise"}})
+    found, rejected = shards.index(fetch.expand(f"{tmp_path}/w-{{0000..0003}}.tar,{tmp_path}/z.tar"), "png;jpg", "json", "prompt")
+    assert not rejected and [r.caption for r in found] == [*(r.caption for r in rows), "noise"]
+    assert found[0].uid == "sub/00000" and (found[-1].height, found[-1].width) == (40, 60)
+    assert all(read_picture(shards.read_member(a.where)).tobytes() == read_picture(b.where).tobytes() for a, b in zip(found, rows))
+
+
+def test_two_rows_of_one_key_are_refused(tmp_path):
+    rows = read_folder(PACK)[0]["valid"]
+    with pytest.raises(ValueError, match="would have the key"):
+        shards.write_shards([rows[0], rows[0]], tmp_path)
+
+
+# servers
+
+@pytest.fixture
+def server(tmp_path):
+    "A server of one shard; `plan[path]` are the codes of its first answers, and after them 200."
+    shard = Path(write_tar(tmp_path / "served.tar", sample("a") + sample("b"))).read_bytes()
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            code = server.plan.get(self.path, []).pop(0) if server.plan.get(self.path) else 200
+            if code == "reset":
+                self.connection.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: the socket closes with a reset
+                return self.connection.close()
+            self.send_response(200 if code == "short" else code)
+            self.send_header("Content-Length", str(len(shard)))
+            self.end_headers()
+            self.wfile.write(shard[:700] if code == "short" else shard if code == 200 else b"")
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.asked, server.plan, server.at = [], {}, f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("codes", [[503, 503], [500, 429], ["short", "reset"]])
+def test_what_passes_is_tried_again_and_logged(codes, server, tmp_path, caplog):
+    server.plan["/x-1.tar"] = list(codes)
+    with caplog.at_level(logging.WARNING, "workbench.parts.fetch"):
+        rows, rejected = shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache", wait=0.001)
+    assert [r.uid for r in rows] == ["x", "x"] or len({r.uid for r in rows}) == 4
+    assert not rejected and len(rows) == 4 and read_picture(shards.read_member(rows[3].where)).size == (60, 40)
+    said = [r.getMessage() for r in caplog.records if r.name == "workbench.parts.fetch"]
+    assert len(said) == 2 and "x-1.tar" in said[0] and "retry 1 of 5 in 0.001 s" in said[0] and "retry 2 of 5 in 0.002 s" in said[1]
+    asked = len(server.asked)
+    assert asked == 4 and shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache")[0] == rows
+    assert len(server.asked) == asked  # fetched once
+
+
+@pytest.mark.parametrize("codes, tries, words", [([503] * 99, 4, "after 4 tries"), (["reset"] * 99, 4, "after 4 tries"),
+                                                 ([404] * 99, 1, "says 404"), ([403] * 99, 1, "says 403")])
+def test_what_does_not_pass_ends_in_one_sentence_and_leaves_nothing(codes, tries, words, server, tmp_path):
+    server.plan["/x.tar"] = list(codes)
+    with pytest.raises(ValueError, match=words) as e:
+        shards.index([f"{server.at}/x.tar"], cache=tmp_path / "cache", retries=3, wait=0.001)
+    assert len(server.asked) == tries and "\n" not in str(e.value) and f"{server.at}/x.tar" in str(e.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
+    with pytest.raises(ValueError, match="after 2 tries"):
+        fetch.fetch("http://127.0.0.1:9/x.tar", tmp_path, retries=1, wait=0.001)
+    with pytest.raises(ValueError, match="needs a cache folder"):
+        shards.index(["http://127.0.0.1:9/x.tar"])
