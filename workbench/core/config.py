@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Every', 'Place', 'Beginning', 'spellings', 'Refused', 'Section', 'parse_every', 'from_here', 'Optimizer', 'Scheduler',
            'EarlyStopping', 'Train', 'Valid', 'Transition', 'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core',
-           'merge', 'nearest', 'keys_of', 'sentence', 'without', 'validate']
+           'merge', 'merge_named', 'nearest', 'keys_of', 'sentence', 'without', 'validate']
 
 # %% ../../nbs/core/00_config.ipynb #e14d0b14
 import copy
@@ -227,9 +227,30 @@ def merge(
     base: dict,
     over: dict,  # wins, key by key
 ) -> dict:
-    "`base` with `over` laid on top; neither is changed. An empty mapping empties."
+    "`base` with `over` laid on top; neither is changed. An empty mapping empties; entries of a list are met by their names."
     both = {k: merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), dict)}
-    return base | over | both
+    named = {k: merge_named(k, base[k], v) for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), list)}
+    return base | over | both | named
+
+
+def merge_named(
+    key: str,  # "steps"
+    entries: list,  # mappings with names: the stages of a pipeline
+    over: dict[str, dict],  # name -> changes; an entry that says its own name may be one more
+) -> list:
+    "A list with some of its entries changed. Raises `Refused` for a name that no entry has."
+    names = [e.get("name") if isinstance(e, dict) else None for e in entries]
+    for name, changes in over.items():
+        if not isinstance(changes, dict):
+            raise Refused(f"{key}.{name} must hold keys, found {changes!r}.")
+        if name in names:
+            entries = [merge(e, changes) if n == name else e for e, n in zip(entries, names)]
+        elif changes.get("name") == name:
+            entries, names = [*entries, changes], [*names, name]
+        else:
+            raise Refused(f"{key}: there is no entry `{name}`{nearest(name, [n for n in names if n])}. There are: "
+                          f"{', '.join(str(n) for n in names)}. One more says its name: {{name: {name}, …}}.")
+    return entries
 
 
 def nearest(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sounds', 'checks', 'scores', 'last_validation', 'picture', 'sound', 'Gallery', 'previews', 'stage_previews', 'stages',
-           'predictions', 'places']
+           'predictions', 'places', 'ways_on']
 
 # %% ../../nbs/lab/30_results.ipynb #1aa4c663
 import base64
@@ -194,3 +194,21 @@ def places(
     if state != "finished":
         rows.append(["go on", f"workbench resume {run}, or this notebook with -p resume {run}"])
     return Table([], rows, f"The run is {state}")
+
+# %% ../../nbs/lab/30_results.ipynb #ways_on
+def ways_on(
+    run: str | Path,
+) -> Table:
+    "The commands that run a stage again in a run of its own, and that go on with more epochs or another stage."
+    run, rows, before = Path(run), [], ""
+    names = [s["name"] for s in read_json(run / "plan.json", {}).get("stages", [])]
+    over = [s["stage"] for s in read_json(run / "stages.json", [])]
+    for name in names:
+        start = f" begin_from='{run}@{before}'" if before else ""
+        if not before or before in over:
+            rows.append([f"`{name}` again", f'workbench train {run / "config.yaml"} --run-dir NEW --overrides "pipeline.only=[{name}]{start}"'])
+        before = name
+    if names:
+        rows += [[f"`{names[-1]}` for longer", f'workbench resume {run} --overrides "pipeline.steps.{names[-1]}.train.epochs=N"'],
+                 ["one more stage", f"workbench resume {run} --overrides \"pipeline.steps.more='{{name: more, train: {{epochs: N}}}}'\""]]
+    return Table([], rows, "Commands")

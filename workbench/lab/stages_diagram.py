@@ -113,9 +113,10 @@ def lane(
     total = max(1, found["trained"] + found["frozen"])
     part = f" of {amount(total)}" if 0 < found["trained"] < total else ""
     says = f"{net}: {words[found['state']]}" + (f", {amount(found['trained'])}{part} parameters" if found["trained"] else f", {amount(total)} parameters")
+    size = f"{amount(found['trained'])}{part}" if part else amount(total)
     fill = f'<rect class="share" x="{x}" y="{y}" width="{wide * found["trained"] / total:.1f}" height="20" rx="3"/>' if found["trained"] else ""
     return (f'<g class="{found["state"]}"><title>{html.escape(says)}</title>{fill}<rect class="lane" x="{x}" y="{y}" width="{wide:.1f}" height="20" rx="3"/>'
-            f'<text x="{x + 6}" y="{y + 14}">{cut(f"{net} {amount(total)}", wide - 10)}</text></g>')
+            f'<text x="{x + 6}" y="{y + 14}">{cut(f"{net} {size}", wide - 10)}</text></g>')
 
 
 def box(
@@ -156,7 +157,7 @@ def stages_diagram(
     parts, y, n = [], 4.0, len(plan["stages"])
     for i, stage in enumerate(plan["stages"]):
         drawn, tall = box(stage, i, n, (done or {}).get(stage["name"]), y)
-        y, ends = y + tall, f"after {end_line(stage)}"
+        y, ends = y + tall, f"after {end_line(stage)}" + ", and all is done" * (i == n - 1)
         parts += [drawn, f'<path class="arrow" d="M24 {y}V{y + gap - 6}"/><path class="head" d="M19 {y + gap - 8}h10l-5 7z"/>',
                   f'<text class="pale" x="36" y="{y + gap / 2 + 4}"><title>{html.escape(ends)}</title>{cut(ends, across - 50, 6.1)}</text>']
         y += gap
