@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['memory_of', 'plan', 'check']
 
-# %% ../../nbs/core/95_plan.ipynb #82f70f8b
+# %% ../../nbs/core/95_plan.ipynb #4595a02d
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from .outline import rows_differ
 from .pipeline import Position, stages
 from .questions import Check
 from .report import write_plan
-from .resume import adopt_assets
+from .resume import adopt_assets, beginning
 from .run import create, read_json
 from .stage import Stage
 from .task import get, matches
@@ -82,8 +82,11 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
-        if first := stages(cfg)[0].begin_from:
-            adopt_assets(first, run / "assets")
+        for stage in stages(cfg):
+            if stage.begin_from:
+                beginning(stage.begin_from)  # it must be there
+            if stage.begin_from and stage.index == 0:
+                adopt_assets(stage.begin_from, run / "assets")
         loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run), Position(), 1, 1)
         use_data(loop)
         with torch.device("meta"):

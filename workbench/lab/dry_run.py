@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['dry_run']
 
-# %% ../../nbs/lab/36_dry_run.ipynb #ec9f9ac7
+# %% ../../nbs/lab/36_dry_run.ipynb #5c8c800b
 from ..core.pipeline import complete
-from ..core.run import status_of
+from ..core.run import read_json, status_of
 from .parameters import asked
-from .plan import show_facts
+from .plan import settings, show_facts
 from .show import Table, plainly
 from .stages_diagram import Stages, diagram
 
@@ -24,6 +24,8 @@ def dry_run(
     a = asked(cells, *given, **named)
     if a.resume:
         status_of(a.resume)
+        if found := read_json(a.resume / "plan.json"):
+            show_facts(found, settings(a.resume), str(a.resume))
         return diagram(a.resume)
     cfg = complete(a.config, a.words)
     from workbench.core.plan import plan  # torch: after what can be refused without it

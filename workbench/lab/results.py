@@ -201,7 +201,8 @@ def ways_on(
 ) -> Table:
     "The commands that run a stage again in a run of its own, and that go on with more epochs or another stage."
     run, rows, before = Path(run), [], ""
-    names = [s["name"] for s in read_json(run / "plan.json", {}).get("stages", [])]
+    planned = read_json(run / "plan.json", {}).get("stages", [])
+    names = [s["name"] for s in planned]
     over = [s["stage"] for s in read_json(run / "stages.json", [])]
     for name in names:
         start = f" begin_from='{run}@{before}'" if before else ""
@@ -209,6 +210,8 @@ def ways_on(
             rows.append([f"`{name}` again", f'workbench train {run / "config.yaml"} --run-dir NEW --overrides "pipeline.only=[{name}]{start}"'])
         before = name
     if names:
-        rows += [[f"`{names[-1]}` for longer", f'workbench resume {run} --overrides "pipeline.steps.{names[-1]}.train.epochs=N"'],
+        last, by = planned[-1], (planned[-1].get("transition") or {}).get("value")
+        key = "train.max_steps" if last.get("max_steps") else "transition_on.value" if by else "minutes" if last.get("minutes") else "train.epochs"
+        rows += [[f"`{names[-1]}` for longer", f'workbench resume {run} --overrides "pipeline.steps.{names[-1]}.{key}=N"'],
                  ["one more stage", f"workbench resume {run} --overrides \"pipeline.steps.more='{{name: more, train: {{epochs: N}}}}'\""]]
     return Table([], rows, "Commands")
