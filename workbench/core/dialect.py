@@ -204,10 +204,10 @@ def translate(
     "(the configuration in our keys, what is wrong). What is wrong is left out. A configuration in our keys comes back as it is."
     raw, errors = copy.deepcopy(raw), []
     training = raw.pop("training", None) or {}
-    pipeline = training.pop("pipeline", None) if isinstance(training, dict) else None
-    pipeline = pipeline or raw.get("pipeline")
+    nested, own = training.pop("pipeline", None) if isinstance(training, dict) else None, raw.get("pipeline")
+    pipeline = merge(nested, own) if isinstance(nested, dict) and isinstance(own, dict) else nested or own  # overrides stand at the top
     if pipeline is None or isinstance(pipeline, dict):
-        pipeline = {k: raw.pop(k) for k in tables if k in raw} | (pipeline or {}) or None
+        pipeline = merge({k: raw.pop(k) for k in tables if k in raw}, pipeline or {}) or None
     words = words_of(section, "words")
     for word, key in words.items():
         value = taken(raw, word)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['memory_of', 'plan', 'check']
 
-# %% ../../nbs/core/95_plan.ipynb #eb43859f
+# %% ../../nbs/core/95_plan.ipynb #4595a02d
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +17,46 @@ from .checks import quick
 from .deep import deep
 from .loop import Loop, make_accelerator
 from .optim import freeze, named_parameters
+from .outline import rows_differ
 from .pipeline import Position, stages
 from .questions import Check
 from .report import write_plan
-from .resume import adopt_assets
+from .resume import adopt_assets, beginning
 from .run import create, read_json
-from .task import get
+from .stage import Stage
+from .task import get, matches
 from .train import plan_of, prepare, use_data
 
 # %% ../../nbs/core/95_plan.ipynb #memory_of
 def memory_of(
     loop: Loop,
-    plan,  # epoch -> the steps of an epoch
+    plan,  # epoch -> the steps of an epoch, in that stage
+    stage: Stage | None = None,  # None: the one at hand
 ) -> dict:  # {"table": lines, "note": what they mean}
     "Batch size against memory for the device at hand and for GPUs of 24, 40, 80 and 141 GB."
-    from workbench.core.memory import predict, resized, rows_of, table
+    from workbench.core.memory import predict, resized, table
 
-    stage, data, train = loop.stage, loop.data, loop.stage.cfg.train
+    stage, data, train = stage or loop.stage, loop.data, (stage or loop.stage).cfg.train
     lengths = np.asarray(data.lengths["train"]).reshape(len(data.datasets["train"]), -1)
     slots = [slot for step in plan(0) for slot in step if len(slot)]
     fullest = max(slots, key=lambda slot: len(slot) * lengths[slot].max(0).sum())
-    batch = data.collate([data.datasets["train"][int(i), 0] for i in fullest])
-    counts, objectives = data.counts(batch), loop.task.objectives(stage.cfg)
+    longest = list(dict.fromkeys(fullest[lengths[fullest].argmax(0)].tolist()))
+    batch = data.collate([data.datasets["train"][i, 0] for i in longest])
+    counts, objectives, cache = data.counts(batch), loop.task.objectives(stage.cfg), {}
 
-    def loss(objective):
-        return lambda nets, batch: objective.loss(nets, batch, loop.ctx(counts=counts))["loss"]
+    def loss(name):
+        def value(nets, batch):
+            if name == stage.objectives[0]:
+                cache.clear()
+            return objectives[name].loss(nets, batch, replace(loop.ctx(counts=counts, cache=cache), stage=stage.name, cfg=stage.cfg))["loss"]
+        return value
 
-    losses = {name: (loss(objectives[name]), list(objectives[name].trains)) for name in stage.objectives}
-    sizes = [resized(batch, n) for n in sorted({max(2, rows_of(batch) // 4), max(4, rows_of(batch))})]
+    on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
+    held = bool(stage.freeze or stage.unfreeze)
+    trains = {name: [n for n in on if matches(n, objectives[name].trains)] if held else list(objectives[name].trains)
+              for name in stage.objectives}
+    losses = {name: (loss(name), trains[name]) for name in stage.objectives}
+    sizes = [resized(batch, n) for n in sorted({max(2, len(fullest) // 4), max(4, len(fullest))})]
     common = {"clip": train.clip, "ema": bool(train.ema), "accumulate": min(2, train.accumulate)}
 
     def peaks(device, precision):
@@ -53,8 +66,9 @@ def memory_of(
     try:
         cpu = peaks("cpu", "fp32") if loop.accelerator.device.type == "cpu" else []
         lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
-    except (RuntimeError, ValueError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
-        return {"table": [], "note": f"The memory of this configuration could not be predicted: {str(e).splitlines()[0]}"}
+    except (RuntimeError, ValueError, LookupError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
+        why = f"{type(e).__name__}: {e}".splitlines()[0]
+        return {"table": [], "note": f"The memory of this configuration could not be predicted: {why}"}
     longest = "rows of " + " + ".join(str(n) for n in lengths[fullest].max(0))
     note = f"GB (1e9 bytes) for so many {longest}, the fullest micro-batch of an epoch; on a GPU with its precision."
     return {"table": [{"device": x["device"], "usable GB": round(x["usable_gb"], 1), "largest batch": x["largest"],
@@ -68,16 +82,19 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
-        if first := stages(cfg)[0].begin_from:
-            adopt_assets(first, run / "assets")
+        for stage in stages(cfg):
+            if stage.begin_from and not stage.begin_from.run.startswith("@"):  # that is this run
+                beginning(stage.begin_from)  # it must be there
+            if stage.begin_from and stage.index == 0:
+                adopt_assets(stage.begin_from, run / "assets")
         loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run), Position(), 1, 1)
         use_data(loop)
         with torch.device("meta"):
             loop.nets = loop.task.nets(loop.stage.cfg, loop.data, True)
         loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
         loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze) for s in loop.stages))
-        batches = plan_of(loop)
-        write_plan(loop, batches, memory_of(loop, batches) if memory else None)
+        known = [s for s in loop.stages if memory and not rows_differ(s.cfg, loop.stage.cfg)]
+        write_plan(loop, plan_of, {s.name: memory_of(loop, plan_of(loop, s), s) for s in known})
         return read_json(run / "plan.json")
 
 # %% ../../nbs/core/95_plan.ipynb #check

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save', 'write', 'beginning', 'adopt_assets', 'begin_from', 'restore', 'load']
 
-# %% ../../nbs/core/88_resume.ipynb #86b09a52
+# %% ../../nbs/core/88_resume.ipynb #48813b8f
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from . import checkpoint
-from .config import BeginFrom, Refused, nearest
+from .config import BeginFrom, Refused, nearest, run_and_stage
 from .loop import Failed, Loop, flush, last_good
 from .optim import named_parameters, set_modes
 from .pipeline import stages
@@ -76,11 +76,11 @@ def beginning(
     own: Path | None = None,  # this run, which @STAGE means
 ) -> tuple[Path, Path]:
     "(the run, its checkpoint) that a stage begins with. Raises `Refused`."
-    place, at, stage = begin.run.partition("@")
+    place, stage = run_and_stage(begin.run)
     run = Path(place).expanduser() if place else own
     if not (run / "checkpoints").is_dir():
         raise Refused(f"begin_from: {run} is no run folder: it has no checkpoints.")
-    folder = checkpoint.find(run, checkpoint.end_of(stage)) if at else checkpoint.find(run, "best") or checkpoint.find(run)
+    folder = checkpoint.find(run, checkpoint.end_of(stage)) if stage else checkpoint.find(run, "best") or checkpoint.find(run)
     if not folder:
         raise Refused(f"begin_from: {run} has no checkpoint yet.")
     return run, folder

@@ -6,7 +6,7 @@
 __all__ = ['prepare', 'enter', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'rest', 'after_step', 'train', 'use_data',
            'close_stage', 'main']
 
-# %% ../../nbs/core/90_train.ipynb #1157163b
+# %% ../../nbs/core/90_train.ipynb #a9a57c8d
 import os
 import sys
 import time
@@ -27,7 +27,7 @@ from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, memory_held, record_stage, reserve_seconds, reset_peak, validate, write_plan
 from .resume import adopt_assets, begin_from, restore, save
 from .run import config_of, cut_metrics, process, read_json, update_status
-from .stage import last_epoch
+from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
 from .task import get
 
@@ -85,9 +85,10 @@ def enter(
 
 def plan_of(
     loop: Loop,
+    stage: Stage | None = None,  # None: the one at hand
 ):
-    "epoch -> the steps of an epoch, in this stage, for these processes."
-    train = loop.stage.cfg.train
+    "epoch -> the steps of an epoch, in a stage on the data at hand, for these processes."
+    train = (stage or loop.stage).cfg.train
     slots0 = slots_for(train.accumulate, loop.world0)
     lengths, rows = np.asarray(loop.data.lengths["train"]), train.batch_size * slots0
     if train.batch_tokens:  # batch_size counts for nothing
@@ -276,7 +277,7 @@ def main(
     try:
         loop = prepare(run)
         loop.asked = asked
-        write_plan(loop, plan_of(loop))
+        write_plan(loop, plan_of)
         state, why = train(loop)
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")
