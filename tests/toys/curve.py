@@ -28,7 +28,13 @@ class Curve:
         return f"r{self.first + i:03d}", torch.tensor(moved).float(), torch.tensor([np.sin(x[0]) + x[1] * x[2]]).float()
 
 
+class CurveData(Section):
+    rows: int = 66  # of the training split
+    first: int = 0  # the first of them
+
+
 class CurveConfig(Section):
+    data: CurveData = CurveData()
     width: int = 8
     dropout: float = 0.0
     norm: bool = False  # batch statistics in the body
@@ -38,7 +44,7 @@ class CurveConfig(Section):
 
 
 def data(cfg, stage):
-    datasets = {"train": Curve(66), "valid": Curve(11, 100), "test": Curve(7, 200)}
+    datasets = {"train": Curve(cfg.data.rows, cfg.data.first), "valid": Curve(11, 100), "test": Curve(7, 200)}
     return Data(datasets, lambda items: dict(zip(("uid", "x", "y"), (list(f) if isinstance(f[0], str) else torch.stack(f)
                                                                      for f in zip(*items)))),
                 {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()}, lambda b: {"rows": len(b["uid"])},
@@ -89,8 +95,9 @@ def lift(nets, batch, ctx):
 
 
 def objectives(cfg):
-    both = {"fit": Objective(["body", "head"], fit, {"slow": ["body"], "fast": ["head"]}), "guess": Objective(["judge"], guess)}
-    return both | ({"lift": Objective(["body.0"], lift)} if cfg.lift else {})
+    both = {"fit": Objective(["body", "head"], fit, {"slow": ["body"], "fast": ["head"]}, ["worst"]),
+            "guess": Objective(["judge"], guess, parts=["loss"])}
+    return both | ({"lift": Objective(["body.0"], lift, parts=["loss"])} if cfg.lift else {})
 
 
 def predict(nets, batch, ctx):

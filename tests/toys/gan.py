@@ -56,7 +56,8 @@ def judge(nets, batch, ctx):
 
 
 def objectives(cfg):
-    return {"fool": Objective(["generator"], fool), "judge": Objective(["critic"], judge, {"critic_steps": ["critic"]})}
+    return {"fool": Objective(["generator"], fool, parts=["distance"]),
+            "judge": Objective(["critic"], judge, {"critic_steps": ["critic"]}, ["loss"])}
 
 
 def predict(nets, batch, ctx):
