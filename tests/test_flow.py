@@ -117,7 +117,7 @@ def test_loaded_in_one_line(straight):
     assert set(nets) == {"compressor", "expander", "flow_processor", "text_encoder", "discriminator"}
 
 
-@pytest.mark.parametrize("step", sorted(random.Random(5).sample(range(1, 14), 5)))
+@pytest.mark.parametrize("step", sorted(random.Random(5).sample(range(1, 14), 4)))
 def test_killed_anywhere(straight, folder, home, step):
     "Fault: averages not restored, the position in a stage lost. Killed in any stage, the losses and all bits are the uninterrupted run's."
     run = folder / f"killed_{step}"
@@ -176,7 +176,7 @@ def shards(folder, home):
 def test_shards_train_and_resume(folder, home, shards):
     cfg = config(home, data={"source": str(folder / "shards" / "shard-{000000..000002}.tar")}) | {"task": "trapped_flow"}
     straight = done(go(folder / "tars", cfg))
-    assert sum(read_json(straight / "plan.json")["splits"].values()) == 28
+    assert {k: n for k, n in read_json(straight / "plan.json")["splits"].items() if k != "seen"} == {"train": 24, "valid": 4}
     run = folder / "tars_killed"
     assert end(go(run, cfg, trap="7"))["state"] == "died"
     done(started.again(run))
@@ -187,7 +187,10 @@ def test_spoilt_shards_are_rejected_rows_or_refused(folder, home, shards, capsys
     bad = folder / "bad"
     bad.mkdir()
     cut = bad / "cut.tar"
-    cut.write_bytes(open(shards[0], "rb").read()[:-6000])
+    with tarfile.open(shards[0]) as whole:
+        last = whole.getmembers()[-1]
+    with open(shards[0], "rb") as f:
+        cut.write_bytes(f.read(last.offset_data + 3))
     with tarfile.open(shards[1]) as whole, tarfile.open(bad / "lost.tar", "w") as tar:
         for i, member in enumerate(whole.getmembers()):
             if i != 1:  # the caption of the first sample
@@ -200,7 +203,7 @@ def test_spoilt_shards_are_rejected_rows_or_refused(folder, home, shards, capsys
     said = str(e.value)
     assert "data.max_rejected = 0.01" in said and "cut.tar" in said and "lost.tar" in said and "outside" in said
     facts = plan(presets.load(presets.merge(cfg, {"data": {"max_rejected": 1}})))
-    assert facts["rejected"] >= 3 and sum(facts["splits"].values()) < 20
+    assert facts["rejected"] >= 3 and facts["splits"]["train"] + facts["splits"]["valid"] < 20
 
 
 @pytest.mark.parametrize("source, why", [("/no/such/folder", "no such folder"), ("gone-{0..3}.tar", "gone-0.tar"), ("pipe:cat x.tar", "a command is not run")])

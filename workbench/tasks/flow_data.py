@@ -6,11 +6,12 @@
 __all__ = ['log', 'patiently', 'Pictures', 'collate', 'samples', 'in_shards', 'read_rows', 'sized', 'tokenizer_of', 'encode',
            'with_prefix', 'data', 'show']
 
-# %% ../../nbs/tasks/52_flow_data.ipynb #a442c1ef
+# %% ../../nbs/tasks/52_flow_data.ipynb #7b3f5abc
 import hashlib
 import logging
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,6 @@ def sized(
     factor: int,
 ) -> tuple[list[PictureRow], list[tuple[int, int]]]:
     "The rows with the size of each; those that are trained at smaller sizes as well stand there again."
-    from dataclasses import replace
-
     ratios = RATIOS if d.shapes else (1,)
     try:
         main = [bucket(r.height, r.width, d.sizes, factor, ratios) for r in rows]
@@ -202,8 +201,6 @@ def with_prefix(
     prefix: str,
 ) -> list[PictureRow]:
     "Every caption behind the fixed words."
-    from dataclasses import replace
-
     return [replace(r, caption=f"{prefix}. {r.caption}") for r in rows] if prefix else rows
 
 
@@ -217,6 +214,8 @@ def data(
     d, factor = cfg.data, 2 ** cfg.model.vae.downs
     rows, rejected = read_rows(d)
     rows = hold_out({k: with_prefix(part, d.prefix) for k, part in rows.items()}, cfg.seed, lambda row: row.caption)
+    seen = rows["train"][:: max(1, len(rows["train"]) // 128)][:128]  # what is drawn for captions that were trained
+    rows["seen"] = [replace(r, uid=f"{r.uid} seen") for r in seen]
     tok, origin = tokenizer_of(cfg, stage.assets, [r.caption for r in rows["train"]])
     ids = {r.caption: encode(tok, r.caption, d.length) for part in rows.values() for r in part}
     sets, groups, blocks = {}, {}, {}
