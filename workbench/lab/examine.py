@@ -157,7 +157,9 @@ def forward(
     losses(loop, batch)  # what is done once only, such as choosing kernels, is not measured
     modules, seconds, kept, found = traced(loop.nets, lambda: losses(loop, batch))
     backward(loop, found)
-    idle = [m.name for m in modules if m.depth == 0 and not m.calls and m.parameters
+    asked = {p.split(".")[0] for n in loop.stage.objectives for p in loop.task.objectives(loop.stage.cfg)[n].trains}
+    other = set().union(*({p.split(".")[0] for p in o.trains} for o in loop.task.objectives(loop.stage.cfg).values())) - asked
+    idle = [m.name for m in modules if m.depth == 0 and not m.calls and m.parameters and m.name not in other  # those of other stages
             and not any(x.calls for x in modules if x.name.startswith(m.name + "."))]
     lines = [["\u2003" * m.depth + m.name.rpartition(".")[2] if m.depth else m.name, m.kind, m.given, m.gives,
               amount(m.parameters), f"{m.seconds / seconds:.0%}" if m.calls else "–", f"{m.kept / max(1, kept):.0%}"

@@ -6,7 +6,7 @@
 __all__ = ['ACTIVE', 'bookkeeping', 'length', 'scheme', 'not_of_data', 'stations', 'named', 'boxes', 'Station', 'code',
            'source_mark', 'key_of', 'home', 'place', 'unmet', 'before', 'last', 'evaluated', 'exported']
 
-# %% ../../nbs/lab/60_stations.ipynb #67f99ba4
+# %% ../../nbs/lab/60_stations.ipynb #54587f19
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ..core.presets import flat, presets_folder
 from ..core.run import read_json, root, status_of, write_json
 from . import examine, examine_data
 from .cards import checked, of_table, read_card, table, verdict, words
-from .launch import harmless
+from ..core.changes import harmless
 
 # %% ../../nbs/lab/60_stations.ipynb #Station
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['Picture', 'spade_is_on', 'drawing', 'predict', 'judge', 'features', 'score', 'baseline', 'several', 'preview',
            'drawings']
 
-# %% ../../nbs/tasks/56_flow_answers.ipynb #56774994
+# %% ../../nbs/tasks/56_flow_answers.ipynb #9a865293
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from ..core.config import Refused
 from ..core.task import Data
 from ..parts.picture_scores import RandomFeatures, frechet, mse, psnr, retrieval, ssim
 from ..parts.pictures import grid, scaled, to_pixels
-from .flow_draw import draw, latents, pictures, row_chance
+from .flow_draw import draw, pictures, row_chance
 
 # %% ../../nbs/tasks/56_flow_answers.ipynb #Picture
 @dataclass(frozen=True, eq=False)
