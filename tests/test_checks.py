@@ -9,6 +9,7 @@ from test_seq2seq import BARTISH, FAMILIES, T5ISH
 import workbench.core.step
 from workbench.core import presets
 from workbench.core.config import Refused
+from workbench.core.pipeline import stages
 from workbench.core.plan import check
 from workbench.lab import cli
 
@@ -82,10 +83,15 @@ SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_hea
 SPEAKER = {"width": 32, "heads": 2, "layers": 1, "hidden": 64, "decoder": {"width": 32, "blocks": 1}}
 
 
+PAINTER = {"vae": {"width": 8, "latent": 4, "blocks": 1}, "flow": {"width": 32, "depth": 1, "heads": 2},
+           "text": {"width": 32, "layers": 1, "heads": 2}, "critic": {"width": 8, "layers": 2}}
+
+
 def shrunk(name):
     "The sizes that a preset is tried with here."
-    if presets.read_file(presets.find(name))["task"] == "tts":
-        return SPEAKER
+    task = presets.read_file(presets.find(name))["task"]
+    if task in ("tts", "flow"):
+        return SPEAKER if task == "tts" else PAINTER
     sizes = {k: v for k, v in SHRUNK.get(name, T5ISH).items() if k in SIZES}
     return {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}
 
@@ -93,12 +99,14 @@ def shrunk(name):
 @pytest.mark.parametrize("name", presets.presets())
 def test_every_preset_passes(name):
     warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}  # of 4,000 steps, two move no norm in float32
-    cfg = presets.load(name, {"model": shrunk(name), "trackers": [], "train": {"max_steps": 4} | warmup})
+    cfg = presets.load(name, {"model": shrunk(name), "trackers": [], "train": {"max_steps": 40 if shrunk(name) is PAINTER else 4} | warmup})
     found = check(cfg, seconds=3)
     assert not failed(found)
     states = {c.name: c.state for c in found}
-    assert all(states[n] == "passed" for n in ("inputs", "first loss", "padding", "targets", "inputs matter", "gradients",
-                                               "frozen", "steps", "checkpoint")), found
+    demanded = {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen", "steps", "checkpoint"}
+    demanded -= {"inputs matter"} if cfg.task == "flow" else set()  # its first stage answers with what it is shown
+    shifts = {"gradients", "steps"} if any("discriminator" in s.objectives for s in stages(cfg)[:1]) else set()  # a hinge is blind to the critic's last bias
+    assert all(states[n] in ("passed", *["warned"] * (n in shifts)) for n in demanded), found
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

@@ -14,10 +14,12 @@ from workbench.parts import hub, pretrained
 from workbench.parts.seq2seq import embed_width
 from workbench.parts.text import train_tokenizer
 from workbench.parts.translator import describe, make
-from workbench.tasks import sign, tts, tts_config
+from workbench.tasks import flow, flow_config, sign, tts, tts_config
 
 ALL = ["bart_large", "mbart", "mt5_large", "t5_3b_lora", "t5_base", "t5_large", "t5_small", "t5_tiny", "transformer"]
 SPEECH = ["amharic_tiny", "amharic_tts", "tts_full", "tts_small", "tts_tiny"]
+IMAGES = ["flow_full", "flow_small", "flow_tiny", "spade_off_on"]
+TASKS = {"sign": ALL, "tts": SPEECH, "flow": IMAGES}
 PUBLISHED = {  # preset: (the figure that its papers and pages give, what the weights hold, tied tables counted once)
     "t5_small": ("60 M", 60_506_624), "t5_base": ("220 M", 222_903_552), "t5_large": ("738 M", 737_668_096),
     "bart_large": ("406 M", 406_291_456), "mbart": ("611 M", 610_879_488), "mt5_large": ("1.23 B", 1_229_581_312),
@@ -41,14 +43,14 @@ def own_text(name):
 
 
 def test_these_are_the_presets():
-    assert presets.presets() == sorted(ALL + SPEECH)
+    assert presets.presets() == sorted(ALL + SPEECH + IMAGES)
 
 
-@pytest.mark.parametrize("name", ALL + SPEECH)
-def test_a_preset_loads_and_plans_its_stage(name):
+@pytest.mark.parametrize("name", ALL + SPEECH + IMAGES)
+def test_a_preset_loads_and_plans_its_stages(name):
     cfg = presets.load(name)
-    assert cfg.preset == name and cfg.task == ("sign" if name in ALL else "tts") and own_text(name).startswith("# ")
-    assert len(stages(cfg)) == 1
+    assert cfg.preset == name and name in TASKS[cfg.task] and own_text(name).startswith("# ")
+    assert len(stages(cfg)) == (3 if name in IMAGES else 1)
     again = presets.resolve(yaml.safe_load(presets.dump(cfg)), "again")
     assert again.model_dump() == cfg.model_dump()  # what a run folder keeps is the configuration
 
@@ -69,12 +71,15 @@ def leaves(name):
 
 
 def test_t5_base_lists_every_key_of_the_schema():
-    one_value = ("model.lora", "train.early_stopping", "train.optimizers", "train.schedulers")  # sections given as one value
+    one_value = ("model.lora", "train.early_stopping", "train.optimizers", "train.schedulers", "begin_from")  # sections given as one value
     of_runs = {"preset", "notes", "pipeline"}  # set by the loader, or a list of stages
+    of_types = {f"train.optimizer.{k}" for k in ("alpha", "centered", "amsgrad", "decoupled_weight_decay")} | {
+        f"train.scheduler.{k}" for k in ("eta_min_factor", "start_factor", "end_factor", "total_iters", "step_size", "milestones",
+                                         "mode", "factor", "patience")}  # of optimisers and schedules that it does not use
     known = {k for k in keys_of(presets.schema_of(sign.SignConfig)) if not k.startswith(tuple(o + "." for o in one_value))}
     ends = {k for k in known if not any(o.startswith(k + ".") for o in known)} | {"data.augment"} - {"pipeline"}
     listed = {k for k in leaves("t5_base") if not k.startswith("on_cpu.")}
-    missing = {k for k in ends - listed - of_runs - {"data.augment"} if not k.startswith("pipeline.")}
+    missing = {k for k in ends - listed - of_runs - of_types - {"data.augment"} if not k.startswith("pipeline.")}
     assert not missing and not listed - known
 
 
@@ -100,6 +105,26 @@ def test_tts_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
         assert {k for k in leaves(name) if k.startswith(tuple(p + "." for p in parts))} <= listed
     lines = [line for line in own_text("tts_tiny").split("model:")[1].split("train:")[0].splitlines() if re.match(r"  \w+:", line)]
     assert len(lines) > 20 and sum("#" in line for line in lines) > 0.75 * len(lines)
+
+
+def test_flow_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
+    parts = ("data", "model", "loss", "sample")
+    known = {k for k in keys_of(flow_config.FlowConfig) if k.startswith(tuple(p + "." for p in parts))}
+    ends = {k for k in known if not any(o.startswith(k + ".") for o in known)}
+    listed = leaves("flow_tiny")
+    assert ends <= listed and {k for k in listed if k.startswith(parts)} <= known
+    for name in IMAGES:
+        assert {k for k in leaves(name) if k.startswith(tuple(p + "." for p in parts))} <= listed
+
+
+def test_flow_full_has_the_documents_sizes():
+    "Compressor 25 M, expander 30 M, flow processor 150 M, text encoder 66 M."
+    cfg = presets.load("flow_full")
+    own = {"tokenizer": range(2879), "length": cfg.data.length}
+    with torch.device("meta"):
+        nets = flow.nets(cfg, types.SimpleNamespace(own=own), False)
+    sizes = {name: round(sum(p.numel() for p in net.parameters()) / 1e6) for name, net in nets.items()}
+    assert sizes == {"compressor": 25, "expander": 30, "flow_processor": 151, "text_encoder": 66, "discriminator": 3}
 
 
 def speech_nets(cfg):

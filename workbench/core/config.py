@@ -67,7 +67,7 @@ def run_from_here(
 ) -> str:
     "`from_here` of the folder in `RUN@STAGE`."
     run, stage = run_and_stage(value)
-    return from_here(run) + ("@" + stage if stage else "")
+    return (from_here(run) if run else "") + ("@" + stage if stage else "")
 
 
 Place = Annotated[str, AfterValidator(from_here)]
@@ -172,7 +172,7 @@ class Transition(Section):
 
 class BeginFrom(Section):
     "Another run whose nets a stage begins with."
-    run: RunPlace  # its averaged weights where it has such; RUN@STAGE: as they were at the end of that stage
+    run: RunPlace  # its averaged weights where it has such; RUN@STAGE: at the end of that stage; @STAGE: of this run
     nets: list[str] | None = None  # None: all that both have
 
 

@@ -82,6 +82,11 @@ def stages(
     chosen = [s for s in specs if s.name in (only or names)]
     chosen = chosen or list(specs)  # `only` is wrong: what else is wrong is told as well
     out = [make_stage(cfg, i, spec, assets, errors) for i, spec in enumerate(chosen)]
+    for i, stage in enumerate(out):
+        own = (stage.begin_from.run if stage.begin_from else "x").partition("@")
+        if not own[0] and own[2] not in (before := [s.name for s in out[:i]]):
+            errors.append(f"pipeline step `{stage.name}`: begin_from is `@{own[2]}`, and no stage of that name comes before it"
+                          f"{nearest(own[2], before)}.")
     if errors:
         raise Refused("\n".join(dict.fromkeys(errors)))
     return out

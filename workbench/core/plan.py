@@ -91,7 +91,7 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
         for stage in stages(cfg):
-            if stage.begin_from:
+            if stage.begin_from and not stage.begin_from.run.startswith("@"):  # that is this run
                 beginning(stage.begin_from)  # it must be there
             if stage.begin_from and stage.index == 0:
                 adopt_assets(stage.begin_from, run / "assets")

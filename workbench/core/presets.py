@@ -24,7 +24,7 @@ from .dialect import document, document_task, translate
 
 # %% ../../nbs/core/05_presets.ipynb #Loader
 class _Loader(yaml.SafeLoader):
-    "SafeLoader that refuses duplicate keys and reads 1e-4 as a number."
+    "SafeLoader that refuses duplicate keys, reads 1e-4 as a number, and on, off, yes and no as words."
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -36,7 +36,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_bool = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _bool] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(_bool, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 

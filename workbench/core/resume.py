@@ -73,10 +73,11 @@ def write(
 # %% ../../nbs/core/88_resume.ipynb #beginning
 def beginning(
     begin: BeginFrom,
+    own: Path | None = None,  # this run, which @STAGE means
 ) -> tuple[Path, Path]:
     "(the run, its checkpoint) that a stage begins with. Raises `Refused`."
     place, stage = run_and_stage(begin.run)
-    run = Path(place).expanduser()
+    run = Path(place).expanduser() if place else own
     if not (run / "checkpoints").is_dir():
         raise Refused(f"begin_from: {run} is no run folder: it has no checkpoints.")
     folder = checkpoint.find(run, checkpoint.end_of(stage)) if stage else checkpoint.find(run, "best") or checkpoint.find(run)
@@ -100,7 +101,7 @@ def begin_from(
 ):
     "Load the nets that the stage takes from another run, averaged where it has averages. Raises `Refused` where they do not fit."
     begin = loop.stage.begin_from
-    run, folder = beginning(begin)
+    run, folder = beginning(begin, loop.run)
     state = read_json(folder / "state.json")
     kind = "ema" if state["ema"] else "net"
     there = [name for name in loop.nets if checkpoint.net_state(folder, name, kind)]

@@ -67,6 +67,7 @@ class Processor(Section):
     depth: int = Field(12, ge=1)
     heads: int = Field(12, ge=1)  # of the transformer
     patch: int = Field(1, ge=1)  # of the transformer: latent places a side
+    mlp: float = Field(4.0, gt=0)  # of the transformer: the inner width of its layers, in widths
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
@@ -74,7 +75,7 @@ class TextEncoder(Section):
     "What reads the captions."
     encoder: str = "own"  # own, or a model of the hub or a folder
     tokenizer: str = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
-    vocab: int = Field(2000, ge=64)  # of the own tokenizer, at most
+    vocab: int = Field(2000, ge=64)  # rows of the embedding; the own tokenizer learns at most so many tokens
     width: int = Field(768, ge=16)
     layers: int = Field(6, ge=1)
     heads: int = Field(12, ge=1)
