@@ -81,13 +81,19 @@ def restore_optimizer(
     plain: dict,
 ):
     "Put a saved state back. Raises `Refused` if the parameters are others."
+    import torch
+
     if plain["names"] != names:
         odd = sorted(set(plain["names"]) ^ set(names))
         raise Refused(f"The checkpoint's optimiser steps other parameters than this configuration, e.g. {odd[:3]}.")
     state = {i: {} for i in range(len(names))}
     index = {name: i for i, name in enumerate(names)}
+    params = [p for g in optimizer.param_groups for p in g["params"]]
     for entry, value in (tensors | plain["values"]).items():
         name, _, key = entry.rpartition("|")
+        p = params[index[name]]
+        if hasattr(value, "shape") and value.shape == p.shape:  # laid out in memory as the parameter: fused steps walk both in one go
+            value = torch.empty_like(p, dtype=value.dtype).copy_(value)
         state[index[name]][key] = value
     groups, at = [], 0
     for saved, group in zip(plain["groups"], optimizer.param_groups, strict=True):

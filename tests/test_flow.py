@@ -1,0 +1,265 @@
+"""Text to image in real runs: the three stages on a few pictures, killed in each, in the document's words, from shards, spoilt.
+Each fault of the public project has a test that shows it cannot happen; its docstring begins with `Fault`."""
+import csv
+import random
+import shutil
+import tarfile
+
+import pytest
+import runs as started
+import torch
+import yaml
+from runs import done, end, lines, same_bits, tensors
+
+import workbench
+from workbench.core import checkpoint, presets
+from workbench.core.config import Refused
+from workbench.core.plan import plan
+from workbench.core.run import metrics_of, read_json
+from workbench.lab import cli, launch
+from workbench.parts.picture_rows import read_folder
+from workbench.parts.shards import write_shards
+from workbench.tasks import flow_data
+
+SMALL = {"vae": {"width": 8, "latent": 4, "downs": 2, "blocks": [0, 1, 1], "hidden": 8}, "flow": {"width": 32, "depth": 1, "heads": 2},
+         "text": {"vocab": 120, "width": 32, "layers": 1, "heads": 2}, "critic": {"width": 8, "layers": 1}}
+STEPS = [{"name": "off", "train_vae": True, "gan_training": True, "freeze": ["flow_processor", "text_encoder"], "max_steps": 5},
+         {"name": "on", "train_vae": True, "train_spade": True, "max_steps": 4, "freeze": ["flow_processor", "text_encoder", "discriminator"]},
+         {"name": "flow", "train_flow": True, "max_steps": 5, "freeze": ["compressor", "expander", "discriminator"],
+          "optimization": {"optimizers": {"flow": {"type": "AdamW", "lr": 1e-3}, "text_encoder": {"type": "Lion", "lr": 1e-4}},
+                           "schedulers": {"flow": {"type": "CosineAnnealingLR", "eta_min_factor": 0.1}}}}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("flow")
+
+
+@pytest.fixture(scope="module")
+def home(folder):
+    "Forty real pictures with captions, twelve of them held out."
+    home, rows = folder / "pictures", (flow_data.samples() / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
+    (home / "images").mkdir(parents=True)
+    for split, part in (("train", rows[100:128]), ("valid", rows[300:306]), ("test", rows[400:406])):
+        (home / f"{split}.tsv").write_text("image\tcaption\n" + "".join("\t".join(r.split("\t")[:2]) + "\n" for r in part), encoding="utf8")
+        for row in part:
+            shutil.copy(flow_data.samples() / row.split("\t")[0], home / "images")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def one_cache(own_runs, folder, monkeypatch):
+    "Sizes are read once for all tests of this module."
+    monkeypatch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+
+
+def config(home, overrides="", **more):
+    base = {"task": "flow", "check": False, "trackers": [], "data": {"source": str(home), "sizes": [16], "length": 12, "retry_wait": 0},
+            "model": SMALL, "loss": {"cfg_dropout_prob": 0.2, "r1_interval": 2}, "sample": {"steps": 2, "guidance": 2.0},
+            "train": {"minutes": None, "batch_size": 8, "lr": 1e-3, "ema": 0.9, "log_every": 1, "checkpoint_every": 3, "keep": None},
+            "valid": {"every": 4, "batch_size": 6}, "pipeline": {"steps": STEPS}}
+    return presets.merge(presets.merge(base, more), presets.parse_overrides(overrides))
+
+
+def go(folder, cfg, trap="", nproc=1):
+    with started.surroundings(trap):
+        return launch.start(cfg, "", folder, nproc)
+
+
+@pytest.fixture(scope="module")
+def straight(folder, home):
+    "The three stages, uninterrupted."
+    return done(go(folder / "straight", config(home) | {"task": "trapped_flow"}))
+
+
+# The stages
+
+def test_each_stage_moves_its_nets_alone(straight):
+    ends = {s["name"]: tensors(straight, checkpoint.end_of(s["name"]), ["net"]) for s in STEPS}
+    first = tensors(straight, "step_00000003", ["net"])
+
+    def moved(a, b, net):
+        return {k for k in a if k.startswith(f"net.{net}") and not (a[k] == b[k]).all()}
+
+    assert moved(first, ends["off"], "compressor") and moved(first, ends["off"], "discriminator")
+    assert not any("spade" in k for k in moved(first, ends["off"], "expander"))
+    assert any("spade" in k for k in moved(ends["off"], ends["on"], "expander"))
+    assert not moved(ends["off"], ends["on"], "flow_processor")
+    handed = tensors(straight, checkpoint.end_of("on"), ["ema"])  # a stage begins with the averages of the one before
+    for net in ("compressor", "expander"):
+        assert all((ends["flow"][k] == handed[k.replace("net.", "ema.", 1)]).all() for k in ends["flow"] if k.startswith(f"net.{net}"))
+    parts = {s["name"]: metrics_of(straight, "train")[i] for s, i in zip(STEPS, (0, 6, 12))}
+    assert {"vae_loss", "recon_loss", "kl_loss", "generator_loss", "discriminator_loss", "r1_loss", "lr/discriminator"} <= parts["off"].keys()
+    assert "generator_loss" not in parts["on"] and {"flow_loss", "lr/flow", "lr/text_encoder"} <= parts["flow"].keys()
+    assert [r["r1_loss"] > 0 for r in metrics_of(straight, "train")[:5]] == [True, False, True, False, True]
+
+
+def test_what_a_person_sees(straight):
+    seen = {p.parent.name: {f.name for f in p.parent.iterdir()} for p in straight.glob("previews/*/*")}
+    assert seen["step_00000005"] == {"reconstructions.png"}
+    assert seen["step_00000014"] == {"reconstructions.png", "drawings_16x16.png", "path.png"}
+    results = read_json(straight / "results.json")["splits"]["test"]
+    assert {"retrieval_rank", "frechet", "flow_loss"} <= results["scores"].keys() and abs(results["baseline"]["retrieval_rank"] - 0.5) < 0.25
+    assert {"retrieval_rank"} <= results["control"].keys()
+    with open(straight / "predictions" / "test.csv", encoding="utf8") as f:
+        assert next(csv.DictReader(f))["hypothesis"] == "drawing of 16 × 16"
+    record = read_json(straight / "stages.json")
+    assert [(r["stage"], r["steps"], r["ended"]) for r in record] == [("off", 5, "5 steps"), ("on", 4, "4 steps"), ("flow", 5, "5 steps")]
+    assert all(r["gb_freed"] > 0 for r in record[:2])
+
+
+def test_loaded_in_one_line(straight):
+    nets, data = workbench.load(straight)
+    batch = data.collate([data.datasets["test"][i, 0] for i in range(4)])
+    with torch.no_grad():
+        mean, _ = nets["compressor"](batch["image"])
+        assert nets["expander"](mean, True).shape == batch["image"].shape
+    assert set(nets) == {"compressor", "expander", "flow_processor", "text_encoder", "discriminator"}
+
+
+@pytest.mark.parametrize("step", sorted(random.Random(5).sample(range(1, 14), 5)))
+def test_killed_anywhere(straight, folder, home, step):
+    "Fault: averages not restored, the position in a stage lost. Killed in any stage, the losses and all bits are the uninterrupted run's."
+    run = folder / f"killed_{step}"
+    assert end(go(run, config(home) | {"task": "trapped_flow"}, trap=str(step)))["state"] == "died"
+    done(started.again(run))
+    assert lines(run) == lines(straight) and same_bits(tensors(run), tensors(straight))
+    assert tensors(run, "last", ["assets"]).keys() == {"assets|latent_mean", "assets|latent_std"}
+
+
+def test_the_documents_file_word_for_word(straight, folder, home):
+    "`training: pipeline:`, defaults, datasets, transition_criteria, output: the same run as in our keys."
+    theirs = {
+        "data": {"data_path": str(home), "img_size": 16, "use_webdataset": False, "tokenizer_name": "own", "webdataset_token": None},
+        "output": {"output_path": str(folder / "theirs"), "log_interval": 1, "checkpoint_save_interval": 3},
+        "model": SMALL, "model_checkpoint": None, "check": False, "trackers": [], "sample": {"steps": 2, "guidance": 2.0},
+        "train": {"minutes": None, "ema": 0.9, "keep": None}, "valid": {"every": 4, "batch_size": 6},
+        "training": {"batch_size": 8, "lr": 1e-3, "pipeline": {
+            "default_dataset": "few", "datasets": {"few": {"type": "local", "image_folder": str(home), "length": 12, "retry_wait": 0, "batch_size": 8}},
+            "defaults": {"cfg_dropout_prob": 0.2, "r1_interval": 2},
+            "steps": [s | {"transition_criteria": {"mode": "epoch", "value": 50}} for s in STEPS]}}}
+    path = folder / "theirs.yaml"
+    path.write_text(yaml.safe_dump(theirs))
+    with started.surroundings(""):
+        run = done(launch.start(str(path)))
+    assert run == folder / "theirs" and lines(run) == lines(straight) and same_bits(tensors(run), tensors(straight))
+
+
+def test_a_stage_is_run_again_alone(straight, folder, home):
+    "Fault: invalid resume positions accepted. Another run begins with the nets, tokenizer and averages of the end of a stage."
+    cfg = config(home, f"begin_from={straight}@on pipeline.only=[flow]")
+    run = done(go(folder / "again", cfg))
+    before, first = tensors(straight, checkpoint.end_of("on"), ["ema"]), tensors(run, "step_00000003", ["net"])
+    assert all((first[k] == before[k.replace("net.", "ema.", 1)]).all() for k in first if "compressor" in k or "expander" in k)
+    assert (run / "assets" / "tokenizer").is_dir() and [r["stage"] for r in read_json(run / "stages.json")] == ["flow"]
+    with pytest.raises(Refused, match="has no checkpoint `end of onn`"):
+        plan(presets.load(config(home, f"begin_from={straight}@onn pipeline.only=[flow]")))
+
+
+def test_a_diverging_stage_leaves_the_last_good_checkpoint(folder, home):
+    steps = [STEPS[0] | {"max_steps": 3}, STEPS[1] | {"lr": 1e30, "initial_clipping_norm": 1e30, "n_epochs": 20}]
+    run = folder / "diverged"
+    status = end(go(run, config(home, pipeline={"steps": steps}, train={"clip": None, "checkpoint_every": 1})))
+    assert status["state"] == "failed" and "became" in status["error"] and "The last good checkpoint is" in status["error"]
+    good = checkpoint.find(run)
+    assert str(good) in status["error"] and all(torch.isfinite(t).all() for t in tensors(run, "last", ["net"]).values() if t.is_floating_point())
+
+
+# Pictures in shards
+
+@pytest.fixture(scope="module")
+def shards(folder, home):
+    rows, _ = read_folder(home)
+    return write_shards(rows["train"], folder / "shards", 10)
+
+
+def test_shards_train_and_resume(folder, home, shards):
+    cfg = config(home, data={"source": str(folder / "shards" / "shard-{000000..000002}.tar")}) | {"task": "trapped_flow"}
+    straight = done(go(folder / "tars", cfg))
+    assert sum(read_json(straight / "plan.json")["splits"].values()) == 28
+    run = folder / "tars_killed"
+    assert end(go(run, cfg, trap="7"))["state"] == "died"
+    done(started.again(run))
+    assert lines(run) == lines(straight) and same_bits(tensors(run), tensors(straight))
+
+
+def test_spoilt_shards_are_rejected_rows_or_refused(folder, home, shards, capsys):
+    bad = folder / "bad"
+    bad.mkdir()
+    cut = bad / "cut.tar"
+    cut.write_bytes(open(shards[0], "rb").read()[:-6000])
+    with tarfile.open(shards[1]) as whole, tarfile.open(bad / "lost.tar", "w") as tar:
+        for i, member in enumerate(whole.getmembers()):
+            if i != 1:  # the caption of the first sample
+                tar.addfile(member, whole.extractfile(member))
+        climbing = tarfile.TarInfo("../outside.png")
+        tar.addfile(climbing)
+    cfg = config(home, data={"source": [str(cut), str(bad / "lost.tar")]})
+    with pytest.raises(Refused) as e:
+        plan(presets.load(cfg))
+    said = str(e.value)
+    assert "data.max_rejected = 0.01" in said and "cut.tar" in said and "lost.tar" in said and "outside" in said
+    facts = plan(presets.load(presets.merge(cfg, {"data": {"max_rejected": 1}})))
+    assert facts["rejected"] >= 3 and sum(facts["splits"].values()) < 20
+
+
+@pytest.mark.parametrize("source, why", [("/no/such/folder", "no such folder"), ("gone-{0..3}.tar", "gone-0.tar"), ("pipe:cat x.tar", "a command is not run")])
+def test_a_source_that_is_not_there(home, source, why):
+    with pytest.raises(Refused, match=why):
+        plan(presets.load(config(home, data={"source": source})))
+
+
+# Keys
+
+def test_a_dry_run_prints_the_stages_and_reads_no_pixels(home, folder, capsys, monkeypatch):
+    path = folder / "dry.yaml"
+    path.write_text(yaml.safe_dump(config(home)))
+    monkeypatch.setattr(flow_data.Pictures, "pixels", lambda self, i: pytest.fail("a picture was read"))
+    facts = plan(presets.load(str(path)))
+    assert [s["name"] for s in facts["stages"]] == ["off", "on", "flow"]
+
+
+def test_every_mistake_of_a_pipeline_through_the_command_line(home, folder, capsys):
+    wrong = config(home, pipeline={"datasets": {"a": {"type": "lokal"}}, "steps": [
+        STEPS[0] | {"kl_bta": 1, "dataset": "b"}, STEPS[1] | {"name": "off", "freeze": ["compresor"]},
+        STEPS[2] | {"transition_on": {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 0.1}, "duration_epochs": 3},
+        {"name": "idle", "n_epochs": 1}, {"name": "late", "train_flow": True, "freeze": ["flow_processor", "text_encoder"], "n_epochs": 1}]})
+    path = folder / "wrong.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    assert cli.main(["plan", str(path)]) == 2
+    said = capsys.readouterr().err
+    for part in ("`kl_bta`; did you mean `kl_beta`?", "there is no dataset `b`", "'lokal'; did you mean `local`?", "the name `off` stands twice",
+                 "`compresor`, which is no net that trains; did you mean `compressor`?", "write `n_epochs: 3`",
+                 "`vae_loss`, which objective `vae` reports, and that is not active here", "it trains nothing",
+                 "objective `flow` trains flow_processor, text_encoder, and all of it is frozen"):
+        assert part in said, (part, said)
+
+
+def test_lpips_where_its_weights_are_not_at_hand(home, folder):
+    steps = [STEPS[0] | {"use_lpips": True}]
+    status = end(go(folder / "lpips", config(home, pipeline={"steps": steps})))
+    assert status["refused"] and "use_lpips: false" in status["error"]
+
+
+@pytest.mark.parametrize("more", ["model.path=cosine sample.sampler=ddim", "model.flow.kind=unet sample.sampler=adaptive",
+                                  "data.reduced_min_sizes=[8] data.sizes=[16,[24,16]] model.critic.layers=1 sample.sizes=[[24,16],16]"])
+def test_the_other_ways_of_a_flow(home, folder, more):
+    "v-prediction with DDIM; a U-Net with an adaptive solver; several sizes in one training."
+    run = done(go(folder / str(abs(hash(more))), config(home, f"{more} check=true pipeline.only=[on,flow]")))
+    assert metrics_of(run, "valid")[-1]["flow_loss"] < 10
+    if "sizes" in more:
+        assert {p.name for p in run.glob("previews/*/*.png")} >= {"drawings_24x16.png", "drawings_16x16.png"}
+
+
+def test_two_processes_learn_what_one_does(home, folder):
+    "Equal to rounding at an equal global batch: reconstruction draws from each slot's generator."
+    cfg = config(home, "train.accumulate=2 train.batch_size=4 pipeline.only=[on] train.ema=null valid.every=null")
+    one, two = (done(go(folder / f"nproc{n}", cfg, nproc=n)) for n in (1, 2))
+    for a, b in zip(metrics_of(one, "train"), metrics_of(two, "train")):
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+
+
+def test_unet_and_transformer_are_built_by_the_dialects_names(home):
+    cfg = presets.load(config(home, model={"vae_dim": 8, "feature_maps_dim": 64, "text_embedding_dim": 64, "feature_maps_dim_disc": 16}) | {"model": {
+        "vae_dim": 8, "feature_maps_dim": 48, "text_embedding_dim": 24, "feature_maps_dim_disc": 16}})
+    assert (cfg.model.vae.latent, cfg.model.flow.width, cfg.model.text.width, cfg.model.critic.width) == (8, 48, 24, 16)
