@@ -15,6 +15,7 @@ from runs import again, config, done, end, go, lines, same_bits, tensors
 from workbench.core import checkpoint
 from workbench.core.config import Refused
 from workbench.core.pipeline import complete
+from workbench.core.pipeline import stages as resolved
 from workbench.core.plan import plan
 from workbench.core.resume import load
 from workbench.core.run import config_of, metrics_of, read_json
@@ -25,7 +26,7 @@ from workbench.lab.stages_diagram import diagram, stage_states
 home = Path(__file__).parents[1]
 THREE = """dropout=0.2 norm=true noise=0.05 train.epochs=null train.accumulate=2 train.checkpoint_every=3 valid.every=2 pipeline.steps='[
   {name: head, freeze: [judge, body], objectives: [fit], train: {epochs: 2, ema: 0.9,
-     scheduler: {type: ReduceLROnPlateau, patience: 0, factor: 0.5}}},
+     scheduler: {type: ReduceLROnPlateau, mode: max, patience: 0, factor: 0.5}}},
   {name: all, train: {epochs: 6, scheduler: {type: CosineAnnealingLR}, optimizers: {slow: {type: RMSprop, lr: 0.001, momentum: 0.5}}},
      transition_on: {mode: loss_threshold, metric: fit_loss, threshold: 2.5, window: 5, patience: 2, min_epochs: 1}},
   {name: rest, freeze: [body], unfreeze: [body.4], train: {max_steps: 12, ema: 0.8, optimizer: {type: Lion, lr: 0.001}}}]'""".replace("\n", "")
@@ -95,7 +96,7 @@ def test_the_stages_ended_as_they_should(three):
     reasons = [line["ended"] for line in record(three)]
     assert reasons[0] == "2 epochs" and reasons[1] == "mean fit_loss of 5 steps below 2.5" and reasons[2] == "12 steps"
     rates = [r["lr"] for r in metrics_of(three, "train") if r["stage"] == "head"]
-    assert len(set(rates)) > 1 and all(b in (a, a / 2) for a, b in zip(rates, rates[1:]))  # dropped where no validation was better
+    assert len(set(rates)) > 1 and all(b in (a, a / 2) for a, b in zip(rates, rates[1:]))  # whenever a validation was no higher
     assert [*stages_table(three).rows[1][:4]] == ["all", reasons[1], record(three)[1]["epochs"], len(steps_of(three)["all"])]
     assert [s["state"] for s in stage_states(three).values()] == ["done"] * 3
     assert "✓ done" in repr(diagram(three)) and diagram(three)._repr_html_().count('data-state="done"') == 3
@@ -117,7 +118,9 @@ def test_the_documents_words_make_the_same_run(folder):
                       {"name": "two", "dataset": "large", "n_epochs": 2, "lr": 0.001, "max_steps": 9, "use_ema": False,
                        "optimization": {"schedulers": {"slow": {"type": "StepLR", "step_size": 2}}},
                        "transition_criteria": {"mode": "loss_threshold", "metric": "fit_loss", "threshold": 50, "window": 3}}]}}}
-    assert [s.model_dump(exclude={"train"}) for s in complete(ours).pipeline.steps] == [s.model_dump(exclude={"train"}) for s in complete(theirs).pipeline.steps]
+    for mine, other in zip(resolved(complete(ours)), resolved(complete(theirs)), strict=True):
+        assert mine.cfg.model_dump(exclude={"pipeline", "train"}) == other.cfg.model_dump(exclude={"pipeline", "train"})
+        assert (mine.name, mine.freeze, mine.objectives, mine.transition) == (other.name, other.freeze, other.objectives, other.transition)
     a, b = (go(folder / name, base=file) for name, file in (("ours", ours), ("theirs", theirs)))
     assert lines(done(a)) == lines(done(b)) and same_bits(tensors(a.folder), tensors(b.folder))
     assert record(a.folder) == record(b.folder) and [line["epochs"] for line in record(a.folder)] == [1, 0]
@@ -144,7 +147,7 @@ STAGE_KEYS = {
 
 @pytest.mark.parametrize("key", STAGE_KEYS)
 def test_a_stage_key_misspelt_is_one_sentence_with_the_nearest_name(key):
-    wrong = key[:-2] + key[-1] + key[-2]
+    wrong = key[:2] + key[3:]
     found = mistakes(flow({wrong: STAGE_KEYS[key]}))
     assert len(found) == 1 and f"pipeline step `vae`: unknown key `{wrong}`; did you mean `{key}`?" in found[0], found
 
@@ -174,7 +177,7 @@ INNER = {  # what is misspelt inside a stage, and the name that must be said
 def test_a_wrong_word_inside_a_stage_is_told_with_the_nearest(about):
     step, name = INNER[about]
     found = mistakes(flow(step))
-    assert any(f"`{name}`?" in line or f"'{name}'" in line or f"`{name}`" in line or f".{name}`" in line for line in found), found
+    assert any(f"`{name}`?" in line or f".{name}`?" in line for line in found), found
     assert len(found) <= 2, found
 
 
@@ -190,7 +193,7 @@ def test_the_other_dialect_is_refused_with_the_line_to_write(word):
     step, instead = OTHER[word]
     found = mistakes(flow(step))
     assert len(found) == 1 and f"write `{instead}`" in found[0], found
-    complete(flow(yaml.safe_load(instead)))  # and that line is right
+    complete(flow({"n_epochs": 9} | yaml.safe_load(instead)))  # and that line is right
 
 
 IMPOSSIBLE = {
@@ -252,7 +255,7 @@ def test_the_plan_of_a_pipeline(tmp_path, monkeypatch):
     assert [(s["trained"], s["frozen"]) for s in found] == [(9, 104 + 16 + 9), (138, 0), (72 + 9 + 9, 32 + 16)]
     assert [list(s["optimizers"]) for s in found] == [["fast"], ["slow", "fast", "guess"], ["slow", "fast", "guess"]]
     assert found[1]["optimizers"]["slow"] == {"type": "RMSprop", "lr": 0.001, "steps": ["body"]} and found[2]["optimizers"]["guess"]["type"] == "Lion"
-    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "factor": 0.5, "patience": 0}}
+    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5, "patience": 0}}
     each = found[0]["steps_per_epoch"]
     assert [s["steps"] for s in found] == [2 * each, 6 * each, 12] and each == 8
     assert plan(complete(config(THREE, ), "pipeline.steps.all.data.rows=40"))["stages"][1]["steps"] is None  # its rows are not read
@@ -275,7 +278,8 @@ def test_a_stage_again_in_a_run_of_its_own(calm, folder, monkeypatch):
     run = done(go(folder / "again", f"{CALM} pipeline.only=[b] begin_from={calm}@a"))
     rows = [[{k: v for k, v in row.items() if k != "step"} for row in lines(r) if row["stage"] == "b" and row["split"] != "test"] for r in (calm, run)]
     assert rows[0] == rows[1] and len(rows[0]) > 10
-    assert same_bits(handed(run, "b"), handed(calm, "b"))
+    whole, alone = ({f"{n}.{k}": t for n, net in load(r, "last")[0].items() for k, t in net.state_dict().items()} for r in (calm, run))
+    assert same_bits(whole, alone)
     first = next(r for r in metrics_of(run, "train"))
     assert first["step"] == 1 and next(r for r in metrics_of(calm, "train") if r["stage"] == "b")["step"] == len(steps_of(calm)["a"]) + 1
     monkeypatch.chdir(calm.parent)
@@ -291,7 +295,7 @@ def test_ends_of_stages_stay_and_memory_is_given_back(calm):
     assert set(named.values()) == kept and named["end of a"] != named["last"] == named["end of b"]  # keep=1
     a, b = read_json(calm / "stages.json")
     weights = sum(t.numel() for t in tensors(calm, kinds=["net"]).values()) * 4 / 1e9
-    assert a["gb_freed"] >= 2 * weights and a["gb_held"] >= 4 * weights  # two moments, and the average beside the weights
+    assert a["gb_freed"] > 1.9 * weights and a["gb_held"] > 3.8 * weights  # two moments, and the average beside the weights
     nets, _ = load(calm, "end of a")
     assert all((t == nets[n.split("|")[0]].state_dict()[n.split("|")[1]]).all() for n, t in handed(calm, "a").items())
 
@@ -322,7 +326,7 @@ def test_not_a_number_in_the_second_stage(folder):
     "The run fails, names the last good checkpoint, never touches it, and goes on from it."
     words = CALM.replace("valid.every=4", "valid.every=null train.log_every=5 train.checkpoint_every=4").replace("train.keep=1", "train.keep=null")
     straight = done(go(folder / "numbers", words))
-    first = len([p for p in straight.glob("*")]) and read_json(straight / "stages.json")[0]["steps"]
+    first = read_json(straight / "stages.json")[0]["steps"]
     run = folder / "nan"
     status = end(go(run, words, trap=f"nan:{first + 6}"))
     assert status["state"] == "failed" and not status.get("refused") and "(stage `b`)" in status["error"]

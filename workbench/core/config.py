@@ -6,7 +6,7 @@
 __all__ = ['Every', 'Place', 'RunPlace', 'Beginning', 'spellings', 'Refused', 'Section', 'parse_every', 'from_here',
            'run_and_stage', 'run_from_here', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid', 'Transition',
            'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest', 'keys_of',
-           'sentence', 'without', 'validate']
+           'section_in', 'section_at', 'sentence', 'without', 'validate']
 
 # %% ../../nbs/core/00_config.ipynb #e14d0b14
 import copy
@@ -295,6 +295,27 @@ def keys_of(
     return out
 
 
+def section_in(
+    annotation: Any,  # Optimizer | dict[str, Optimizer] | list[StageSpec] | Transition | None …
+) -> type | None:
+    "The Section that an annotation speaks of."
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((s for a in getattr(annotation, "__args__", ()) if (s := section_in(a))), None)
+
+
+def section_at(
+    schema: type,
+    path: tuple,  # keys, and between them indices and names of entries
+) -> type | None:
+    "The Section that stands at a path, also inside lists and mappings."
+    at = schema
+    for part in path:
+        if at and part in at.model_fields:
+            at = section_in(at.model_fields[part].annotation)
+    return at
+
+
 def sentence(
     error: dict,  # one entry of ValidationError.errors()
     schema: type,
@@ -308,7 +329,8 @@ def sentence(
     key, known = ".".join(names), keys_of(schema)
     if error["type"] == "extra_forbidden":
         table = spellings | getattr(schema, "spellings", {})
-        siblings = [k for k in known if k.rpartition(".")[0] == ".".join(names[:-1])]
+        inside, before = section_at(schema, error["loc"][:-1]), ".".join(names[:-1])
+        siblings = [f"{before}.{k}".strip(".") for k in (inside.model_fields if inside else ())]
         near = [table[names[-1]]] if names[-1] in table else difflib.get_close_matches(key, siblings, 1, 0.75)
         near = near or difflib.get_close_matches(names[-1], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
         return f"{source}: unknown key `{key}`" + (f"; did you mean `{near[0]}`?" if near else
@@ -316,7 +338,8 @@ def sentence(
     if error["type"] == "missing":
         return f"{source}: the key `{key}` is missing."
     what = re.sub(r"^Value error, ", "", error["msg"])
-    return f"{source}: `{key}` is {error['input']!r}: {what[0].lower() + what[1:]}."
+    near = nearest(error["input"], re.findall(r"'([^']*)'", error["msg"])) if error["type"] == "literal_error" else ""
+    return f"{source}: `{key}` is {error['input']!r}: {what[0].lower() + what[1:]}{near or '.'}"
 
 
 def without(
