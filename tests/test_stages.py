@@ -7,7 +7,6 @@ from workbench.core.config import Refused
 from workbench.core.pipeline import stages
 from workbench.core.run import metrics_of, read_json
 from workbench.core.task import get
-from workbench.lab import launch
 
 window = 4
 FREEZING = """norm=true lift=true train.batch_size=8 train.keep=null train.ema=0.9 valid.every=null pipeline.steps='[
