@@ -5,7 +5,8 @@
 
 Both sides freeze, build an optimiser and a schedule for each stage, clip, average the weights, and drop what belonged to a stage at its
 end; the runner also looks for a transition at each step, logs and tells its status. Checkpoints and validations are left out of both:
-`loop.py checkpoint` has the former. Prints a markdown table. Run it on a machine that does nothing else.
+`loop.py checkpoint` has the former. Prints a markdown table. Run it on a machine that does nothing
+else; where others work beside it, only the CPU time tells something.
 """
 import statistics
 import sys
@@ -93,13 +94,13 @@ def both(rounds: int = 6, steps: int = 30):
         begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in loop.nets.items()}
 
         def pass_of(how):
-            "(seconds of the whole pass, seconds of each step after a stage's first)."
+            "(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the pass)."
             for name, net in loop.nets.items():
                 net.load_state_dict(begun[name])
-            began, times = time.perf_counter(), []
+            began, busy, times = time.perf_counter(), time.process_time(), []
             for stage in loop.stages:
                 times += how(loop, stage, steps)[1:]
-            return time.perf_counter() - began, times
+            return time.perf_counter() - began, times, time.process_time() - busy
 
         pass_of(hand_written)
         found = []
@@ -108,10 +109,11 @@ def both(rounds: int = 6, steps: int = 30):
             got = {how: pass_of(how) for how in order}
             found.append((got[hand_written], got[runner]))
     middle = [1000 * statistics.median(t for one in found for t in one[k][1]) for k in (0, 1)]
-    ratio = statistics.median(a[0] / b[0] for a, b in found), statistics.median(sum(a[1]) / sum(b[1]) for a, b in found)
+    ratio = [statistics.median(a[k] / b[k] for a, b in found) for k in (0, 2)] + [statistics.median(sum(a[1]) / sum(b[1]) for a, b in found)]
     spread = [b[0] / a[0] for a, b in found]
-    table(["two stages", "median ms a step", "steps: speed × hand-written", "whole stages: speed × hand-written"],
-          ["hand-written", f"{middle[0]:.1f}", "1.000", "1.000"], ["workbench", f"{middle[1]:.1f}", f"{ratio[1]:.3f}", f"{ratio[0]:.3f}"])
+    table(["two stages", "median ms a step", "steps: speed × hand-written", "whole stages: speed × hand-written", "by CPU time"],
+          ["hand-written", f"{middle[0]:.1f}", "1.000", "1.000", "1.000"],
+          ["workbench", f"{middle[1]:.1f}", f"{ratio[2]:.3f}", f"{ratio[0]:.3f}", f"{ratio[1]:.3f}"])
     print(f"\n{rounds} rounds of 2 × {steps} steps; time × hand-written by round: {', '.join(f'{s:.3f}' for s in spread)}.")
 
 

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from workbench.core import presets
-from workbench.core.config import Refused, keys_of
+from workbench.core.config import Refused
+from workbench.core.mistakes import keys_of
 from workbench.core.pipeline import stages
 from workbench.parts import hub, pretrained
 from workbench.parts.seq2seq import embed_width

@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, create_model
 
-from .config import Core, Refused, merge, nearest, validate
+from .config import Core, Refused, merge, nearest
 from .dialect import document, document_task, translate
+from .mistakes import validate
 
 # %% ../../nbs/core/05_presets.ipynb #Loader
 class _Loader(yaml.SafeLoader):
