@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from runs import again, config, done, end, go, lines, same_bits, tensors
+from runs import again, config, done, end, go, lines, same_bits, surroundings, tensors
 
 from workbench.core import checkpoint
 from workbench.core.config import Refused
@@ -391,3 +391,26 @@ def test_what_ways_on_says_is_true(calm, folder):
             words = yaml.safe_load((calm / "config.yaml").read_text())
             assert complete(words, options.overrides).pipeline.steps[-1].train.get("epochs") == 3 and options.run == str(calm)
     assert launch.status_of(calm)["state"] == "finished"
+
+
+SIGN = "pipeline={steps: [{name: projection, freeze: [translator], train: {max_steps: 2}}, {name: short, data: {max_frames: 60}, train: {max_steps: 2}}, {name: all, train: {max_steps: 2}}]}"
+SPEECH = "pipeline={steps: [{name: aligner, freeze: [durations, decoder], train: {max_steps: 2}}, {name: all, train: {max_steps: 2}}]}"
+
+
+@pytest.mark.parametrize("preset, steps", [("t5_tiny", SIGN), ("tts_tiny", SPEECH)])
+def test_pipelines_of_other_tasks(folder, preset, steps):
+    "Sign: what reads poses first, then shorter clips, then all. Speech: the aligner first. What rests does not move a bit."
+    small = "model.width=32 model.hidden=64 model.layers=1 speak.f0=false" if preset == "tts_tiny" else ""
+    more = f"{small} trackers=[] train.batch_size=4 train.epochs=null train.max_steps=null train.minutes=null valid.rows=2 valid.batch_size=2 valid.final=[] train.checkpoint_every=1 train.keep=null"
+    if preset == "tts_tiny":
+        pytest.importorskip("soundfile", reason="speech needs soundfile: pip install soundfile")
+    with surroundings(""):
+        run = done(launch.start(preset, f"{more} '{steps}'", folder / preset))
+    names = [line["stage"] for line in read_json(run / "stages.json")]
+    assert names == (["projection", "short", "all"] if preset == "t5_tiny" else ["aligner", "all"])
+    rests = "translator" if preset == "t5_tiny" else "decoder"
+    first, end_of_first, last = (tensors(run, which, ["net"]) for which in ("step_00000001", checkpoint.end_of(names[0]), "last"))
+    held = [k for k in first if k.startswith(f"net.{rests}|")]
+    assert held and all((first[k] == end_of_first[k]).all() for k in held) and not all((last[k] == first[k]).all() for k in held)
+    checks = {c["stage"] for c in read_json(run / "checks.json")}
+    assert checks == set(names)  # each stage is asked whether it is real
