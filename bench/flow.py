@@ -1,0 +1,93 @@
+"""What a run of the flow task has learnt, beside answers that know nothing of the caption, and what SPADE gives.
+
+    python bench/flow.py scores RUN     # drawings for held-out captions and for trained ones, by guidance
+    python bench/flow.py samplers RUN   # Euler, Heun, adaptive: the same noise, by the number of times the flow is asked
+    python bench/flow.py spade RUN      # a run of spade_off_on: its stages side by side, and bench/results/spade.png
+
+Prints markdown tables. Retrieval: among the real pictures of the split, how near the drawing is to that of its own caption; `rank` 0 is the nearest,
+0.5 is chance. The control is the same drawing, asked for another row's caption.
+"""
+import sys
+from pathlib import Path
+
+here = Path(__file__).parent
+sys.path[:0] = [str(here), str(here.parent)]
+
+from loop import table  # noqa: E402
+
+ROWS = 102
+
+
+def loaded(run):
+    "(nets, data, configuration of the last stage, assets) of a run's best checkpoint."
+    from workbench.core import checkpoint
+    from workbench.core.pipeline import stages
+    from workbench.core.resume import load
+    from workbench.core.run import config_of
+
+    nets, data = load(run, "best")
+    return nets, data, stages(config_of(Path(run)))[-1].cfg, checkpoint.load_tensors(checkpoint.find(Path(run), "best") / "assets.safetensors")
+
+
+def drawn(nets, data, cfg, assets, split, **how):
+    "(scores, control) of a split's first rows."
+    import torch
+
+    from workbench.core.evaluate import batches_of, control
+    from workbench.core.task import Ctx
+    from workbench.tasks.flow_answers import predict, score
+
+    cfg = cfg.model_copy(update={"sample": cfg.sample.model_copy(update=how)})
+    rows = []
+    with torch.no_grad():
+        for batch in batches_of(data, split, 51, ROWS):
+            rows += predict(nets, batch, Ctx(cfg=cfg, data=data, assets=assets, training=False))
+    return score(rows, data), control(rows, lambda rows: score(rows, data))
+
+
+def scores(run):
+    nets, data, cfg, assets = loaded(run)
+    lines = []
+    for split in ("valid", "test", "seen"):
+        for guidance in (1.0, 2.0, 3.0):
+            found, other = drawn(nets, data, cfg, assets, split, guidance=guidance)
+            lines.append([split, f"{guidance:g}", f"{found['retrieval_rank']:.3f}", f"{other['retrieval_rank']:.3f}", f"{found['retrieval_top5']:.3f}",
+                          f"{other['retrieval_top5']:.3f}", f"{found['frechet']:.2f}"])
+    table(["split", "guidance", "rank", "rank, control", "top 5", "top 5, control", "frechet"], *lines)
+
+
+def samplers(run):
+    import time
+
+    nets, data, cfg, assets = loaded(run)
+    lines = []
+    for sampler, steps in (("euler", 6), ("euler", 12), ("euler", 24), ("heun", 6), ("heun", 12), ("adaptive", 0)):
+        began = time.perf_counter()
+        found, _ = drawn(nets, data, cfg, assets, "valid", sampler=sampler, steps=max(1, steps))
+        lines.append([sampler, steps or "–", f"{found['retrieval_rank']:.3f}", f"{found['frechet']:.2f}", f"{(time.perf_counter() - began) / ROWS * 1000:.0f}"])
+    table(["sampler", "steps", "rank", "frechet", "ms a picture"], *lines)
+
+
+def spade(run):
+    from matplotlib.figure import Figure
+
+    from workbench.core.run import metrics_of, read_json
+
+    rows, ends = metrics_of(Path(run), "valid"), {line["stage"]: line for line in read_json(Path(run) / "stages.json")}
+    lines = [[name, line["steps"], *(f"{line['valid'][k]:.4g}" for k in ("psnr", "ssim", "recon_loss", "frechet"))] for name, line in ends.items()]
+    table(["stage", "steps", "psnr, dB", "ssim", "recon_loss", "frechet"], *lines)
+    figure, done = Figure(figsize=(6, 3), layout="constrained"), 0
+    axes, colours = figure.subplots(), {"off": "tab:grey", "still_off": "tab:blue", "on": "tab:orange"}
+    for name, line in ends.items():
+        mine = [r for r in rows if r["stage"] == name]
+        before = 0 if name == "off" else ends["off"]["steps"]  # both arms go on from its end
+        axes.plot([before + r["step"] - done for r in mine], [r["psnr"] for r in mine], "o-", ms=3, color=colours.get(name), label=name.replace("_", " "))
+        done += line["steps"]
+    axes.set(xlabel="optimiser steps of the arm", ylabel="PSNR of held-out pictures, dB", title="The same budget, SPADE still off and on")
+    axes.legend()
+    (here / "results").mkdir(exist_ok=True)
+    figure.savefig(here / "results" / "spade.png", dpi=110)
+
+
+if __name__ == "__main__":
+    {"scores": scores, "samplers": samplers, "spade": spade}[sys.argv[1]](sys.argv[2])
