@@ -187,7 +187,7 @@ def drawings(
         noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0] for c in captions]).to(device)
         made = drawing(nets, text["ids"], text["mask"], noise, ctx, ways if k == 0 else None)
         out[f"drawings_{w}x{h}"] = grid(made.cpu(), list(captions), min(8, len(captions)), f"drawn for captions, {w} × {h}, guidance {ctx.cfg.sample.guidance:g}")
-    some = ways[:: max(1, len(ways) // 7)][:7] + ways[-1:]
+    some = [ways[i] for i in np.linspace(0, len(ways) - 1, min(8, len(ways))).round().astype(int)]
     steps = torch.cat([pictures(nets, z[:1], ctx.assets, spade_is_on(nets)).cpu() for _, z in some])
     out["path"] = grid(steps, [f"t = {float(t):.2f}" for t, _ in some], len(some), f"from noise to: {captions[0]}")
     return out
