@@ -166,8 +166,8 @@ def translate_dataset(
     if kind is not None and words and kind not in wanted:
         errors.append(f"{where}: `type` is {kind!r}{nearest(str(kind), list(wanted))}. Types: {', '.join(wanted)}.")
     elif kind is not None and words:
-        other = "webdataset_url" if kind == "local" else "image_folder"
-        given = {k: v for k, v in given.items() if words.get(k, k) != "source" or k not in (other, "data_path"[: 9 * (kind != "local")])}
+        others = ("webdataset_url",) if kind == "local" else ("image_folder", "data_path")  # sources of the other type are not read
+        given = {k: v for k, v in given.items() if k not in others}
         if not any(words.get(k, k) == "source" and v for k, v in given.items()):
             errors.append(f"{where}: type {kind} needs `{wanted[kind]}`.")
     elif kind is not None:

@@ -6,13 +6,13 @@
 __all__ = ['whole_run', 'check_trackers', 'make_stage', 'stages', 'complete', 'Position', 'next_stage', 'watch', 'ended',
            'improves', 'due']
 
-# %% ../../nbs/core/80_pipeline.ipynb #ac9034bb
+# %% ../../nbs/core/80_pipeline.ipynb #d0df9230
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from .config import Refused, StageSpec, merge, nearest
+from .config import Refused, StageSpec, merge, nearest, run_and_stage
 from .dialect import also_called
 from .presets import load, resolve
 from .stage import Stage, end_faults, last_epoch, net_faults, optimiser_faults
@@ -75,18 +75,17 @@ def stages(
     errors = [f"pipeline.steps: the name `{n}` stands twice." for n in dict.fromkeys(names) if names.count(n) > 1]
     errors += [f"pipeline.only: there is no stage `{n}`{nearest(n, names)}. Stages: {', '.join(names)}."
                for n in only or [] if n not in names]
-    every = {name for objective in get(cfg.task).objectives(cfg).values() for name in objective.owners("")} - {""}
-    every |= {name for name, objective in get(cfg.task).objectives(cfg).items() if not objective.optimizers}
+    every = {owner for name, objective in get(cfg.task).objectives(cfg).items() for owner in objective.owners(name)}
     errors += [f"train.{kind}: there is no optimiser `{n}`{nearest(n, sorted(every))}. Optimisers: {', '.join(sorted(every))}."
                for kind in ("optimizers", "schedulers") for n in getattr(cfg.train, kind) if n not in every]
     chosen = [s for s in specs if s.name in (only or names)]
     chosen = chosen or list(specs)  # `only` is wrong: what else is wrong is told as well
     out = [make_stage(cfg, i, spec, assets, errors) for i, spec in enumerate(chosen)]
     for i, stage in enumerate(out):
-        own = (stage.begin_from.run if stage.begin_from else "x").partition("@")
-        if not own[0] and own[2] not in (before := [s.name for s in out[:i]]):
-            errors.append(f"pipeline step `{stage.name}`: begin_from is `@{own[2]}`, and no stage of that name comes before it"
-                          f"{nearest(own[2], before)}.")
+        place, named = run_and_stage(stage.begin_from.run) if stage.begin_from else ("none", "")
+        if not place and named not in (before := [s.name for s in out[:i]]):
+            errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
+                          f"{nearest(named, before)}.")
     if errors:
         raise Refused("\n".join(dict.fromkeys(errors)))
     return out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ToCome', 'memory_of', 'plan', 'check']
 
-# %% ../../nbs/core/95_plan.ipynb #4595a02d
+# %% ../../nbs/core/95_plan.ipynb #11d459fc
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .checks import quick
+from .config import run_and_stage
 from .deep import deep
 from .loop import Loop, make_accelerator
 from .optim import freeze, named_parameters
@@ -91,7 +92,7 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
         for stage in stages(cfg):
-            if stage.begin_from and not stage.begin_from.run.startswith("@"):  # that is this run
+            if stage.begin_from and run_and_stage(stage.begin_from.run)[0]:  # else it is this run
                 beginning(stage.begin_from)  # it must be there
             if stage.begin_from and stage.index == 0:
                 adopt_assets(stage.begin_from, run / "assets")

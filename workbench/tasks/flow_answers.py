@@ -6,7 +6,7 @@
 __all__ = ['Picture', 'spade_is_on', 'drawing', 'predict', 'judge', 'features', 'score', 'baseline', 'several', 'preview',
            'drawings']
 
-# %% ../../nbs/tasks/56_flow_answers.ipynb #9a865293
+# %% ../../nbs/tasks/56_flow_answers.ipynb #26a2cc43
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from ..core.config import Refused
 from ..core.task import Data
 from ..parts.picture_scores import RandomFeatures, frechet, mse, psnr, retrieval, ssim
 from ..parts.pictures import grid, scaled, to_pixels
-from .flow_draw import draw, pictures, row_chance
+from .flow_draw import draw, padded, pictures, row_chance
 
 # %% ../../nbs/tasks/56_flow_answers.ipynb #Picture
 @dataclass(frozen=True, eq=False)
@@ -178,10 +178,7 @@ def drawings(
     wrong = [s for s in sizes if s[0] % factor or s[1] % factor]
     if wrong:
         raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of {factor}.")
-    tokens = [data.own["encode"](text) for text in captions]
-    ids, mask = torch.zeros(len(tokens), max(map(len, tokens)), dtype=torch.long), torch.zeros(len(tokens), max(map(len, tokens)), dtype=torch.bool)
-    for i, row in enumerate(tokens):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
+    ids, mask = padded([data.own["encode"](text) for text in captions])
     text, out, ways = to_device({"ids": ids, "mask": mask}, device), {}, []
     for k, (h, w) in enumerate(sizes):
         noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0] for c in captions]).to(device)

@@ -6,7 +6,7 @@
 __all__ = ['log', 'patiently', 'Pictures', 'collate', 'samples', 'in_shards', 'read_rows', 'sized', 'tokenizer_of', 'encode',
            'with_prefix', 'data', 'show']
 
-# %% ../../nbs/tasks/52_flow_data.ipynb #7b3f5abc
+# %% ../../nbs/tasks/52_flow_data.ipynb #c357ca20
 import hashlib
 import logging
 import time
@@ -24,6 +24,8 @@ from ..core.task import Data
 from ..parts.picture_rows import PictureRow, read_folder
 from ..parts.pictures import RATIOS, bucket, fit, grid, read_picture, scaled
 from ..parts.shards import index, read_member
+from .flow_answers import judge
+from .flow_draw import padded
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +96,7 @@ def collate(
     "A batch: image [B, 3, H, W] in [-1, 1], ids [B, S], mask [B, S] true where there is a token, uid, caption."
     import torch
 
-    width = max(len(i["ids"]) for i in items)
-    ids, mask = torch.zeros(len(items), width, dtype=torch.long), torch.zeros(len(items), width, dtype=torch.bool)
-    for k, item in enumerate(items):
-        ids[k, : len(item["ids"])] = torch.tensor(item["ids"])
-        mask[k, : len(item["ids"])] = True
+    ids, mask = padded([i["ids"] for i in items])
     return {"uid": [i["uid"] for i in items], "caption": [i["caption"] for i in items],
             "image": torch.from_numpy(np.stack([i["image"] for i in items])), "ids": ids, "mask": mask}
 
@@ -112,7 +110,7 @@ def in_shards(
     source: str | list[str],
 ) -> bool:
     "Whether a source names shards."
-    return any(str(s).rstrip("}").endswith(".tar") or ".tar" in str(s) for s in ([source] if isinstance(source, str) else source))
+    return any(".tar" in s for s in ([source] if isinstance(source, str) else source))
 
 
 def read_rows(
@@ -229,7 +227,7 @@ def data(
     digest = hashlib.sha256("\n".join(f"{r.uid}\t{r.caption}\t{r.height}\t{r.width}" for k in rows for r in rows[k]).encode()).hexdigest()
     counted = Counter(sets["train"].sizes)
     facts = {"source": d.source, "fingerprint": digest[:16], "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok),
-             "tokenizer": origin, "judge": "frechet and retrieval: random conv net, seed 0, 320 features", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}}
+             "tokenizer": origin, "judge": f"frechet and retrieval: {judge().name}", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}}
 
     def save(folder):
         save_tokenizer(tok, folder / "tokenizer")
