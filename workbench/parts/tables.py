@@ -9,8 +9,9 @@ __all__ = ['VALID', 'table_text', 'sign_of', 'tokens', 'plain_cells', 'row_end',
 # %% ../../nbs/parts/27_tables.ipynb #tables-imports
 import csv
 import io
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # %% ../../nbs/parts/27_tables.ipynb #tables-cells
@@ -145,14 +146,16 @@ def split_of(
 def split_tables(
     folder: str | Path,
     suffixes: tuple[str, ...],  # (".csv", ".tsv")
+    but: Iterable[str] = (),  # splits whose table is named elsewhere
 ) -> dict[str, Path]:  # split -> its table
     "The tables of a folder that are named after splits. Raises ValueError where two are for one split."
     found: dict[str, Path] = {}
-    for path in sorted(Path(folder).iterdir()):
-        split = split_of(path.stem)
-        if not split or path.suffix.lower() not in suffixes or not path.is_file():
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        split = split_of(stem)
+        if not split or split in but or suffix.lower() not in suffixes or not os.path.isfile(os.path.join(folder, name)):
             continue
         if split in found:
-            raise ValueError(f"{folder}: {found[split].name} and {path.name} are both for `{split}`: take one out.")
-        found[split] = path
+            raise ValueError(f"{folder}: {found[split].name} and {name} are both for `{split}`: take one out.")
+        found[split] = Path(folder) / name
     return found
