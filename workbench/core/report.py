@@ -53,6 +53,7 @@ def write_plan(
     facts = {
         "task": loop.cfg.task, "preset": loop.cfg.preset, "notes": [*loop.cfg.notes, *shared_rows(loop.data)], "nets": net_facts(loop),
         "weights": origin, "data": loop.data.facts, "rejected": len(loop.data.rejected),
+        "rejected_first": list(loop.data.rejected[:3]),
         "splits": {split: len(d) for split, d in loop.data.datasets.items()},
         "stages": [line | {"memory": memory.get(line["name"])} for line in outline(loop, plan_of)],
         "batches": {"steps_per_epoch": len(steps), "slots": len(steps[0]),

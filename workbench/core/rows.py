@@ -61,7 +61,8 @@ def hold_out(
                       "`valid`, or at least 2 rows.")
     key, how = text_of, "by their texts"
     if not (held := chosen(Counter(map(key, train)), seed)):
-        key, how = uid_of, f"by their ids: there are {len(set(map(text_of, train)))} different texts, so texts that are trained on are held out as well"
+        key, different = uid_of, len(set(map(text_of, train)))
+        how = f"by their ids: all rows share {different} text{'s' * (different > 1)}, so what is held out has texts that are trained on"
         held = chosen(Counter(map(key, train)), seed)
     valid = [r for r in train if key(r) in held]
     said = f"{len(valid)} of {len(train)} training rows are the validation, {how}"
