@@ -74,7 +74,7 @@ def shared_rows(
 ) -> list[str]:
     "A sentence for every held-out split that has training rows in it."
     of = data.contents or data.uids
-    train, out = set(of["train"]), []
+    train, out = set(of.get("train", ())), []
     for split in (s for s in of if s == "valid" or s.startswith("test")):
         both = [uid for uid, row in zip(data.uids[split], of[split]) if row in train]
         if both:
