@@ -32,13 +32,13 @@ def chosen(
     seed: int,
 ) -> set[str]:  # at least one where some key has few rows enough
     "About a tenth of the keys, by their hashes; together at most three tenths of the rows, or one row."
-    def rank(key):
-        n = int(hashlib.sha256(f"{seed} {key}".encode()).hexdigest(), 16)
-        return n % 10, n
-
-    most, taken, held = max(1, 3 * sum(keys.values()) // 10), 0, set()
-    for (tenth, _), key in sorted((rank(key), key) for key in keys):
-        if (tenth == 0 or not held) and taken + keys[key] <= most:
+    ranks = {key: int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest(), "big") for key in keys}
+    most, taken, held = max(1, 3 * sum(keys.values()) // 10), 0, {key for key, n in ranks.items() if n % 10 == 0}
+    if 0 < sum(keys[key] for key in held) <= most:
+        return held
+    tenth, held = held, set()
+    for key in sorted(keys, key=lambda key: (ranks[key] % 10, ranks[key])):
+        if (key in tenth or not held) and taken + keys[key] <= most:
             held.add(key)
             taken += keys[key]
     return held
