@@ -8,6 +8,7 @@ __all__ = ['AUDIO', 'TEXT', 'KINDS', 'ABOUT', 'SpeechRow', 'uid_of', 'walk', 're
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #4cd61790
 import os
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +21,7 @@ from .wave import open_wave
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # in order of preference
 TEXT = (".txt", ".lab")
 KINDS = {"wavs", "wav", "audio", "clips", "flac", "mp3", "txt", "text", "texts", "transcripts", "lab"}
-ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog"}  # texts that nobody speaks
+ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog"}  # texts that nobody speaks, where no recording has their name
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def uid_of(
     path: str,  # relative to the folder, with or without suffix
 ) -> str:
     "The name under which a recording and its text meet."
-    p = PurePosixPath(path)
+    p = PurePosixPath(unicodedata.normalize("NFC", path))
     p = p.with_suffix("") if p.suffix.lower() in AUDIO + TEXT else p
     return str(PurePosixPath(*p.parts[1:]) if len(p.parts) > 1 and p.parts[0].lower() in KINDS else p)
 
@@ -49,16 +50,20 @@ def uid_of(
 def walk(
     folder: Path,
 ) -> list[str]:  # relative, with /
-    "All files below a folder, sorted."
-    found, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
+    "All files below a folder, sorted; named pipes, sockets and devices are none."
+    found, seen, ahead = [], set(), [""]
+    while ahead:
+        base = ahead.pop()
+        real = os.path.realpath(os.path.join(folder, base))
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        found += [(Path(here) / f).relative_to(folder).as_posix() for f in files if not f.startswith(".")]
+        with os.scandir(real) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")):
+                    ahead.append(f"{base}{entry.name}/")
+                elif entry.is_file() and not entry.name.startswith("."):
+                    found.append(base + entry.name)
     return sorted(found)
 
 
@@ -177,7 +182,7 @@ def read_source(
     subtitles = [f for f in files if f.lower().endswith(".srt")]
     cut = {uid_of(f[:-len(".srt")]) for f in subtitles}
     texts = [f for f in files if PurePosixPath(f).suffix.lower() in TEXT
-             and PurePosixPath(f).stem.lower() not in ABOUT and uid_of(f) not in cut]
+             and (PurePosixPath(f).stem.lower() not in ABOUT or uid_of(f) in audio) and uid_of(f) not in cut]
     if not tables and not subtitles and not texts:
         below = [f for f in files if f.count("/") == 1 and f.endswith(("/metadata.csv", "/train.csv"))]
         hint = f" There is a {below[0]}: give that folder." if below else ""

@@ -15,6 +15,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from .tables import split_tables
+
 # %% ../../nbs/parts/72_transcripts.ipynb #read_text
 def read_text(path: Path) -> str:
     "A UTF-8 file. Raises ValueError."
@@ -88,11 +90,11 @@ def table_line(
 def tables_of(
     folder: Path,
 ) -> list[tuple[str, Path]]:  # (split, table); those that hold out rows come first
-    "The tables of a folder."
-    names = {"test": "test", "valid": "valid", "val": "valid", "dev": "valid", "train": "train", "metadata": ""}
-    found = [(split, folder / (name + suffix)) for name, split in names.items() for suffix in (".csv", ".tsv")
-             if (folder / (name + suffix)).is_file()]
-    return [t for t in found if t[0] or "train" not in dict(found)]
+    "The tables of a folder. Raises ValueError where two are for one split."
+    named = split_tables(folder, (".csv", ".tsv"))
+    found = [(split, named[split]) for split in ("test", "valid", "train") if split in named]
+    whole = [folder / f"metadata{suffix}" for suffix in (".csv", ".tsv")]
+    return found + [("", path) for path in whole if path.is_file() and "train" not in named]
 
 # %% ../../nbs/parts/72_transcripts.ipynb #cue_text
 TIMES = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d{1,3})\s*-->\s*(\d+):(\d\d):(\d\d)[,.](\d{1,3})")
