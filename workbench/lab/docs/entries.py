@@ -53,7 +53,7 @@ def arguments(
     node: ast.FunctionDef,
     notes: dict[int, str],  # comments by line
 ) -> list[Row]:
-    "The arguments of a function without `self`; what it returns is the row `returns`."
+    "The arguments of a function without `self`; what it returns is the row `returns`, where a comment says it."
     a = node.args
     plain = a.posonlyargs + a.args
     defaults = [None] * (len(plain) - len(a.defaults)) + a.defaults
@@ -62,8 +62,8 @@ def arguments(
     last = {(d or x).end_lineno: name for name, x, d in given}  # several on a line: the comment is the last one's
     rows = [Row(name, words(x.annotation), words(d), notes.get(line, "") if last[line] == name else "")
             for name, x, d in given for line in [(d or x).end_lineno]]
-    returns = [Row("returns", words(node.returns), "", notes.get(node.returns.end_lineno, ""))] if node.returns else []
-    return [r for r in rows if r.name not in ("self", "cls")] + returns
+    said = notes.get(node.returns.end_lineno) if node.returns else None
+    return [r for r in rows if r.name not in ("self", "cls")] + [Row("returns", words(node.returns), "", said)] * bool(said)
 
 
 def fields(
@@ -81,7 +81,7 @@ def signature(
     width: int = 76,  # columns of a line
 ) -> str:
     "The first line of a function as Python would write it."
-    rows = [r for r in arguments(node, {}) if r.name != "returns"]
+    rows = arguments(node, {})
     said = [r.name + (f": {r.type}" if r.type else "") + (f" = {r.default}" if r.default else "") for r in rows]
     if node.args.kwonlyargs and not node.args.vararg:
         said.insert(len(rows) - len(node.args.kwonlyargs) - bool(node.args.kwarg), "*")

@@ -11,9 +11,11 @@ import json
 import re
 import shutil
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from posixpath import dirname, normpath
 from urllib.parse import unquote, urlsplit
 
 import jinja2
@@ -60,13 +62,16 @@ def sections(
     pieces: list[Piece],
 ) -> list[dict]:
     "What can be found on a page: {\"url\", \"page\", \"title\", \"text\"}."
-    made = "".join(re.sub(r"<details.*?</details>", "", p.html, flags=re.S) for p in pieces if p.kind != "code")
+    shown = [re.sub(r'<div class="highlight">.*?</div>|<thead>.*?</thead>|<details.*?</details>', "", p.html, flags=re.S)
+             if p.kind == "entry" else p.html for p in pieces if p.kind != "code"]
+    made = re.sub(r"(?=</?(p|td|li|div|pre)\b)", " ", "".join(shown))
     cut = re.split(r'<h[1-4] id="([^"]*)">(.*?)</h[1-4]>', made, flags=re.S)
     found = zip(cut[1::3], cut[2::3], cut[3::3])
     return [{"url": f"{page.url}#{anchor}", "page": page.title, "module": page.module, "title": plain(title).strip(),
              "text": " ".join(plain(text).split())[:2000]} for anchor, title, text in found]
 
 # %% ../../../nbs/lab/docs/40_site.ipynb #render
+@cache
 def template(
     name: str,  # page.html | style.css
 ) -> jinja2.Template:
@@ -128,9 +133,8 @@ def faults_of(
         inside = [a for a in page.links + page.loads if a and not re.match(r"[a-z][a-z+.-]*:|//", a)]
         for address in dict.fromkeys(inside):
             parts = urlsplit(address)
-            to = (site / url).parent / unquote(parts.path) if parts.path else site / url
-            name = to.resolve().relative_to(site.resolve()).as_posix() if to.resolve().is_relative_to(site.resolve()) else None
-            if name is None or not to.is_file():
+            name = normpath(f"{dirname(url)}/{unquote(parts.path)}").lstrip("/") if parts.path else url
+            if name not in seen and not (site / name).is_file():
                 out.append(Fault(url, f"the link {address} leads nowhere"))
             elif name in seen and parts.fragment and unquote(parts.fragment) not in seen[name].ids:
                 out.append(Fault(url, f"the link {address} leads to no part of {name}"))
