@@ -123,7 +123,7 @@ def table(
 ) -> str:
     "Arguments as a table; columns that are empty are left out."
     columns = [("", lambda r: f"<code>{html.escape(r.name)}</code>")]
-    columns += [("type", lambda r: r.type and f"<code>{html.escape(r.type)}</code>")] if any(r.type for r in rows) else []
+    columns += [("type", lambda r: r.type and prose(f"`{r.type}`"))] if any(r.type for r in rows) else []
     columns += [("default", lambda r: r.default and f"<code>{html.escape(r.default)}</code>")] if any(r.default for r in rows) else []
     columns += [("", lambda r: prose(r.says))] if any(r.says for r in rows) else []
     head = "".join(f"<th>{name}</th>" for name, cell in columns)
