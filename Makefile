@@ -1,4 +1,5 @@
-# Two commands: `make train` runs the main job, `make test` proves everything. Both set up .venv first, once.
+# Two commands: `make train` runs the main job, `make test` proves everything. `make docs` builds pages to browse (FAST=1: nothing runs).
+# Each sets up .venv first, once.
 SHELL := bash
 PYTHON ?= python3
 CONFIG ?= t5_tiny
@@ -12,7 +13,7 @@ unexport PYTHONHOME
 
 ready := .venv/.ready
 
-.PHONY: train test setup
+.PHONY: train test docs setup
 .DELETE_ON_ERROR:
 
 train: $(ready)
@@ -21,6 +22,9 @@ train: $(ready)
 
 test: $(ready)
 	tests/check.sh
+
+docs: $(ready)
+	python -m workbench.lab.docs.site $(if $(FAST),--fast)
 
 setup: $(ready)
 

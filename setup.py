@@ -26,7 +26,7 @@ setup(
                  "Programming Language :: Python :: 3"],
     packages=find_packages(include=["workbench", "workbench.*"]),
     include_package_data=True,
-    package_data={"workbench": ["presets/*.yaml", "architectures/**/*", "samples/**/*"]},
+    package_data={"workbench": ["presets/*.yaml", "architectures/**/*", "samples/**/*", "lab/docs/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'check', 'stop', 'runs', 'presets', 'preset_table',
-           'run_row', 'check_model', 'say', 'main']
+           'run_row', 'check_model', 'say', 'docs', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
             ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: the run's)")),
             ("--speaker", dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
             ("--checkpoint", dict(default="best", metavar="NAME", help="best, last, or a checkpoint's name")))
+    command("docs", "open the pages that `make docs` built",
+            ("--no-browser", dict(action="store_true", help="only say the address")),
+            ("--port", dict(type=int, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)")))
     return top
 
 # %% ../../nbs/lab/40_cli.ipynb #watch
@@ -208,6 +211,14 @@ def say(options) -> int:
     say(options.run, options.text, options.out, options.speed, options.vocoder, options.speaker, options.checkpoint)
     return 0
 
+
+def docs(options) -> int:
+    "workbench docs"
+    from workbench.lab.docs.serve import serve
+
+    serve(not options.no_browser, options.port)
+    return 0
+
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
@@ -215,7 +226,7 @@ def main(
     "Run a command; returns the exit status."
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
-                "check-model": check_model, "say": say}
+                "check-model": check_model, "say": say, "docs": docs}
     from workbench.core.config import Refused
     from workbench.lab.launch import Failed
 
