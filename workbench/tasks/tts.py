@@ -27,8 +27,6 @@ def nets(
     from workbench.parts.speech import Added, MelDecoder, Predictor, TextEncoder
 
     m, d, statistics = cfg.model, cfg.model.decoder, data.own["statistics"]
-    if m.width % m.heads:
-        raise Refused(f"model.width is {m.width} and model.heads {m.heads}: the width must be a multiple of the heads.")
     torch.manual_seed(cfg.seed)
     out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet, m.dropout,
                                   len(data.own["speakers"])),
