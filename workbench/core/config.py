@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Every', 'Where', 'Place', 'RunPlace', 'Beta', 'Beginning', 'Refused', 'parse_every', 'from_here', 'run_and_stage',
            'run_from_here', 'time_limit', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid', 'Transition',
-           'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest']
+           'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest', 'short', 'shown']
 
 # %% ../../nbs/core/00_config.ipynb #1ae246fa
 import difflib
@@ -258,7 +258,7 @@ def merge_named(
     names = [e.get("name") if isinstance(e, dict) else None for e in entries]
     for name, changes in over.items():
         if not isinstance(changes, dict):
-            raise Refused(f"{key}.{name} must hold keys, found {changes!r}.")
+            raise Refused(f"{key}.{name} must hold keys, found {shown(changes)}.")
         if name in names:
             entries = [merge(e, changes) if n == name else e for e, n in zip(entries, names)]
         elif changes.get("name") == name:
@@ -276,3 +276,19 @@ def nearest(
     "`; did you mean …?` for the closest allowed word, or nothing."
     close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.55)
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def short(
+    text: Any,
+    at_most: int = 60,  # characters
+) -> str:
+    "A text that fits a sentence."
+    text = str(text)
+    return text if len(text) <= at_most else f"{text[:at_most - 20]}… ({len(text):,} characters)"
+
+
+def shown(
+    value: Any,
+) -> str:
+    "A value in a sentence, cut where it is long."
+    return short(repr(value), 80)

@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, create_model
 
-from .config import Core, Refused, merge, nearest
+from .config import Core, Refused, merge, nearest, short, shown
 from .dialect import document, document_task, translate
 from .mistakes import validate
-from .yaml12 import deepest, most, read_text, read_value, read_yaml, short, write_yaml
+from .yaml12 import deepest, most, read_text, read_value, read_yaml, write_yaml
 
 # %% ../../nbs/core/05_presets.ipynb #presets
 presets_folder = Path(__file__).parents[1] / "presets" if "__file__" in globals() else Path("../../workbench/presets")
@@ -67,7 +67,7 @@ def read_file(
     if (parent := raw.pop("extends", None)) is None:
         return raw
     if not isinstance(parent, str) or not parent:
-        raise Refused(f"{path.name}: `extends` is {short(repr(parent))}: write the name of a preset, or the path of a .yaml file.")
+        raise Refused(f"{path.name}: `extends` is {shown(parent)}: write the name of a preset, or the path of a .yaml file.")
     local = path.parent / parent
     known = len(parent) < 256 and local.is_file()
     return merge(read_file(local if known else find(parent), (*seen, path.resolve())), raw)
@@ -114,7 +114,7 @@ def task_module(
     stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise Refused(f"`task` is {short(repr(name))}: write the name of a task ({', '.join(ours)}), or of an importable module.")
+        raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of an importable module.")
     target = f"workbench.tasks.{name}" if name in ours else name
     try:
         module = import_module(target)
@@ -149,7 +149,7 @@ def check_tree(
             raise Refused(f"{source}: `{short(key)}`: a configuration has at most {deepest} levels and {most:,} values.")
         if isinstance(at, dict):
             if odd := [k for k in at if not isinstance(k, str)]:
-                raise Refused(f"{source}: a key is a word, found {short(repr(odd[0]))}{f' in `{key}`' * bool(key)}: write it in quotes.")
+                raise Refused(f"{source}: a key is a word, found {shown(odd[0])}{f' in `{key}`' * bool(key)}: write it in quotes.")
             todo += [((*path, k), v) for k, v in at.items()]
         elif isinstance(at, (list, tuple)):
             todo += [((*path, i), v) for i, v in enumerate(at)]
@@ -168,7 +168,7 @@ def resolve(
     check_tree(over, "overrides")
     on_cpu = {} if raw.get("on_cpu") is None else raw["on_cpu"]
     if not isinstance(on_cpu, dict):
-        raise Refused(f"{source}: `on_cpu` is {short(repr(on_cpu))}: write the keys that a machine without a GPU changes, as "
+        raise Refused(f"{source}: `on_cpu` is {shown(on_cpu)}: write the keys that a machine without a GPU changes, as "
                       "on_cpu: {train: {batch_size: 4}}.")
     raw = {k: v for k, v in raw.items() if k != "on_cpu"}
     notes = []

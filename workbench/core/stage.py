@@ -73,7 +73,8 @@ def optimiser_faults(
     owners = {owner: (name, nets) for name, o in objectives.items() for owner, nets in o.owners(name).items()}
     out = []
     for kind in ("optimizers", "schedulers"):
-        for name in spec.train.get(kind) or {}:
+        named = spec.train.get(kind)
+        for name in named if isinstance(named, dict) else ():
             if name not in owners:
                 out.append(f"{kind}: there is no optimiser `{name}`{nearest(name, list(owners))}. Optimisers: {', '.join(owners)}.")
             elif owners[name][0] not in stage.objectives:
