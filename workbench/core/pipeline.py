@@ -46,7 +46,9 @@ def make_stage(
         own = resolve(merge(cfg.model_dump(), changes), where) if changes else cfg
     except Refused as e:
         errors += [also_called(line) for line in str(e).splitlines()]
-        own, whole = e.rest or cfg, False
+        if e.rest is None:  # nothing is left of the stage to judge
+            return Stage(index, spec.name, cfg, ())
+        own, whole = e.rest, False
     task = get(cfg.task)
     known = task.objectives(own)
     active = spec.objectives if spec.objectives is not None else task.active(own) if task.active else list(known)

@@ -86,7 +86,7 @@ def parse_overrides(
         key, eq, value = word.partition("=")
         parts = key.split(".")
         if not eq or not all(parts) or len(parts) > deepest:
-            raise Refused(f"overrides: `{short(word)}` is not of the form a.b=value.")
+            raise Refused(f"overrides: `{short(word)}` is not of the form a.b=value; a value with spaces stands in quotes.")
         tree = read_value(value, f"override {key}")
         for part in reversed(parts):
             tree = {part: tree}

@@ -168,6 +168,15 @@ class FlowConfig(Section):
                              "the others the straight one")
         return self
 
+    @model_validator(mode="after")
+    def seen_by_the_critic(self):
+        sides = [min(s) if isinstance(s, tuple) else s for s in self.data.sizes] + self.data.reduced_min_sizes
+        least = 3 * 2 ** self.model.critic.layers
+        if self.loss.gan_training and min(sides) < least:
+            raise ValueError(f"model.critic.layers {self.model.critic.layers} sees pictures from {least} pixels on, and data.sizes has {min(sides)}: "
+                             "take fewer layers, or larger pictures")
+        return self
+
     words: ClassVar = {
         "tokenizer_name": "model.text.tokenizer", "data.tokenizer_name": "model.text.tokenizer", "use_webdataset": "data.use_webdataset",
         "model.vae_dim": "model.vae.latent", "model.feature_maps_dim": "model.flow.width", "model.text_embedding_dim": "model.text.width",

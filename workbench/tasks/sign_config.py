@@ -6,9 +6,10 @@
 __all__ = ['Augment', 'SignData', 'Lora', 'SignModel', 'SignLoss', 'Generate', 'SignConfig']
 
 # %% ../../nbs/tasks/30_sign_config.ipynb #80bd706c
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..core.config import Place, Section, Where
 
@@ -115,6 +116,13 @@ class SignConfig(Section):
     model: SignModel = SignModel()
     loss: SignLoss = SignLoss()
     generate: Generate = Generate()
+
+    @model_validator(mode="after")
+    def something_left(self):
+        if (shrunk := math.prod(self.model.strides)) > self.data.max_frames:
+            raise ValueError(f"model.strides make one of {shrunk:,} frames, and data.max_frames is {self.data.max_frames}: nothing is left to read")
+        return self
+
     spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora", "lora_alpha": "model.lora.alpha",
                  "lora_dropout": "model.lora.dropout", "target_modules": "model.lora.targets",
                  "num_keypoints": "data.keypoints", "max_gen_length": "generate.max_length",
