@@ -131,15 +131,15 @@ class FlowLoss(Section):
     train_diff: bool = False  # the flow (train_flow and train_diff_full say the same)
     cfg_dropout_prob: float = Field(0.0, ge=0, lt=1)  # captions left out: without it guidance has nothing to go by
     times: Literal["uniform", "logit_normal"] = "uniform"  # where on the path the flow is trained
-    mse_weight: float = Field(0.1, ge=0)  # beside the mean absolute error, which has weight 1
-    kl_beta: float = Field(1e-4, ge=0)
+    mse_weight: float = Field(0.1, ge=0, le=1e6)  # beside the mean absolute error, which has weight 1
+    kl_beta: float = Field(1e-4, ge=0, le=1e6)
     kl_warmup_steps: int = Field(5000, ge=0)  # until kl_beta is reached
-    kl_free_bits: float = Field(0.0, ge=0)  # nats a dimension
-    lambda_adv: float = Field(0.5, ge=0)
-    lambda_lpips: float = Field(0.1, ge=0)
+    kl_free_bits: float = Field(0.0, ge=0, le=1e6)  # nats a dimension
+    lambda_adv: float = Field(0.5, ge=0, le=1e6)
+    lambda_lpips: float = Field(0.1, ge=0, le=1e6)
     adaptive_weights: bool = True  # lambda_adv counts in units of the reconstruction's gradient at the last layer
     r1_interval: int = Field(16, ge=1)  # steps between the discriminator's gradient penalties
-    r1_gamma: float = Field(5.0, ge=0)
+    r1_gamma: float = Field(5.0, ge=0, le=1e6)
     instance_noise_std: float = Field(0.01, ge=0, le=10)
     instance_noise_decay: float = Field(0.9999, gt=0, le=1)
 

@@ -54,7 +54,7 @@ class SignData(Section):
 class Lora(Section):
     "Adapters of low rank, through peft."
     r: int = Field(16, ge=1, le=8192)
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(32, gt=0, le=1e6)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] | None = None  # layer names; None: queries and values as this architecture calls them
     bias: Literal["none", "all", "lora_only"] = "none"

@@ -100,11 +100,11 @@ class TtsModel(Section):
 class TtsLoss(Section):
     "What is minimised: mel_weight × mel + dur_weight × duration + align_weight × alignment (+ pitch, energy)."
     mel: Literal["mse", "l1"] = "mse"  # of the standardised log-mel; the flow decoder's is always mse
-    mel_weight: float = Field(1.0, ge=0)
-    dur_weight: float = Field(0.1, ge=0)
-    align_weight: float = Field(1.0, ge=0)  # of the symbols' means that the alignment search looks at
-    pitch_weight: float = Field(0.1, ge=0)
-    energy_weight: float = Field(0.1, ge=0)
+    mel_weight: float = Field(1.0, ge=0, le=1e6)
+    dur_weight: float = Field(0.1, ge=0, le=1e6)
+    align_weight: float = Field(1.0, ge=0, le=1e6)  # of the symbols' means that the alignment search looks at
+    pitch_weight: float = Field(0.1, ge=0, le=1e6)
+    energy_weight: float = Field(0.1, ge=0, le=1e6)
 
 
 class Speak(Section):
