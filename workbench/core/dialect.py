@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .config import StageSpec, merge, nearest
+from .config import StageSpec, merge, nearest, short, shown
 
 # %% ../../nbs/core/03_dialect.ipynb #put
 step_words = {"n_epochs": "train.epochs", "max_steps": "train.max_steps", "batch_size": "train.batch_size",
@@ -122,10 +122,10 @@ def translate_step(
     known = [*StageSpec.model_fields, *words, "dataset", "optimization"]
     for key, value in flat_once(step, "optimization"):
         if key == "dataset":
-            if value in datasets:
+            if isinstance(value, str) and value in datasets:
                 out = merge(datasets[value], out)
             else:
-                errors.append(f"{where}: there is no dataset `{value}`{nearest(str(value), list(datasets))}. "
+                errors.append(f"{where}: there is no dataset `{short(value)}`{nearest(str(value), list(datasets))}. "
                               f"Data sets: {', '.join(datasets) or 'none'}.")
         elif key in words:
             if key == "use_ema":
@@ -163,8 +163,8 @@ def translate_dataset(
     kind, wanted = given.pop("type", None), {"local": "image_folder", "webdataset": "webdataset_url"}
     if "use_webdataset" in given:
         kind = "webdataset" if given.pop("use_webdataset") else "local"
-    if kind is not None and words and kind not in wanted:
-        errors.append(f"{where}: `type` is {kind!r}{nearest(str(kind), list(wanted))}. Types: {', '.join(wanted)}.")
+    if kind is not None and words and not (isinstance(kind, str) and kind in wanted):
+        errors.append(f"{where}: `type` is {shown(kind)}{nearest(str(kind), list(wanted))}. Types: {', '.join(wanted)}.")
     elif kind is not None and words:
         others = ("webdataset_url",) if kind == "local" else ("image_folder", "data_path")  # sources of the other type are not read
         given = {k: v for k, v in given.items() if k not in others}
@@ -193,7 +193,7 @@ def document(
     own = raw.get("pipeline")
     steps = own.get("steps") if isinstance(own, dict) else None
     flat_words = {w for w in step_words if "." not in w} | {"train_vae", "train_diff", "train_flow", "gan_training"}
-    return "training" in raw or any(isinstance(s, dict) and flat_words & s.keys() for s in steps or [])
+    return "training" in raw or isinstance(steps, list) and any(isinstance(s, dict) and flat_words & s.keys() for s in steps)
 
 
 def translate(
@@ -203,8 +203,15 @@ def translate(
 ) -> tuple[dict, list[str]]:
     "(the configuration in our keys, what is wrong). What is wrong is left out. A configuration in our keys comes back as it is."
     raw, errors = copy.deepcopy(raw), []
-    training = raw.pop("training", None) or {}
-    nested, own = training.pop("pipeline", None) if isinstance(training, dict) else None, raw.get("pipeline")
+
+    def keys_in(holder, key):  # what it holds, taken out; what holds no keys is told
+        value = holder.pop(key, None)
+        if value is not None and not isinstance(value, dict):
+            errors.append(f"{source}: `{key}` must hold keys, found {shown(value)}.")
+        return dict(value) if isinstance(value, dict) else {}
+
+    training = keys_in(raw, "training")
+    nested, own = training.pop("pipeline", None), raw.get("pipeline")
     pipeline = merge(nested, own) if isinstance(nested, dict) and isinstance(own, dict) else nested or own  # overrides stand at the top
     if pipeline is None or isinstance(pipeline, dict):
         pipeline = merge({k: raw.pop(k) for k in tables if k in raw}, pipeline or {}) or None
@@ -224,19 +231,22 @@ def translate(
         raw, errors = merge(raw, base), errors + found
     if not isinstance(pipeline, dict):
         return raw, errors
-    ema = (raw.get("train") or {}).get("ema") or averaging
-    datasets, first = {}, pipeline.pop("default_dataset", None)
-    for name, given in (pipeline.pop("datasets", None) or {}).items():
-        datasets[name], found = translate_dataset(given or {}, section, f"{source}: datasets.{name}")
+    ema = (raw["train"].get("ema") if isinstance(raw.get("train"), dict) else None) or averaging
+    datasets, first, described = {}, pipeline.pop("default_dataset", None), keys_in(pipeline, "datasets")
+    for name in list(described):
+        datasets[name], found = translate_dataset(keys_in(described, name), section, f"{source}: datasets.{name}")
         errors += found
     usual, found = translate_step({"dataset": first} if first else {}, section, f"{source}: default_dataset", datasets)
     errors += found
-    defaults, found = translate_step(pipeline.pop("defaults", None) or {}, section, f"{source}: pipeline.defaults", datasets, ema)
+    defaults, found = translate_step(keys_in(pipeline, "defaults"), section, f"{source}: pipeline.defaults", datasets, ema)
     errors, steps = errors + found, []
     raw = merge(raw, {k: defaults.pop(k) for k in ("train", "valid", "data", "loss") if k in defaults})  # of the run: a stage changes it
+    if not isinstance(pipeline.get("steps") or [], list):
+        errors.append(f"{source}: `pipeline.steps` must be a list of stages, found {shown(pipeline['steps'])}.")
+        return raw | {"pipeline": None}, errors
     for i, given in enumerate(pipeline.get("steps") or []):
         if not isinstance(given, dict):
-            errors.append(f"{source}: pipeline.steps[{i}] must hold keys, found {given!r}.")
+            errors.append(f"{source}: pipeline.steps[{i}] must hold keys, found {shown(given)}.")
             continue
         where = f"{source}: pipeline step `{given.get('name', i)}`"
         step, found = translate_step(given, section, where, datasets, ema)

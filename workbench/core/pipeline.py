@@ -15,7 +15,7 @@ from pathlib import Path
 from .config import Refused, StageSpec, merge, nearest, run_and_stage
 from .dialect import also_called
 from .presets import load, resolve
-from .stage import Stage, end_faults, last_epoch, net_faults, optimiser_faults
+from .stage import Stage, end_faults, last_epoch, machine_faults, metric_faults, net_faults, optimiser_faults
 from .task import get
 
 # %% ../../nbs/core/80_pipeline.ipynb #check_trackers
@@ -46,7 +46,9 @@ def make_stage(
         own = resolve(merge(cfg.model_dump(), changes), where) if changes else cfg
     except Refused as e:
         errors += [also_called(line) for line in str(e).splitlines()]
-        own, whole = e.rest or cfg, False
+        if e.rest is None:  # nothing is left of the stage to judge
+            return Stage(index, spec.name, cfg, ())
+        own, whole = e.rest, False
     task = get(cfg.task)
     known = task.objectives(own)
     active = spec.objectives if spec.objectives is not None else task.active(own) if task.active else list(known)
@@ -60,6 +62,7 @@ def make_stage(
                   spec.transition_on, begin, spec.description, assets)
     last = not cfg.pipeline or index == len(cfg.pipeline.steps) - 1  # the run's budget ends it
     errors += [f"{where}: {fault}" for fault in (*net_faults(stage, known, active), *optimiser_faults(stage, spec, known),
+                                                 *metric_faults(stage, known, task.scores(own) if task.scores else None), *machine_faults(stage),
                                                  *end_faults(stage, known, bool(cfg.pipeline), not whole or last and bool(own.train.minutes)))]
     return stage
 

@@ -21,7 +21,7 @@ from .optim import freeze, named_parameters
 from .outline import rows_differ
 from .pipeline import Position, stages
 from .questions import Check
-from .report import write_plan
+from .report import prove_metric, write_plan
 from .resume import adopt_assets, beginning
 from .run import create, read_json
 from .stage import Stage
@@ -114,6 +114,7 @@ def check(
     "What the reality checks find, without a run. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-check-") as folder:
         loop = prepare(create(cfg, Path(folder) / "run"))
+        prove_metric(loop)
         found = quick(loop)
         if seconds and not any(c.state == "failed" for c in found):
             found += deep(loop, seconds)

@@ -23,7 +23,8 @@ from pathlib import Path
 import psutil
 
 from .config import Refused
-from .presets import dump, read_yaml, resolve
+from .presets import dump, resolve
+from .yaml12 import read_text, read_yaml
 
 # %% ../../nbs/core/20_run.ipynb #write_text
 def write_text(
@@ -96,7 +97,7 @@ def config_of(
     path = Path(run) / "config.yaml"
     if not path.exists():
         raise Refused(f"{run} is not a run folder (it has no config.yaml).")
-    return resolve(read_yaml(path.read_text(encoding="utf8"), "config.yaml"), str(path))
+    return resolve(read_yaml(read_text(path), "config.yaml"), str(path))
 
 # %% ../../nbs/core/20_run.ipynb #update_status
 def update_status(

@@ -89,6 +89,7 @@ class Task:
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
+    scores: Callable | None = None  # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
 
 
 def matches(

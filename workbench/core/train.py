@@ -24,7 +24,7 @@ from .evaluate import add, to_device
 from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
-from .report import final_evaluation, memory_held, record_stage, reserve_seconds, reset_peak, validate, write_plan
+from .report import final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate, write_plan
 from .resume import adopt_assets, begin_from, restore, save
 from .run import config_of, cut_metrics, process, read_json, update_status
 from .stage import Stage, last_epoch
@@ -221,6 +221,7 @@ def train(
         use_data(loop)
         if loop.at.stage and not resumed:
             enter(loop)
+        prove_metric(loop)
         if loop.cfg.check and not resumed:
             loop.tell("check")
             update(loop, stage=loop.stage.name)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from ..core.config import Refused
 from ..core.presets import device_kind
 from ..core.task import Data, Objective, Task
-from .flow_answers import baseline, predict, preview, score
+from .flow_answers import baseline, predict, preview, score, scores
 from .flow_config import FlowConfig
 from .flow_data import data
 from .flow_draw import chance, latents
@@ -237,4 +237,4 @@ def origin(
 
 
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score, baseline=baseline,
-            expect=expect, preview=preview, begin=begin, active=active, origin=origin)
+            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['task', 'nets', 'translator_of', 'origin', 'forward', 'translate_loss', 'blank_id', 'objectives', 'predict', 'score',
-           'baseline', 'expect', 'preview']
+           'scores', 'baseline', 'expect', 'preview']
 
 # %% ../../nbs/tasks/36_sign.ipynb #eb54e8bd
 import math
@@ -126,7 +126,8 @@ def objectives(
     cfg,
 ) -> dict[str, Objective]:
     "One objective that trains everything."
-    return {"translate": Objective(["reader", "translator"] + ["ctc"] * cfg.model.ctc, translate_loss)}
+    return {"translate": Objective(["reader", "translator"] + ["ctc"] * cfg.model.ctc, translate_loss,
+                                   parts=("ce", "ctc") if cfg.model.ctc else ("loss",))}
 
 # %% ../../nbs/tasks/36_sign.ipynb #predict
 def predict(
@@ -157,6 +158,11 @@ def score(
 ) -> dict[str, float]:
     "BLEU-1..4, chrF, ROUGE-L, WER, CER, distinct-n, exact match."
     return text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
+
+
+def scores(cfg) -> list[str]:
+    "What `score` gives."
+    return [*(f"bleu{n}" for n in (1, 2, 3, 4)), "chrf", "rouge_l", "wer", "cer", "distinct1", "distinct2", "exact"]
 
 
 def baseline(
@@ -199,4 +205,4 @@ def preview(
 
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores)

@@ -6,47 +6,55 @@
 __all__ = ['Augment', 'SignData', 'Lora', 'SignModel', 'SignLoss', 'Generate', 'SignConfig']
 
 # %% ../../nbs/tasks/30_sign_config.ipynb #80bd706c
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from ..core.config import Place, Section
+from ..core.config import Place, Section, Where
 
 # %% ../../nbs/tasks/30_sign_config.ipynb #Augment
 class Augment(Section):
     "Changes to a motion, in training only; each is a range or a largest amount."
-    tempo: tuple[float, float] = (0.8, 1.25)  # times as fast
-    warp: float = Field(0.15, ge=0)  # drift of the speed within a motion
-    rotate: float = Field(10, ge=0)  # degrees in the plane
-    tilt: float = Field(10, ge=0)  # degrees out of the plane, where there are three coordinates
-    scale: float = Field(0.1, ge=0)  # share
-    shift: float = Field(0.1, ge=0)  # shoulder widths
-    noise: float = Field(0.005, ge=0)  # shoulder widths
+    tempo: tuple[Annotated[float, Field(ge=0.1, le=10)], Annotated[float, Field(ge=0.1, le=10)]] = (0.8, 1.25)  # times as fast
+    warp: float = Field(0.15, ge=0, lt=1)  # drift of the speed within a motion
+    rotate: float = Field(10, ge=0, le=180)  # degrees in the plane
+    tilt: float = Field(10, ge=0, lt=90)  # degrees out of the plane, where there are three coordinates
+    scale: float = Field(0.1, ge=0, lt=1)  # share
+    shift: float = Field(0.1, ge=0, le=10)  # shoulder widths
+    noise: float = Field(0.005, ge=0, le=1)  # shoulder widths
     drop: float = Field(0.1, ge=0, lt=1)  # share of the frames
+
+    @field_validator("tempo")
+    @classmethod
+    def ordered(cls, value):
+        if value[0] > value[1]:
+            raise ValueError("write the slowest and the fastest: [0.8, 1.25]")
+        return value
 
 
 class SignData(Section):
     "Where the poses and texts come from."
     source: Place = "samples"  # samples, or a folder with train.csv, valid.csv, test*.csv and the poses
-    languages: list[str] | None = None  # only rows whose column `lang` is one of these
-    train_path: str | None = None  # tables and poses that lie elsewhere; relative to the source
-    val_path: str | None = None
-    test_path: str | None = None
-    pose_dir: str | None = None  # None: source/poses if it is there, else the source
-    keypoints: str | int = "152"  # 152 | 266 | hands+body | all | … parts joined with +
+    languages: list[str] | None = Field(None, min_length=1)  # only rows whose column `lang` is one of these
+    train_path: Where | None = None  # tables and poses that lie elsewhere; relative to the source
+    val_path: Where | None = None
+    test_path: Where | None = None
+    pose_dir: Where | None = None  # None: source/poses if it is there, else the source
+    keypoints: Annotated[str, Field(min_length=1)] | int = "152"  # 152 | 266 | hands+body | all | … parts joined with +
     dims: Literal[2, 3] = 2  # coordinates; the third of MediaPipe is a guess of depth
     trim: bool = False  # cut the resting frames at both ends of each pose file
-    step_frames: int = Field(5, ge=1)  # keep every n-th frame
-    max_frames: int = Field(300, ge=1)  # longer motions are thinned to so many
-    max_length: int = Field(128, ge=2)  # tokens of a text, its end included
+    step_frames: int = Field(5, ge=1, le=10_000)  # keep every n-th frame
+    max_frames: int = Field(300, ge=1, le=100_000)  # longer motions are thinned to so many
+    max_length: int = Field(128, ge=2, le=100_000)  # tokens of a text, its end included
     augment: Augment | None = Augment()
     max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unreadable rows ends the run before training
 
 
 class Lora(Section):
     "Adapters of low rank, through peft."
-    r: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
+    r: int = Field(16, ge=1, le=8192)
+    alpha: float = Field(32, gt=0, le=1e6)
     dropout: float = Field(0.05, ge=0, lt=1)
     targets: list[str] | None = None  # layer names; None: queries and values as this architecture calls them
     bias: Literal["none", "all", "lora_only"] = "none"
@@ -57,15 +65,15 @@ class Lora(Section):
 
 class SignModel(Section):
     "The text-to-text model and the reader in front of it."
-    name: str = "t5-base"  # a model of the hub, a local folder, an architecture of the package, or a model type
+    name: Where = "t5-base"  # a model of the hub, a local folder, an architecture of the package, or a model type
     revision: str = ""
-    tokenizer: str | None = None  # None: the model's own
+    tokenizer: Where | None = None  # None: the model's own
     tokenizer_kind: Literal["char", "unigram", "bpe"] = "unigram"  # of one that is trained on the corpus
-    vocab_size: int = Field(1000, ge=8)  # of one that is trained on the corpus
-    special_tokens: list[str] = []
+    vocab_size: int = Field(1000, ge=8, le=1_000_000)  # of one that is trained on the corpus
+    special_tokens: list[Annotated[str, Field(min_length=1)]] = []
     language: str = ""  # language token of the text, for mBART, M2M100, NLLB
     init: Literal["pretrained", "scratch", "auto"] = "auto"
-    params: dict = {}  # changes to the model's own configuration: {num_layers: 4}
+    params: dict[str, Any] = {}  # changes to the model's own configuration: {num_layers: 4}
     dropout: float | None = Field(None, ge=0, lt=1)  # of model and reader; None: the model's own
     freeze_encoder: bool = False
     freeze_decoder: bool = False
@@ -73,11 +81,18 @@ class SignModel(Section):
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     gradient_checkpointing: bool = False
-    hidden: int | None = Field(None, ge=1)  # width inside the reader; None: the model's
-    strides: list[int] = []  # convolutions over time in the reader; [2, 1] halves the frames
-    kernel: int = Field(5, ge=1)
+    hidden: int | None = Field(None, ge=1, le=65_536)  # width inside the reader; None: the model's
+    strides: list[Annotated[int, Field(ge=1, le=64)]] = Field([], max_length=16)  # convolutions over time in the reader; [2, 1] halves the frames
+    kernel: int = Field(5, ge=1, le=255)  # odd
     positions: bool = False  # sinusoidal positions in the reader
     ctc: bool = False  # a CTC head on the encoder
+
+    @field_validator("kernel")
+    @classmethod
+    def odd(cls, value):
+        if value % 2 == 0:
+            raise ValueError("write an odd number: 3, 5, 7")
+        return value
 
 
 class SignLoss(Section):
@@ -88,10 +103,10 @@ class SignLoss(Section):
 
 class Generate(Section):
     "How a text is found."
-    num_beams: int = Field(5, ge=1)
-    max_length: int = Field(128, ge=1)
-    length_penalty: float = 0.6
-    no_repeat_ngram: int = Field(3, ge=0)
+    num_beams: int = Field(5, ge=1, le=256)
+    max_length: int = Field(128, ge=1, le=100_000)
+    length_penalty: float = Field(0.6, ge=-100, le=100)
+    no_repeat_ngram: int = Field(3, ge=0, le=1000)
     ctc: float = Field(0.5, ge=0, le=1)  # weight of CTC's prefix scores, only with model.ctc
 
 
@@ -101,6 +116,13 @@ class SignConfig(Section):
     model: SignModel = SignModel()
     loss: SignLoss = SignLoss()
     generate: Generate = Generate()
+
+    @model_validator(mode="after")
+    def something_left(self):
+        if (shrunk := math.prod(self.model.strides)) > self.data.max_frames:
+            raise ValueError(f"model.strides make one of {shrunk:,} frames, and data.max_frames is {self.data.max_frames}: nothing is left to read")
+        return self
+
     spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora", "lora_alpha": "model.lora.alpha",
                  "lora_dropout": "model.lora.dropout", "target_modules": "model.lora.targets",
                  "num_keypoints": "data.keypoints", "max_gen_length": "generate.max_length",

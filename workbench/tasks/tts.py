@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.config import Refused
 from ..core.task import Data, Objective, Task
-from .tts_answers import baseline, predict, preview, score
+from .tts_answers import baseline, predict, preview, score, scores
 from .tts_config import TtsConfig
 from .tts_data import data
 
@@ -27,8 +27,6 @@ def nets(
     from workbench.parts.speech import Added, MelDecoder, Predictor, TextEncoder
 
     m, d, statistics = cfg.model, cfg.model.decoder, data.own["statistics"]
-    if m.width % m.heads:
-        raise Refused(f"model.width is {m.width} and model.heads {m.heads}: the width must be a multiple of the heads.")
     torch.manual_seed(cfg.seed)
     out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet, m.dropout,
                                   len(data.own["speakers"])),
@@ -141,7 +139,9 @@ def objectives(
     names = ["encoder", "durations", "decoder"] + ["aligner"] * (cfg.data.times is None)
     for name in ["pitch"] * cfg.model.pitch + ["energy"] * cfg.model.energy:
         names += [name, f"{name}_in"]
-    return {"speech": Objective(names, speech_loss)}
+    parts = ["mel_loss", "duration_loss"] + ["align_loss"] * (cfg.data.times is None)
+    parts += ["pitch_loss"] * cfg.model.pitch + ["energy_loss"] * cfg.model.energy
+    return {"speech": Objective(names, speech_loss, parts=parts)}
 
 
 def expect(
@@ -161,4 +161,4 @@ def expect(
 
 # %% ../../nbs/tasks/26_tts.ipynb #69c9ac75
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores)

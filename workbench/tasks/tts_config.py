@@ -6,23 +6,32 @@
 __all__ = ['Mel', 'Text', 'TtsData', 'Decoder', 'TtsModel', 'TtsLoss', 'Speak', 'TtsConfig']
 
 # %% ../../nbs/tasks/20_tts_config.ipynb #0973bdc7
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from ..core.config import Place, Section
+from ..core.config import Place, Section, Where
+from ..core.section import heads_fit
 
 # %% ../../nbs/tasks/20_tts_config.ipynb #Mel
 class Mel(Section):
     "The spectrogram; a vocoder must have been made for the same."
-    rate: int = Field(22050, ge=8000)  # Hz; recordings of another rate are resampled
-    n_fft: int = Field(1024, ge=64)
-    hop: int = Field(256, ge=16)  # samples between frames
-    win: int = Field(1024, ge=64)
-    bands: int = Field(80, ge=8)
+    rate: int = Field(22050, ge=8000, le=384_000)  # Hz; recordings of another rate are resampled
+    n_fft: int = Field(1024, ge=64, le=65_536)
+    hop: int = Field(256, ge=16, le=65_536)  # samples between frames
+    win: int = Field(1024, ge=64, le=65_536)
+    bands: int = Field(80, ge=8, le=1024)
     fmin: float = Field(0.0, ge=0)  # Hz
     fmax: float = Field(8000.0, gt=0)  # Hz
-    floor: float = Field(1e-5, gt=0)  # the logarithm is taken of no less
+    floor: float = Field(1e-5, gt=0, le=1)  # the logarithm is taken of no less
+
+    @model_validator(mode="after")
+    def whole(self):
+        if not self.hop <= self.win <= self.n_fft or (self.n_fft - self.hop) % 2:
+            raise ValueError(f"hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most the next, and n_fft - hop must be even")
+        if not self.fmin < self.fmax <= self.rate / 2:
+            raise ValueError(f"fmin {self.fmin:g} and fmax {self.fmax:g} must lie in order, and up to half of rate {self.rate}")
+        return self
 
 
 class Text(Section):
@@ -37,8 +46,8 @@ class TtsData(Section):
     source: Place = "samples"  # samples, or a folder: LJSpeech's layout, wav + txt, or a long recording + srt
     text: Text = Text()
     mel: Mel = Mel()
-    trim: float | None = -40.0  # dB under the loudest: silence at both ends is cut; None: kept
-    level: float | None = -23.0  # dB of the speech, full scale is 0; None: as recorded
+    trim: float | None = Field(-40.0, ge=-200, lt=0)  # dB under the loudest: silence at both ends is cut; None: kept
+    level: float | None = Field(-23.0, ge=-100, le=0)  # dB of the speech, full scale is 0; None: as recorded
     seconds: tuple[float, float] = (0.3, 12.0)  # shorter and longer clips are left out
     times: Place | None = None  # phone times: `samples`, a folder of TextGrids or a JSON; None: learnt (alignment search)
     max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unusable clips ends the run before training
@@ -46,17 +55,17 @@ class TtsData(Section):
     @field_validator("seconds")
     @classmethod
     def ordered(cls, value):
-        if not 0 < value[0] < value[1]:
-            raise ValueError("write the shortest and the longest, in seconds: [0.3, 12]")
+        if not 0 < value[0] < value[1] <= 3600:
+            raise ValueError("write the shortest and the longest, in seconds, up to an hour: [0.3, 12]")
         return value
 
 # %% ../../nbs/tasks/20_tts_config.ipynb #Decoder
 class Decoder(Section):
     "From symbols' vectors to spectrogram frames."
     kind: Literal["regression", "flow"] = "regression"  # flow: by flow matching, sharper and slower
-    width: int = Field(192, ge=8)
-    blocks: int = Field(6, ge=1)
-    kernel: int = Field(7, ge=1)
+    width: int = Field(192, ge=8, le=16_384)
+    blocks: int = Field(6, ge=1, le=256)
+    kernel: int = Field(7, ge=1, le=255)
     together: int = Field(2, ge=1, le=8)  # frames made at one place
 
     @field_validator("kernel")
@@ -69,38 +78,43 @@ class Decoder(Section):
 
 class TtsModel(Section):
     "Encoder, predictors, decoder."
-    width: int = Field(192, ge=8)  # d_model
-    heads: int = Field(2, ge=1)
-    layers: int = Field(3, ge=1)
-    hidden: int = Field(768, ge=8)  # inside an encoder layer
-    prenet: int = Field(2, ge=0)  # convolutions in front of the encoder's layers
+    width: int = Field(192, ge=8, le=16_384)  # d_model
+    heads: int = Field(2, ge=1, le=256)
+    layers: int = Field(3, ge=1, le=256)
+    hidden: int = Field(768, ge=8, le=65_536)  # inside an encoder layer
+    prenet: int = Field(2, ge=0, le=64)  # convolutions in front of the encoder's layers
     dropout: float = Field(0.1, ge=0, lt=1)
     decoder: Decoder = Decoder()
     pitch: bool = False  # predict a pitch for each symbol
     energy: bool = False  # predict a loudness for each symbol
-    rows: int | None = Field(None, ge=4)  # of the embedding, some for symbols to come; None: the symbols there are
+    rows: int | None = Field(None, ge=4, le=1_000_000)  # of the embedding, some for symbols to come; None: the symbols there are
     base: Place | None = None  # a trained run to begin from: its symbols keep their ids, its nets their weights
     freeze_base_rows: bool = True  # the embeddings of the base's symbols stay bit-identical
+
+    @model_validator(mode="after")
+    def shared(self):
+        heads_fit(self.width, self.heads)
+        return self
 
 
 class TtsLoss(Section):
     "What is minimised: mel_weight × mel + dur_weight × duration + align_weight × alignment (+ pitch, energy)."
     mel: Literal["mse", "l1"] = "mse"  # of the standardised log-mel; the flow decoder's is always mse
-    mel_weight: float = Field(1.0, ge=0)
-    dur_weight: float = Field(0.1, ge=0)
-    align_weight: float = Field(1.0, ge=0)  # of the symbols' means that the alignment search looks at
-    pitch_weight: float = Field(0.1, ge=0)
-    energy_weight: float = Field(0.1, ge=0)
+    mel_weight: float = Field(1.0, ge=0, le=1e6)
+    dur_weight: float = Field(0.1, ge=0, le=1e6)
+    align_weight: float = Field(1.0, ge=0, le=1e6)  # of the symbols' means that the alignment search looks at
+    pitch_weight: float = Field(0.1, ge=0, le=1e6)
+    energy_weight: float = Field(0.1, ge=0, le=1e6)
 
 
 class Speak(Section):
     "How speech is made and judged."
-    vocoder: str = "griffin_lim"  # or hifigan:<folder or hub name>
+    vocoder: Where = "griffin_lim"  # or hifigan:<folder or hub name>
     speed: float = Field(1.0, gt=0.2, lt=5)  # times as fast
-    steps: int = Field(16, ge=1)  # of the flow decoder
+    steps: int = Field(16, ge=1, le=10_000)  # of the flow decoder
     f0: bool = True  # score the melody: it takes the vocoder
-    asr: str | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>
-    sentences: list[str] = []  # spoken at every validation besides the held-out rows
+    asr: Where | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>
+    sentences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=1000)  # spoken at every validation besides the held-out rows
 
 
 class TtsConfig(Section):
