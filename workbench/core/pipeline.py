@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .config import Refused, StageSpec, merge, nearest, run_and_stage
 from .dialect import also_called
+from .idle import idle_faults
 from .presets import load, resolve
 from .stage import Stage, end_faults, last_epoch, net_faults, optimiser_faults
 from .task import get
@@ -86,6 +87,8 @@ def stages(
         if not place and named not in (before := [s.name for s in out[:i]]):
             errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
                           f"{nearest(named, before)}.")
+    every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, []) for i, spec in enumerate(specs)]
+    errors += map(also_called, idle_faults(cfg, every, specs, get(cfg.task)))
     if errors:
         raise Refused("\n".join(dict.fromkeys(errors)))
     return out

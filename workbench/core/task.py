@@ -88,6 +88,7 @@ class Task:
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
+    idle: Callable | None = None  # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
 
 
 def matches(

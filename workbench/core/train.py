@@ -249,7 +249,7 @@ def use_data(
     loop: Loop,
 ):
     "The stage's data; the same as before where no key of it changed."
-    apart = {"train", "valid", "pipeline", "notes", "trackers", "check", "preset"}
+    apart = {"train", "valid", "pipeline", "notes", "asked", "trackers", "check", "preset"}
     key = loop.stage.cfg.model_dump_json(exclude=apart)
     if loop.data_key != key:
         loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
