@@ -137,7 +137,7 @@ def unread(
     stages: Sequence[Stage],  # of the run, whose functions have been called
     reads: Reads,
     when: str,  # plan | checks
-    held=None,  # the configuration of the run that this one begins from: it has been obeyed there
+    held: dict | None = None,  # the configuration of the run that this one begins from: it has been obeyed there
 ) -> list[tuple[Stage | None, str]]:
     "(the stage that it belongs to, a sentence) for each key of the task that the user set and that nothing read."
     out, schema = [], type(cfg)
@@ -160,11 +160,11 @@ def unread(
 
 def same_there(
     cfg,
-    other,
+    other: dict,  # a configuration as plain values
     key: str,
 ) -> bool:
     "Whether another run has the same value of a key."
     try:
-        return value_at(other, key) == value_at(cfg, key)
+        return value_at(other, key) == value_at(cfg.model_dump(mode="json"), key)
     except KeyError:
         return False
