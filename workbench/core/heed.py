@@ -63,12 +63,13 @@ def check_keys(
     batch: dict,
 ) -> list[Check]:
     "The keys of the task that the user set and that nothing reads, as one check; none where each is read."
-    held, alone = begun_from(loop), len(loop.stages) == 1 and not (loop.cfg.pipeline and loop.cfg.pipeline.only)
+    held, only = begun_from(loop), loop.cfg.pipeline and loop.cfg.pipeline.only
+    alone = len(loop.stages) == 1 and not only
     left = lambda: [(s, says) for s, says in unread(loop.cfg, loop.stages, loop.reads, "checks", held) if s in (None, loop.stage)]
     for _ in call_all(loop, batch):
         if not left():
             return []
-    whole_run = alone or loop.at.stage == len(loop.stages) - 1  # a key of the run may be read in a stage to come
+    whole_run = loop.at.stage == len(loop.stages) - 1 and not only  # a key of the run may be read in a stage to come
     found = [(stage, says) for stage, says in left() if stage or whole_run]
     failed = [says for stage, says in found if loop.at.stage == 0 and (stage or alone)]
     return [Check("keys", "failed" if failed else "warned", " ".join(failed or [says for _, says in found]))] if found else []

@@ -9,7 +9,7 @@ __all__ = ['of_optimizer', 'of_scheduler', 'of_types', 'of_steppers', 'of_core',
 # %% ../../nbs/core/79_idle.ipynb #idle-imports
 from collections.abc import Sequence
 
-from .asked import says_something, usual, value_at
+from .asked import says_something, value_at
 from .config import Core, Optimizer, Scheduler, StageSpec, Transition
 from .mistakes import section_at
 from .presets import flat

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ..core.config import Place, Section, Train
+from ..core.config import Named, Place, Section, Train
 
 # %% ../../nbs/tasks/50_flow_config.ipynb #a_list
 def a_list(
@@ -26,12 +26,14 @@ Sizes = Annotated[list[int | tuple[int, int]], BeforeValidator(a_list)]  # a sid
 
 class FlowData(Section):
     "Where pictures and captions come from, and how large they are."
+    judged = "plan"
+    unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
     source: Place | list[Place] = "samples"  # samples, a folder, or shards: a-{000..010}.tar, also by http
     captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv …, or a .txt beside each picture
-    column: str = "caption"  # of tables with a header; the samples have am and group, too
-    image_key: str = "png;jpg;jpeg;webp"  # of shards: suffixes, in order of preference
-    label_key: str = "json;txt"
-    caption_key: str = "caption"  # inside a json label
+    column: Named = "caption"  # of tables with a header; the samples have am and group, too
+    image_key: Named = "png;jpg;jpeg;webp"  # of shards: suffixes, in order of preference
+    label_key: Named = "json;txt"
+    caption_key: Named = "caption"  # inside a json label
     sizes: Sizes = [32]  # pixels
     shapes: bool = False  # a side also stands for sizes of other shapes (5:4 … 2:1) with that shorter side
     reduced_min_sizes: list[int] = []  # each picture is trained at these smaller sizes, too
@@ -51,6 +53,7 @@ class FlowData(Section):
 
 class Vae(Section):
     "Compressor and expander."
+    judged = "plan"
     latent: int = Field(16, ge=1)  # channels
     width: int = Field(128, ge=8)  # channels at full resolution
     downs: int = Field(3, ge=1, le=5)  # how often the sides are halved
@@ -62,6 +65,7 @@ class Vae(Section):
 
 class Processor(Section):
     "The flow processor."
+    judged = "plan"
     kind: Literal["transformer", "unet"] = "transformer"
     width: int = Field(768, ge=16)
     depth: int = Field(12, ge=1)
@@ -73,8 +77,9 @@ class Processor(Section):
 
 class TextEncoder(Section):
     "What reads the captions."
-    encoder: str = "own"  # own, or a model of the hub or a folder
-    tokenizer: str = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
+    judged = "plan"
+    encoder: Named = "own"  # own, or a model of the hub or a folder
+    tokenizer: Named = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
     vocab: int = Field(2000, ge=64)  # rows of the embedding; the own tokenizer learns at most so many tokens
     width: int = Field(768, ge=16)
     layers: int = Field(6, ge=1)
@@ -84,6 +89,7 @@ class TextEncoder(Section):
 
 class Critic(Section):
     "The patch discriminator."
+    judged = "plan"
     width: int = Field(64, ge=4)
     layers: int = Field(3, ge=1)
 

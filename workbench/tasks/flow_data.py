@@ -119,6 +119,11 @@ def read_rows(
     "(split -> rows, rejected). Raises `Refused`."
     from workbench.parts.fetch import expand
 
+    if d.source == "samples" and d.captions:
+        raise Refused(f"data.captions is {d.captions}, and data.source is `samples`: set data.source to the folder of the pictures that "
+                      "these captions are of.")
+    if not isinstance(d.source, str) and len(d.source) != 1 and not in_shards(d.source):
+        raise Refused(f"data.source names {len(d.source)} folders, and one is read: put the pictures into one, or write shards.")
     cache = root() / ".cache" / "pictures"
     try:
         if in_shards(d.source):
@@ -128,7 +133,8 @@ def read_rows(
         else:
             folder = samples() if d.source == "samples" else Path(d.source if isinstance(d.source, str) else d.source[0]).expanduser()
             key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-            rows, rejected = read_folder(folder, d.captions, cache / f"sizes-{key}.json", d.column)
+            table = d.captions or any((folder / f"{split}.tsv").is_file() for split in ("train", "valid", "test"))
+            rows, rejected = read_folder(folder, d.captions, cache / f"sizes-{key}.json", *[d.column] * bool(table))
     except (ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
@@ -226,7 +232,7 @@ def data(
             blocks[split] = np.array([shards.index(r.where[0]) for r in part])
     digest = hashlib.sha256("\n".join(f"{r.uid}\t{r.caption}\t{r.height}\t{r.width}" for k in rows for r in rows[k]).encode()).hexdigest()
     counted = Counter(sets["train"].sizes)
-    facts = {"source": d.source, "fingerprint": digest[:16], "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok),
+    facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "", "fingerprint": digest[:16], "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok),
              "tokenizer": origin, "judge": f"frechet and retrieval: {judge().name}", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}}
 
     def save(folder):
