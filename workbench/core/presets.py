@@ -183,9 +183,9 @@ def resolve(
     raw, own = ({k: v for k, v in tree.items() if k != "on_cpu"} for tree in (raw, own))
     notes = []
     if device == "cpu" and on_cpu:
-        raw = merge(raw, on_cpu)
-        notes.append("No GPU here, so the preset's on_cpu section holds: "
-                     + ", ".join(f"{k}={v}" for k, v in flat(on_cpu).items()) + ".")
+        raw = merge(merge(merge(raw, on_cpu), own), own_on_cpu)  # what the user says himself wins over a preset's on_cpu
+        held = {k: v for k, v in flat(on_cpu).items() if k not in flat(own) or k in flat(own_on_cpu)}
+        notes += ["No GPU here, so the preset's on_cpu section holds: " + ", ".join(f"{k}={v}" for k, v in held.items()) + "."] * bool(held)
     raw, source = merge(raw, over), f"{source} with overrides" if over else source
     if "task" not in raw and not document(raw):
         raise Refused(f"{source}: the key `task` is missing.")
