@@ -88,7 +88,8 @@ def stages(
             errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
                           f"{nearest(named, before)}.")
     every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, []) for i, spec in enumerate(specs)]
-    errors += map(also_called, idle_faults(cfg, every, specs, get(cfg.task)))
+    idle = idle_faults(cfg, every, specs, get(cfg.task))
+    errors += map(also_called, idle) if cfg.pipeline else idle
     if errors:
         raise Refused("\n".join(dict.fromkeys(errors)))
     return out
