@@ -10,7 +10,7 @@ __all__ = ['of_optimizer', 'of_scheduler', 'of_types', 'of_steppers', 'of_core',
 from collections.abc import Sequence
 
 from .asked import says_something, value_at
-from .config import Core, Optimizer, Scheduler, StageSpec, Transition
+from .config import Core, Optimizer, Scheduler, StageSpec
 from .mistakes import section_at
 from .presets import flat
 from .reads import Reads
@@ -143,8 +143,8 @@ def unread(
     out, schema = [], type(cfg)
     for key in cfg.asked:
         stage, inner = own_key(key, stages)
-        section = section_at(schema, tuple(inner.split(".")[:-1]))
-        if inner.partition(".")[0] in Core.model_fields or section is None or section in (StageSpec, Transition):
+        section, first = section_at(schema, tuple(inner.split(".")[:-1])), inner.partition(".")[0]
+        if first in Core.model_fields or section is None or stage and first not in ("data", "loss"):
             continue
         levels = ("plan",) if when == "plan" else ("plan", "checks")
         where = [stage.name] if stage else [s.name for s in stages]
