@@ -78,6 +78,8 @@ def has_languages(
     table: Path,
 ) -> bool:
     "Whether a table has a column `lang`: without one `data.languages` chooses nothing."
+    if not table.is_file():  # `read_table` says so
+        return False
     with open(table, encoding="utf-8-sig", errors="replace") as f:
         return "lang" in (cell.strip(' "') for cell in re.split("[,;\t]", f.readline().strip()))
 
