@@ -73,7 +73,7 @@ def leaves(name):
 
 def test_t5_base_lists_every_key_of_the_schema():
     one_value = ("model.lora", "train.early_stopping", "train.optimizers", "train.schedulers", "begin_from")  # sections given as one value
-    of_runs = {"preset", "notes", "pipeline"}  # set by the loader, or a list of stages
+    of_runs = {"preset", "notes", "asked", "pipeline"}  # set by the loader, or a list of stages
     of_types = {f"train.optimizer.{k}" for k in ("alpha", "centered", "amsgrad", "decoupled_weight_decay")} | {
         f"train.scheduler.{k}" for k in ("eta_min_factor", "start_factor", "end_factor", "total_iters", "step_size", "milestones",
                                          "mode", "factor", "patience")}  # of optimisers and schedules that it does not use

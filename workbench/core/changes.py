@@ -14,7 +14,7 @@ from .task import matches
 
 # %% ../../nbs/core/81_changes.ipynb #differing
 harmless = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every", "train.keep",
-            "train.workers", "train.early_stopping", "valid", "trackers", "notes")
+            "train.workers", "train.early_stopping", "valid", "trackers", "notes", "asked")
 of_stages = ("train", "valid", "data", "loss", "pipeline")  # what stages may have otherwise
 
 
@@ -33,7 +33,7 @@ def facts(
 ) -> dict:
     "What makes a stage: its configuration and its own keys."
     ends = stage.transition.model_dump() if stage.transition else None
-    return stage.cfg.model_dump(exclude={"pipeline"}) | {
+    return stage.cfg.model_dump(exclude={"pipeline", "asked"}) | {
         "objectives": list(stage.objectives), "freeze": list(stage.freeze), "unfreeze": list(stage.unfreeze),
         "minutes": stage.minutes, "transition_on": ends, "begin_from": stage.begin_from and stage.begin_from.model_dump()}
 
@@ -54,9 +54,9 @@ def changes(
 
     plain = not before.pipeline and not after.pipeline
     tops = () if plain else of_stages
-    another = "start another run. What may change: " + ", ".join(harmless[:-1]) + "."
+    another = "start another run. What may change: " + ", ".join(harmless[:-2]) + "."
     refuse(differing(before.model_dump(), after.model_dump(), (*harmless, *tops)), "", another)
-    tell({k: v for k, v in differing(before.model_dump(), after.model_dump(), tops).items() if matches(k, harmless)})
+    tell({k: v for k, v in differing(before.model_dump(), after.model_dump(), (*tops, "asked")).items() if matches(k, harmless)})
     if plain:
         return done(said, wrong)
     begun = [s.name for s in old[: at.stage + 1]]

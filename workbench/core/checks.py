@@ -16,6 +16,7 @@ import torch
 
 from . import checkpoint
 from .evaluate import losses, to_device
+from .heed import check_keys
 from .loop import Loop
 from .optim import freeze, named_parameters, seed_all, set_modes
 from .questions import (Check, check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved,
@@ -236,12 +237,13 @@ def quick(
 ) -> list[Check]:
     "The quick tier: seconds. The loop is left as it was. Stops at the first answer that makes the next questions void."
     rows = spread(loop)
-    found = first_answers(loop, rows)
+    with loop.reads.during(loop.stage):
+        found = first_answers(loop, rows)
     if found[0].state == "failed":
         return found
     batch = batch_of(loop, rows)
-    with untouched(loop) as before_steps:
+    with untouched(loop) as before_steps, loop.reads.during(loop.stage):
         found += two_steps(loop, batch, before_steps.held)
         if all(c.state != "failed" for c in found):
             found.append(reloaded(loop, batch, before_steps))
-    return found
+    return found + check_keys(loop, batch_of(loop, rows[:2]))

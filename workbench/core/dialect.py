@@ -166,7 +166,8 @@ def translate_dataset(
     if kind is not None and words and not (isinstance(kind, str) and kind in wanted):
         errors.append(f"{where}: `type` is {shown(kind)}{nearest(str(kind), list(wanted))}. Types: {', '.join(wanted)}.")
     elif kind is not None and words:
-        others = ("webdataset_url",) if kind == "local" else ("image_folder", "data_path")  # sources of the other type are not read
+        local = ("image_folder", "data_path", "captions_file")  # what belongs to the other type is not read
+        others = [k for k, target in words.items() if k.startswith("webdataset_") and target is not None] if kind == "local" else local
         given = {k: v for k, v in given.items() if k not in others}
         if not any(words.get(k, k) == "source" and v for k, v in given.items()):
             errors.append(f"{where}: type {kind} needs `{wanted[kind]}`.")

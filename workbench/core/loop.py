@@ -20,6 +20,7 @@ from .config import Refused
 from .evaluate import collect
 from .pipeline import Position, check_trackers
 from .presets import device_kind
+from .reads import Reads
 from .run import append_metrics, update_status
 from .stage import Stage
 from .step import Work
@@ -60,6 +61,7 @@ class Loop:
     heartbeat: float = 0.0
     evaluation_seconds: float = 0.0  # of the last validation
     tracking: bool = False
+    reads: Reads = field(default_factory=Reads)  # keys of the configuration that the task has looked at
 
     @property
     def stage(self) -> Stage:

@@ -69,7 +69,7 @@ def rows_differ(
     b,
 ) -> bool:
     "Whether they may train on other rows."
-    apart = {"train", "valid", "loss", "pipeline", "notes"}
+    apart = {"train", "valid", "loss", "pipeline", "notes", "asked"}
     return a.model_dump(exclude=apart) != b.model_dump(exclude=apart)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .config import Refused, StageSpec, merge, nearest, run_and_stage
 from .dialect import also_called
+from .idle import idle_faults
 from .presets import load, resolve
 from .stage import Stage, end_faults, last_epoch, machine_faults, metric_faults, net_faults, optimiser_faults
 from .task import get
@@ -89,6 +90,9 @@ def stages(
         if not place and named not in (before := [s.name for s in out[:i]]):
             errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
                           f"{nearest(named, before)}.")
+    every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, []) for i, spec in enumerate(specs)]
+    idle = idle_faults(cfg, every, specs, get(cfg.task))
+    errors += map(also_called, idle) if cfg.pipeline else idle
     if errors:
         raise Refused("\n".join(dict.fromkeys(errors)))
     return out

@@ -16,6 +16,7 @@ import torch
 from .checks import quick
 from .config import run_and_stage
 from .deep import deep
+from .heed import demand_known
 from .loop import Loop, make_accelerator
 from .optim import freeze, named_parameters
 from .outline import rows_differ
@@ -98,8 +99,9 @@ def plan(
                 adopt_assets(stage.begin_from, run / "assets")
         loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run), Position(), 1, 1)
         use_data(loop)
-        with torch.device("meta"):
+        with torch.device("meta"), loop.reads.during(loop.stage):
             loop.nets = loop.task.nets(loop.stage.cfg, loop.data, True)
+        demand_known(loop)
         loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
         loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze) for s in loop.stages))
         known = [s for s in loop.stages if memory and not rows_differ(s.cfg, loop.stage.cfg)]

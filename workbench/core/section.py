@@ -8,7 +8,7 @@ __all__ = ['number', 'exact', 'Section', 'possible', 'heads_fit']
 # %% ../../nbs/core/00_section.ipynb #section-imports
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import core_schema
@@ -46,8 +46,10 @@ def exact(
 
 # %% ../../nbs/core/00_section.ipynb #Section-class
 class Section(BaseModel):
-    "A part of the configuration: unknown keys, wrong types and numbers without an end are errors."
+    "A part of the configuration: unknown keys, wrong types, endless numbers and keys that nothing reads are errors."
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), frozen=True, allow_inf_nan=False)
+    judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"  # when all that reads the keys has been called
+    unread: ClassVar[dict[str, str]] = {}  # key -> why nothing reads it, where that can be
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
@@ -64,7 +66,7 @@ def possible(
 ) -> str:
     "A path that a file system can look for. Raises ValueError for an empty one and for a longer one than any."
     if not value.strip():
-        raise ValueError("write a path or a name, or leave the key out")
+        raise ValueError("it names nothing: write a name or a path (`.` is the current folder), or null where null is allowed")
     if len(value) > 4000 or any(len(part.encode("utf8", "replace")) > 255 for part in value.split("/")):
         raise ValueError("no path is as long as this")
     try:

@@ -90,6 +90,7 @@ class Task:
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
     scores: Callable | None = None  # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
+    idle: Callable | None = None  # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
 
 
 def matches(

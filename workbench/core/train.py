@@ -21,6 +21,7 @@ from .data import budget_for, epoch_plan, loader, slots_for, stream
 from .deep import demand
 from .ending import die_with_parent, explain, give_up, listen
 from .evaluate import add, to_device
+from .heed import demand_known
 from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
@@ -54,7 +55,8 @@ def prepare(
     loop.tell("model")
     update(loop)
     elsewhere = state.get("elsewhere", {})
-    loop.nets = loop.task.nets(stage.cfg, loop.data, not found or bool(elsewhere))
+    with loop.reads.during(stage):
+        loop.nets = loop.task.nets(stage.cfg, loop.data, not found or bool(elsewhere))
     loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
     loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze) for s in loop.stages))
     loop.elsewhere = elsewhere or {n: net.elsewhere for n, net in loop.nets.items() if getattr(net, "elsewhere", None)}
@@ -68,6 +70,7 @@ def prepare(
         if not getattr(net, "elsewhere", None):
             net.to(accelerator.device)
     if not found:
+        demand_known(loop)
         enter(loop)
     return loop
 
@@ -80,7 +83,8 @@ def enter(
         begin_from(loop)
     if loop.task.begin:
         set_modes(loop.nets, False)
-        loop.assets |= loop.task.begin(loop.stage, loop.nets, loop.data)
+        with loop.reads.during(loop.stage):
+            loop.assets |= loop.task.begin(loop.stage, loop.nets, loop.data)
 
 
 def plan_of(
@@ -250,10 +254,11 @@ def use_data(
     loop: Loop,
 ):
     "The stage's data; the same as before where no key of it changed."
-    apart = {"train", "valid", "pipeline", "notes", "trackers", "check", "preset"}
+    apart = {"train", "valid", "pipeline", "notes", "asked", "trackers", "check", "preset"}
     key = loop.stage.cfg.model_dump_json(exclude=apart)
     if loop.data_key != key:
-        loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
+        with loop.reads.during(loop.stage):
+            loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
 
 
 def close_stage(

@@ -166,8 +166,8 @@ def as_yaml(
 def config_rows(
     runs: list[Path],
 ) -> list[list[str]]:
-    "[key, value in each run] of the keys that differ, the notes apart; – where a run has no such key."
-    trees = [{k: v for k, v in flat(settings(run)).items() if k != "notes"} for run in runs]
+    "[key, value in each run] of the keys that differ, notes and what was asked apart; – where a run has no such key."
+    trees = [{k: v for k, v in flat(settings(run)).items() if k not in ("notes", "asked")} for run in runs]
     keys = dict.fromkeys(k for tree in trees for k in tree)
     rows = [[key, *(as_yaml(t[key]) if key in t else "–" for t in trees)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]

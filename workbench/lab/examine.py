@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.presets import flat
 from .cards import checked, file, loud, table, verdict, words
 from .one_batch import backward, batch_of, losses, step_seconds
-from .plan import plan_table, random_instead, weights_line
+from .plan import data_line, plan_table, random_instead, weights_line
 from .show import amount, number, span
 
 # %% ../../nbs/lab/59_examine.ipynb #plan
@@ -30,7 +30,7 @@ def plan(
     cfg, facts = bench.cfg, planned(bench.cfg)
     chosen = cfg.model_dump()
     t = plan_table(facts, cfg.train.minutes)
-    parts = [loud(weights_line(facts, chosen))] if random_instead(facts, chosen) else []
+    parts = [table([], [["data", data_line(facts)]])] + [loud(weights_line(facts, chosen))] * random_instead(facts, chosen)
     parts.append(table([], [["weights", weights_line(facts, chosen)], *t.rows], t.title))
     need, have = least_memory(facts), free_memory(facts["device"])
     size = (f"{need / 1e9:.2f} GB for weights, gradients and optimiser; {have / 1e9:.1f} GB are free on this machine's "

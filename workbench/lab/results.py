@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.config import Refused
 from ..core.run import metrics_of, read_json, status_of
-from .plan import fell_back
+from .plan import data_line, fell_back
 from .show import Table, plainly, span
 
 # %% ../../nbs/lab/30_results.ipynb #checks
@@ -48,7 +48,9 @@ def scores(
     note = [f"{counted}."] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
     signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
     note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
-    return Table(head, rows, f"Scores of {results['checkpoint']}", " ".join(note))
+    plan = read_json(run / "plan.json", {})
+    whose = f" · data: {data_line(plan)}" if plan.get("splits") else ""
+    return Table(head, rows, f"Scores of {results['checkpoint']}{whose}", " ".join(note))
 
 
 def last_validation(

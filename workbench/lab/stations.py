@@ -51,7 +51,7 @@ def code(bench, new) -> tuple[str, str, list[dict]]:
     return state, f"{says} Backed up in {made.name}.", parts
 
 # %% ../../nbs/lab/60_stations.ipynb #fc8f40d4
-bookkeeping = ("notes", "preset", "check", "trackers*", "pipeline.steps.*.description")
+bookkeeping = ("notes", "asked", "preset", "check", "trackers*", "pipeline.steps.*.description")
 length = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every", "train.keep",
           "train.workers", "train.early_stopping*", "valid*")
 assert {p.rstrip("*") for p in length} <= {*harmless}

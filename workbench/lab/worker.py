@@ -25,7 +25,7 @@ from .launch import log_tail
 from .stations import home, key_of, last, named, place, source_mark
 
 # %% ../../nbs/lab/62_worker.ipynb #Bench
-keep_nets = ("notes", "preset", "check", "trackers*", "valid*", "train.[!p]*", "generate*", "loss*")  # all but the precision
+keep_nets = ("notes", "asked", "preset", "check", "trackers*", "valid*", "train.[!p]*", "generate*", "loss*")  # all but the precision
 
 
 class Bench:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['task', 'nets', 'text_encoder', 'vae_loss', 'noisy', 'perceptual_of', 'discriminator_loss', 'flow_loss', 'begin',
-           'objectives', 'active', 'expect', 'origin']
+           'objectives', 'active', 'expect', 'origin', 'idle']
 
 # %% ../../nbs/tasks/58_flow.ipynb #f30459ac
+from collections.abc import Sequence
 from functools import lru_cache
 
 from ..core.config import Refused
@@ -14,7 +15,7 @@ from ..core.presets import device_kind
 from ..core.task import Data, Objective, Task
 from .flow_answers import baseline, predict, preview, score, scores
 from .flow_config import FlowConfig
-from .flow_data import data
+from .flow_data import data, in_shards
 from .flow_draw import chance, latents
 
 # %% ../../nbs/tasks/58_flow.ipynb #nets
@@ -236,5 +237,44 @@ def origin(
     return {"kind": "scratch", "where": "", "why": "random weights" + (", the text encoder pretrained" if hub is not None else "")}
 
 
+def idle(
+    cfg,
+    objectives: Sequence[str],  # active ones
+) -> dict[str, str]:
+    "Keys that count for nothing in a stage, and why."
+    l, out = cfg.loss, {}
+
+    def without(why, *keys):
+        out.update(dict.fromkeys(keys, why))
+
+    if in_shards(cfg.data.source):
+        without("with shards, whose captions stand inside", "data.captions", "data.column")
+    else:
+        without("where `data.source` names no shards", "data.image_key", "data.label_key", "data.caption_key")
+    if cfg.model.flow.kind == "unet":
+        without("with model.flow.kind=unet: it is of the transformer", "model.flow.patch", "model.flow.mlp", "model.flow.dropout")
+    if cfg.model.text.encoder != "own":
+        without("beside `model.text.encoder`, which has sizes of its own", *(f"model.text.{k}" for k in ("width", "layers", "heads", "dropout")))
+    if "vae" not in objectives:
+        without("in a stage that trains no reconstruction (train_vae)", *(f"loss.{k}" for k in (
+            "mse_weight", "kl_beta", "kl_warmup_steps", "kl_free_bits", "use_lpips", "lambda_lpips", "lambda_adv", "adaptive_weights", "train_spade")))
+    if not l.use_lpips:
+        without("without use_lpips", "loss.lambda_lpips")
+    if not l.kl_beta:
+        without("where kl_beta is 0", "loss.kl_warmup_steps", "loss.kl_free_bits")
+    if not l.gan_training:
+        without("without gan_training", *(f"loss.{k}" for k in (
+            "lambda_adv", "adaptive_weights", "r1_interval", "r1_gamma", "instance_noise_std", "instance_noise_decay")))
+    if not l.r1_gamma:
+        without("where r1_gamma is 0", "loss.r1_interval")
+    if not l.instance_noise_std:
+        without("where instance_noise_std is 0", "loss.instance_noise_decay")
+    if "flow" not in objectives:
+        without("in a stage that trains no flow (train_diff)", "loss.cfg_dropout_prob", "loss.times", "sample", "model.path")
+    if cfg.sample.sampler == "adaptive":
+        without("with sample.sampler=adaptive, which chooses its steps", "sample.steps")
+    return out
+
+
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score, baseline=baseline,
-            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores)
+            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores, idle=idle)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..core.config import Place, Section, Train, Where
+from ..core.config import Named, Place, Section, Train
 from ..core.section import heads_fit
 
 # %% ../../nbs/tasks/50_flow_config.ipynb #a_list
@@ -27,7 +27,9 @@ Sizes = Annotated[list[Pixels | tuple[Pixels, Pixels]], Field(max_length=1000), 
 
 
 class FlowData(Section):
-    "Where pictures and captions come from, and how large they are."
+    "Named pictures and captions come from, and how large they are."
+    judged = "plan"
+    unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
     source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"  # samples, a folder, or shards: a-{000..010}.tar, also http
     captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
     column: str = Field("caption", min_length=1)  # of tables with a header; the samples have am and group, too
@@ -53,6 +55,7 @@ class FlowData(Section):
 
 class Vae(Section):
     "Compressor and expander."
+    judged = "plan"
     latent: int = Field(16, ge=1, le=1024)  # channels
     width: int = Field(128, ge=8, le=4096)  # channels at full resolution
     downs: int = Field(3, ge=1, le=5)  # how often the sides are halved
@@ -73,6 +76,7 @@ class Vae(Section):
 
 class Processor(Section):
     "The flow processor."
+    judged = "plan"
     kind: Literal["transformer", "unet"] = "transformer"
     width: int = Field(768, ge=16, le=16_384)
     depth: int = Field(12, ge=1, le=256)
@@ -92,8 +96,9 @@ class Processor(Section):
 
 class TextEncoder(Section):
     "What reads the captions."
-    encoder: Where = "own"  # own, or a model of the hub or a folder
-    tokenizer: Where = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
+    judged = "plan"
+    encoder: Named = "own"  # own, or a model of the hub or a folder
+    tokenizer: Named = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
     vocab: int = Field(2000, ge=64, le=1_000_000)  # rows of the embedding; the own tokenizer learns at most so many tokens
     width: int = Field(768, ge=16, le=16_384)
     layers: int = Field(6, ge=1, le=256)
@@ -109,6 +114,7 @@ class TextEncoder(Section):
 
 class Critic(Section):
     "The patch discriminator."
+    judged = "plan"
     width: int = Field(64, ge=4, le=4096)
     layers: int = Field(3, ge=1, le=8)
 

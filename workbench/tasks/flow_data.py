@@ -24,6 +24,7 @@ from ..core.task import Data
 from ..parts.picture_rows import PictureRow, read_folder
 from ..parts.pictures import RATIOS, bucket, fit, grid, read_picture, scaled
 from ..parts.shards import index, read_member
+from ..parts.tables import split_tables
 from .flow_answers import judge
 from .flow_draw import padded
 
@@ -119,6 +120,11 @@ def read_rows(
     "(split -> rows, rejected). Raises `Refused`."
     from workbench.parts.fetch import expand
 
+    if d.source == "samples" and d.captions:
+        raise Refused(f"data.captions is {d.captions}, and data.source is `samples`: set data.source to the folder of the pictures that "
+                      "these captions are of.")
+    if not isinstance(d.source, str) and len(d.source) != 1 and not in_shards(d.source):
+        raise Refused(f"data.source names {len(d.source)} folders, and one is read: put the pictures into one, or write shards.")
     cache = root() / ".cache" / "pictures"
     try:
         if in_shards(d.source):
@@ -128,7 +134,8 @@ def read_rows(
         else:
             folder = samples() if d.source == "samples" else Path(d.source if isinstance(d.source, str) else d.source[0]).expanduser()
             key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-            rows, rejected = read_folder(folder, d.captions, cache / f"pictures-{key}.json", d.column)
+            table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))  # without one no column is read
+            rows, rejected = read_folder(folder, d.captions, cache / f"pictures-{key}.json", *[d.column] * bool(table))
     except (ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
@@ -227,8 +234,9 @@ def data(
     digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.caption}\t{r.digest}" for k in rows for r in rows[k]).encode()).hexdigest()
     faults = [f"{r.uid}: {r.fault}" for k in rows for r in rows[k] if r.fault and k != "seen"]
     counted = Counter(sets["train"].sizes)
-    facts = {"source": d.source, "fingerprint": digest[:16], "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok),
-             "tokenizer": origin, "judge": f"frechet and retrieval: {judge().name}", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}, **held}
+    facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "", "fingerprint": digest[:16],
+             "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok), "tokenizer": origin,
+             "judge": f"frechet and retrieval: {judge().name}", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}, **held}
     facts |= {"taken_as_srgb": f"{len(faults)} pictures: {'; '.join(faults[:3])}{' …' * (len(faults) > 3)}"} if faults else {}
 
     def save(folder):

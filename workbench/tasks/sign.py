@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['task', 'nets', 'translator_of', 'origin', 'forward', 'translate_loss', 'blank_id', 'objectives', 'predict', 'score',
-           'scores', 'baseline', 'expect', 'preview']
+           'scores', 'baseline', 'expect', 'preview', 'idle']
 
 # %% ../../nbs/tasks/36_sign.ipynb #eb54e8bd
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..core.config import Refused
 from ..core.metrics import constant_scores, text_scores
@@ -204,5 +206,30 @@ def preview(
             for i, r in enumerate(found)}
 
 
+def idle(
+    cfg,
+    objectives: Sequence[str],  # active ones
+) -> dict[str, str]:
+    "Keys that count for nothing, and why."
+    d, m, out = cfg.data, cfg.model, {}
+    if not m.ctc:
+        out |= dict.fromkeys(("loss.ctc", "generate.ctc"), "without model.ctc=true: set that, or leave this out")
+    if not m.strides:
+        out["model.kernel"] = "without `model.strides`: it is the width of those convolutions"
+    if m.tokenizer:
+        out |= dict.fromkeys(("model.tokenizer_kind", "model.vocab_size"), "beside `model.tokenizer`: leave one out")
+    elif m.tokenizer_kind == "char":
+        out["model.vocab_size"] = "with model.tokenizer_kind=char, which takes every character"
+    if m.load_in_8bit:
+        out["model.load_in_4bit"] = "beside `model.load_in_8bit`: leave one out"
+    if Path(m.name).expanduser().is_dir():
+        out["model.revision"] = "where `model.name` is a folder"
+    if d.dims == 2:
+        out["data.augment.tilt"] = "with data.dims=2: it turns out of the plane"
+    if cfg.generate.num_beams == 1:
+        out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
+    return out
+
+
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle)

@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..core.config import Place, Section, Where
+from ..core.config import Named, Place, Section, from_here
 
 # %% ../../nbs/tasks/30_sign_config.ipynb #Augment
 class Augment(Section):
     "Changes to a motion, in training only; each is a range or a largest amount."
+    judged = "plan"
     tempo: tuple[Annotated[float, Field(ge=0.1, le=10)], Annotated[float, Field(ge=0.1, le=10)]] = (0.8, 1.25)  # times as fast
     warp: float = Field(0.15, ge=0, lt=1)  # drift of the speed within a motion
     rotate: float = Field(10, ge=0, le=180)  # degrees in the plane
@@ -34,13 +35,15 @@ class Augment(Section):
 
 
 class SignData(Section):
-    "Where the poses and texts come from."
+    "Named the poses and texts come from."
+    judged = "plan"
+    unread = {"languages": "no table has a column `lang`: leave it out, or write null"}
     source: Place = "samples"  # samples, or a folder with train.csv, valid.csv, test*.csv and the poses
     languages: list[str] | None = Field(None, min_length=1)  # only rows whose column `lang` is one of these
-    train_path: Where | None = None  # tables and poses that lie elsewhere; relative to the source
-    val_path: Where | None = None
-    test_path: Where | None = None
-    pose_dir: Where | None = None  # None: source/poses if it is there, else the source
+    train_path: Named | None = None  # tables and poses that lie elsewhere: relative to the source, or to the current folder where none is named
+    val_path: Named | None = None
+    test_path: Named | None = None
+    pose_dir: Named | None = None  # None: source/poses if it is there, else the source; without a source the folder of train_path
     keypoints: Annotated[str, Field(min_length=1)] | int = "152"  # 152 | 266 | hands+body | all | … parts joined with +
     dims: Literal[2, 3] = 2  # coordinates; the third of MediaPipe is a guess of depth
     trim: bool = False  # cut the resting frames at both ends of each pose file
@@ -50,9 +53,19 @@ class SignData(Section):
     augment: Augment | None = Augment()
     max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unreadable rows ends the run before training
 
+    @model_validator(mode="before")
+    @classmethod
+    def placed(cls, value: Any):
+        "Tables that lie in no source are found again from another folder."
+        if not isinstance(value, dict) or value.get("source", "samples") != "samples":
+            return value
+        tables = {k: v for k in ("train_path", "val_path", "test_path", "pose_dir") if isinstance(v := value.get(k), str) and v.strip()}
+        return value | {k: from_here(v) for k, v in tables.items()}
+
 
 class Lora(Section):
     "Adapters of low rank, through peft."
+    judged = "plan"
     r: int = Field(16, ge=1, le=8192)
     alpha: float = Field(32, gt=0, le=1e6)
     dropout: float = Field(0.05, ge=0, lt=1)
@@ -65,9 +78,11 @@ class Lora(Section):
 
 class SignModel(Section):
     "The text-to-text model and the reader in front of it."
-    name: Where = "t5-base"  # a model of the hub, a local folder, an architecture of the package, or a model type
+    judged = "plan"
+    unread = dict.fromkeys(("tokenizer_kind", "vocab_size"), "the tokenizer is not trained here, it is read as it is: leave this out")
+    name: Named = "t5-base"  # a model of the hub, a local folder, an architecture of the package, or a model type
     revision: str = ""
-    tokenizer: Where | None = None  # None: the model's own
+    tokenizer: Named | None = None  # None: the model's own
     tokenizer_kind: Literal["char", "unigram", "bpe"] = "unigram"  # of one that is trained on the corpus
     vocab_size: int = Field(1000, ge=8, le=1_000_000)  # of one that is trained on the corpus
     special_tokens: list[Annotated[str, Field(min_length=1)]] = []

@@ -10,12 +10,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..core.config import Place, Section, Where
+from ..core.config import Named, Place, Section
 from ..core.section import heads_fit
 
 # %% ../../nbs/tasks/20_tts_config.ipynb #Mel
 class Mel(Section):
     "The spectrogram; a vocoder must have been made for the same."
+    judged = "plan"
     rate: int = Field(22050, ge=8000, le=384_000)  # Hz; recordings of another rate are resampled
     n_fft: int = Field(1024, ge=64, le=65_536)
     hop: int = Field(256, ge=16, le=65_536)  # samples between frames
@@ -36,13 +37,15 @@ class Mel(Section):
 
 class Text(Section):
     "How a text becomes symbols."
+    judged = "never"  # a voice may be asked for any text, later
     kind: Literal["phones", "characters"] = "phones"  # phones: by espeak-ng, or as the samples carry them
     language: str = "en"  # of numbers and abbreviations, and which samples
     voice: str = "en-us"  # espeak-ng's, for phones
 
 
 class TtsData(Section):
-    "Where the recordings and texts come from."
+    "Named the recordings and texts come from."
+    judged = "plan"
     source: Place = "samples"  # samples, or a folder: LJSpeech's layout, wav + txt, or a long recording + srt
     text: Text = Text()
     mel: Mel = Mel()
@@ -62,6 +65,7 @@ class TtsData(Section):
 # %% ../../nbs/tasks/20_tts_config.ipynb #Decoder
 class Decoder(Section):
     "From symbols' vectors to spectrogram frames."
+    judged = "plan"
     kind: Literal["regression", "flow"] = "regression"  # flow: by flow matching, sharper and slower
     width: int = Field(192, ge=8, le=16_384)
     blocks: int = Field(6, ge=1, le=256)
@@ -78,6 +82,7 @@ class Decoder(Section):
 
 class TtsModel(Section):
     "Encoder, predictors, decoder."
+    judged = "plan"
     width: int = Field(192, ge=8, le=16_384)  # d_model
     heads: int = Field(2, ge=1, le=256)
     layers: int = Field(3, ge=1, le=256)
@@ -109,11 +114,11 @@ class TtsLoss(Section):
 
 class Speak(Section):
     "How speech is made and judged."
-    vocoder: Where = "griffin_lim"  # or hifigan:<folder or hub name>
+    vocoder: Named = "griffin_lim"  # or hifigan:<folder or hub name>
     speed: float = Field(1.0, gt=0.2, lt=5)  # times as fast
     steps: int = Field(16, ge=1, le=10_000)  # of the flow decoder
     f0: bool = True  # score the melody: it takes the vocoder
-    asr: Where | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>
+    asr: Named | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>
     sentences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=1000)  # spoken at every validation besides the held-out rows
 
 

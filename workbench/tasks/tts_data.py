@@ -131,7 +131,7 @@ def data(
     texts = {split: [r.text for r in part] for split, part in rows.items()}
     seconds = {split: round(float(s.lengths()[:, 0].sum()) * d.mel.hop / d.mel.rate / 60, 2) for split, s in sets.items()}
     digest = hashlib.sha256("\n".join(f"{u} {len(i)} {mels.length(u)}" for u, i in sorted(ids.items())).encode()).hexdigest()
-    facts = {"source": d.source, "fingerprint": digest[:16], "symbols": len(symbols), "written_as": d.text.kind,
+    facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "", "fingerprint": digest[:16], "symbols": len(symbols), "written_as": d.text.kind,
              "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
     facts |= held | ({"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {})
