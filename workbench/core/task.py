@@ -19,6 +19,7 @@ class Ctx:
     stage: str = "train"
     epoch: int = 0
     step: int = 0  # optimiser steps done in the run
+    stage_step: int = 0  # those done in the stage: what a ramp counts, or anything that happens every so often
     slot: int = 0  # which micro-batch of the step
     training: bool = True
     generator: Any = None  # torch.Generator on the device, seeded from (seed, step, objective, slot)
@@ -103,3 +104,4 @@ def get(
 ) -> Task:
     "A task by name. Raises `Refused` with the nearest name."
     return task_module(name).task
+    better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max

@@ -237,4 +237,5 @@ def origin(
 
 
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score, baseline=baseline,
-            expect=expect, preview=preview, begin=begin, active=active, origin=origin)
+            expect=expect, preview=preview, begin=begin, active=active, origin=origin,
+            better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max", "retrieval_rank": "min"})

@@ -199,4 +199,4 @@ def preview(
 
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, better={"ce": "min", "ctc": "min"})

@@ -161,4 +161,5 @@ def expect(
 
 # %% ../../nbs/tasks/26_tts.ipynb #69c9ac75
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin)
+            baseline=baseline, expect=expect, preview=preview, origin=origin,
+            better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents", "voicing_error", "asr_wer", "asr_cer"), "min"))
