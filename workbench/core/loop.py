@@ -73,8 +73,8 @@ class Loop:
         self.phase = phase
 
     def ctx(self, **more) -> Ctx:
-        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, cfg=self.stage.cfg,
-                   data=self.data, assets=self.assets, **more)
+        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, stage_step=self.at.stage_step,
+                   cfg=self.stage.cfg, data=self.data, assets=self.assets, **more)
 
     def seconds(self) -> float:
         return time.monotonic() - self.started

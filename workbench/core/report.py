@@ -50,7 +50,7 @@ def write_plan(
     steps, lengths = plan_of(loop, loop.stage)(loop.at.epoch), np.asarray(loop.data.lengths["train"])
     origin = loop.task.origin(loop.nets) if loop.task.origin else {}
     facts = {
-        "task": loop.cfg.task, "preset": loop.cfg.preset, "notes": loop.cfg.notes, "nets": net_facts(loop),
+        "task": loop.cfg.task, "preset": loop.cfg.preset, "notes": [*loop.cfg.notes, *dict.fromkeys(n for s in loop.stages for n in s.notes)], "nets": net_facts(loop),
         "weights": origin, "data": loop.data.facts, "rejected": len(loop.data.rejected),
         "splits": {split: len(d) for split, d in loop.data.datasets.items()},
         "stages": [line | {"memory": memory.get(line["name"])} for line in outline(loop, plan_of)],
@@ -87,7 +87,7 @@ def validate(
     for owner in (o for w in loop.works for o in w.owners.values() if waits(o.scheduler)):
         owner.scheduler.step(row[valid.metric])
     loop.evaluation_seconds, loop.at.validated = time.monotonic() - began, loop.at.step
-    return improves(loop.at, loop.stage, row[valid.metric])
+    return improves(loop.at, loop.stage, row[valid.metric], row["loss"])
 
 
 class averaged:

@@ -89,6 +89,7 @@ class Task:
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
+    better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
 
 
 def matches(
@@ -104,4 +105,3 @@ def get(
 ) -> Task:
     "A task by name. Raises `Refused` with the nearest name."
     return task_module(name).task
-    better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
