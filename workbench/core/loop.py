@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, trackers
 from .config import Refused
 from .evaluate import collect
 from .pipeline import Position, check_trackers
@@ -60,6 +60,7 @@ class Loop:
     heartbeat: float = 0.0
     evaluation_seconds: float = 0.0  # of the last validation
     tracking: bool = False
+    began: int = 0  # the step that this attempt began at
 
     @property
     def stage(self) -> Stage:
@@ -100,7 +101,7 @@ def make_accelerator(
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu), kwargs_handlers=[ddp],
-                              gradient_accumulation_steps=1, log_with=list(cfg.trackers) or None, project_dir=str(run))
+                              gradient_accumulation_steps=1, project_dir=str(run))
     if accelerator.num_processes != world:
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
     return accelerator
@@ -181,9 +182,9 @@ def record(
     print(f"{row['split']:>5} step {row['step']:>6} epoch {row['epoch']:>3} "
           + " ".join(f"{k}={v:.4g}" for k, v in numbers.items()), flush=True)
     if not loop.tracking:  # trackers import slowly: after the first step, not before it
-        loop.accelerator.init_trackers("events", init_kwargs={"wandb": {"dir": str(loop.run)}})
+        trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
         loop.tracking = True
-    loop.accelerator.log({f"{row['split']}/{k}": v for k, v in numbers.items()}, step=row["step"])
+    loop.accelerator.log(trackers.scalars(row, loop.at.step), step=loop.at.step)
 
 
 def update(
