@@ -173,6 +173,7 @@ def log(
 def record(
     loop: Loop,
     row: dict,
+    best: bool = False,  # of the final evaluation, whose step may lie far back
 ):
     "One line to metrics.jsonl, the log and the trackers."
     if not loop.main:
@@ -184,7 +185,7 @@ def record(
     if not loop.tracking:  # trackers import slowly: after the first step, not before it
         trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
         loop.tracking = True
-    loop.accelerator.log(trackers.scalars(row, loop.at.step), step=loop.at.step)
+    loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)  # never before the step that was told last
 
 
 def update(

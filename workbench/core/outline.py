@@ -97,7 +97,7 @@ def outline(
             "frozen": sum(x["frozen"] for x in parts.values()), "optimizers": optimizers, "schedulers": schedulers, "lr": t.lr,
             "batch_size": t.batch_size, "batch_tokens": t.batch_tokens, "accumulate": t.accumulate, "ema": t.ema,
             "epochs": last_epoch(stage), "max_steps": t.max_steps, "minutes": stage.minutes, "steps_per_epoch": each,
-            "steps": total, "best": {"metric": stage.cfg.valid.metric, "mode": stage.mode},
+            "steps": total, "best": {"metric": stage.cfg.valid.metric, "mode": stage.mode, "every": stage.cfg.valid.every},
             "transition": stage.transition.model_dump() if stage.transition else None,
             "early_stopping": t.early_stopping.model_dump() | {"metric": stage.cfg.valid.metric} if t.early_stopping else None,
             "data": {k: own.get(k) for k in own if own.get(k) != usual.get(k)},

@@ -10,7 +10,6 @@ __all__ = ['net_facts', 'write_plan', 'validate', 'predictions_name', 'averaged'
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -204,7 +203,7 @@ def final_evaluation(
     for i, split in enumerate(splits):
         share = time.monotonic() + max(1.0, 0.8 * left / len(splits)) if left is not None else None
         row, rows = evaluate(loop, split, loop.cfg.valid.rows if left is not None else None, share)
-        record(loop, row | {"step": state["position"]["step"]})
+        record(loop, row | {"step": state["position"]["step"]}, best=True)
         score = lambda rows: loop.task.score(rows, loop.data)
         results["splits"][split] = {"rows": len(rows), "of": len(loop.data.datasets[split]),
                                     "scores": {k: v for k, v in row.items() if isinstance(v, float) and k != "time"},

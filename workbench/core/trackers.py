@@ -64,11 +64,11 @@ def begin(
 
 def scalars(
     row: dict,  # a line of metrics.jsonl
-    at: int,  # the step at which a tracker is told
+    best: bool = False  # of the final evaluation: the scores of the best checkpoint
 ) -> dict[str, float]:
-    "What trackers get of a line: its numbers, and the step that they belong to where it is another."
-    numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
-    return {f"{row['split']}/{k}": v for k, v in (numbers | ({} if row["step"] == at else {"step": row["step"]})).items()}
+    "What trackers get of a line: its numbers under the split; of the best checkpoint its step as well, and under another name what has a curve."
+    numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"} | ({"step": row["step"]} if best else {})
+    return {f"{'best_' * (best and row['split'] in ('train', 'valid'))}{row['split']}/{k}": v for k, v in numbers.items()}
 
 
 def lines_from(
@@ -95,7 +95,7 @@ def tell_again(
     "What the checkpoint's step had told before the purge."
     rows = lines_from(run, step)
     for row in rows:
-        tracker.log(scalars(row, row["step"]), step=row["step"])
+        tracker.log(scalars(row), step=row["step"])
     folder = run / "previews" / checkpoint_name(step)
     if folder.is_dir() and any(row["split"] == "valid" for row in rows):
         to_tensorboard(tracker.tracker, folder, step)
