@@ -178,13 +178,13 @@ def record(
     "One line to metrics.jsonl, the log and the trackers."
     if not loop.main:
         return
+    if not loop.tracking:  # trackers import slowly: after the first step, not before it
+        trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
+        loop.tracking = True
     append_metrics(loop.run, row)
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     print(f"{row['split']:>5} step {row['step']:>6} epoch {row['epoch']:>3} "
           + " ".join(f"{k}={v:.4g}" for k, v in numbers.items()), flush=True)
-    if not loop.tracking:  # trackers import slowly: after the first step, not before it
-        trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
-        loop.tracking = True
     loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)  # never before the step that was told last
 
 
