@@ -20,8 +20,8 @@ evil = "<img src=x onerror=alert(1)>|`"
 def trained(tmp_path_factory):
     "Two short runs, read only."
     folder = tmp_path_factory.mktemp("runs")
-    a = go(folder / "slow", "train.max_steps=12 valid.every=6 train.lr=1e-3 valid.metric=error")
-    b = go(folder / "fast", "train.max_steps=12 valid.every=6 train.lr=1e-1 valid.metric=error")
+    a = go(folder / "slow", "train.max_steps=12 valid.every=6 train.lr=1e-3 valid.metric=error valid.mode=min")
+    b = go(folder / "fast", "train.max_steps=12 valid.every=6 train.lr=1e-1 valid.metric=error valid.mode=min")
     return [done(a), done(b)]
 
 

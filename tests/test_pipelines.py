@@ -25,8 +25,8 @@ from workbench.lab.stages_diagram import diagram, stage_states
 
 home = Path(__file__).parents[1]
 THREE = """dropout=0.2 norm=true noise=0.05 train.epochs=null train.accumulate=2 train.checkpoint_every=3 valid.every=2 pipeline.steps='[
-  {name: head, freeze: [judge, body], objectives: [fit], train: {epochs: 2, ema: 0.9,
-     scheduler: {type: ReduceLROnPlateau, mode: max, patience: 0, factor: 0.5}}},
+  {name: head, freeze: [judge, body], objectives: [fit], valid: {metric: error, mode: max}, train: {epochs: 2, ema: 0.9,
+     scheduler: {type: ReduceLROnPlateau, patience: 0, factor: 0.5}}},
   {name: all, train: {epochs: 6, scheduler: {type: CosineAnnealingLR}, optimizers: {slow: {type: RMSprop, lr: 0.001, momentum: 0.5}}},
      transition_on: {mode: loss_threshold, metric: fit_loss, threshold: 2.5, window: 5, patience: 2, min_epochs: 1}},
   {name: rest, freeze: [body], unfreeze: [body.4], train: {max_steps: 12, ema: 0.8, optimizer: {type: Lion, lr: 0.001}}}]'""".replace("\n", "")
@@ -255,7 +255,7 @@ def test_the_plan_of_a_pipeline(tmp_path, monkeypatch):
     assert [(s["trained"], s["frozen"]) for s in found] == [(9, 104 + 16 + 9), (138, 0), (72 + 9 + 9, 32 + 16)]
     assert [list(s["optimizers"]) for s in found] == [["fast"], ["slow", "fast", "guess"], ["slow", "fast", "guess"]]
     assert found[1]["optimizers"]["slow"] == {"type": "RMSprop", "lr": 0.001, "steps": ["body"]} and found[2]["optimizers"]["guess"]["type"] == "Lion"
-    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5, "patience": 0}}
+    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5, "patience": 0}} and found[0]["best"] == {"metric": "error", "mode": "max"}
     each = found[0]["steps_per_epoch"]
     assert [s["steps"] for s in found] == [2 * each, 6 * each, 12] and each == 8
     assert plan(complete(config(THREE, ), "pipeline.steps.all.data.rows=40"))["stages"][1]["steps"] is None  # its rows are not read

@@ -217,7 +217,7 @@ def test_results_stand_beside_a_baseline(trained):
     for name in ("mcd", "mel_error", "length_error"):
         assert all(split[kind][name] > 0 for kind in ("scores", "baseline", "control")), name
     assert split["scores"]["voicing_error"] >= 0 and split["scores"]["mel_loss"] > 0
-    for table in ("valid", "predictions_epoch_0"):
+    for table in ("valid", "predictions_epoch_0_step_2"):
         with open(trained / f"predictions/{table}.csv", encoding="utf8", newline="") as f:
             rows = list(csv.DictReader(f))
         assert len(rows) == split["rows"] and all("s of speech" in r["hypothesis"] and r["reference"] for r in rows)

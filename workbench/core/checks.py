@@ -179,7 +179,7 @@ def step(
 ):
     "One optimiser step on a batch."
     set_modes(loop.nets, True)
-    ctx = replace(loop.ctx(counts=loop.data.counts(batch)), step=number)
+    ctx = replace(loop.ctx(counts=loop.data.counts(batch)), step=number, stage_step=number)
     optimiser_step(works, named_parameters(loop.nets), [batch], ctx, loop.accelerator, loop.stage.cfg.train.clip, look)
 
 

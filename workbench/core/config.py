@@ -98,21 +98,21 @@ class Optimizer(Section):
 
 
 class Scheduler(Section):
-    "The learning rate over the optimiser steps of a stage. The types of torch take torch's keys, ours `warmup` and `floor`."
+    "The learning rate over the optimiser steps of a stage. The types of torch take torch's keys and defaults, ours `warmup` and `floor`."
     type: Literal["linear", "cosine", "constant", "inverse_sqrt", "exponential", "CosineAnnealingLR", "LinearLR", "StepLR",
                   "ExponentialLR", "ReduceLROnPlateau", "MultiStepLR", "ConstantLR"] = "linear"
     warmup: float = Field(0.05, ge=0, le=10_000_000)  # below 1: a share of the stage's steps; from 1 on: steps
     floor: float = Field(0.0, ge=0, le=1)  # the share of the rate that is left at the end
     gamma: float | None = Field(None, gt=0, le=1)  # what a drop leaves of the rate; None: 0.1, of exponential 0.9999 a step
     eta_min_factor: float = Field(0.1, ge=0, le=1)  # of CosineAnnealingLR: the share that is left at the end
-    start_factor: float = Field(1.0, gt=0, le=1)  # of LinearLR
-    end_factor: float = Field(0.1, ge=0, le=1)  # of LinearLR
-    total_iters: int | None = Field(None, ge=1)  # of LinearLR and ConstantLR, in steps; None: the stage's
+    start_factor: float | None = Field(None, gt=0, le=1)  # of LinearLR; None: 1/3
+    end_factor: float | None = Field(None, ge=0, le=1)  # of LinearLR; None: 1
+    total_iters: int | None = Field(None, ge=1)  # of LinearLR and ConstantLR, in steps; None: 5
     step_size: int | None = Field(None, ge=1)  # of StepLR, in steps; None: a third of the stage
     milestones: list[Annotated[int, Field(ge=1)]] = Field([], max_length=1000)  # of MultiStepLR, in steps, rising
-    mode: Literal["min", "max"] = "min"  # of ReduceLROnPlateau, which looks at valid.metric after each validation
-    factor: float = Field(0.1, gt=0, le=1)  # of ReduceLROnPlateau, and of ConstantLR until total_iters
-    patience: int = Field(10, ge=0)  # of ReduceLROnPlateau, in validations
+    mode: Literal["min", "max"] | None = None  # of ReduceLROnPlateau, which looks at valid.metric after each validation; None: as best
+    factor: float | None = Field(None, gt=0, le=1)  # of ReduceLROnPlateau (None: 0.1), and of ConstantLR until total_iters (None: 1/3)
+    patience: int | None = Field(None, ge=0)  # of ReduceLROnPlateau, in validations; None: 10
 
     @field_validator("milestones")
     @classmethod
@@ -123,9 +123,9 @@ class Scheduler(Section):
 
 
 class EarlyStopping(Section):
-    "Stop when the validation metric has not improved for `patience` validations."
+    "Stop when the validation metric has not improved by more than `min_delta` for `patience` validations."
     patience: int = Field(5, ge=1)
-    min_delta: float = Field(0.0, ge=0)
+    min_delta: float = Field(0.0, ge=0)  # which checkpoint is best does not depend on it
     min_epochs: int = Field(0, ge=0)
 
 
@@ -158,7 +158,7 @@ class Valid(Section):
     batch_size: int | None = Field(None, ge=1, le=65_536)  # None: train.batch_size
     rows: int | None = Field(None, ge=1)  # a fixed random sample of the split; None: all
     metric: str = Field("loss", min_length=1)
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None  # of a metric of which nobody has said whether less or more is better; None: it is known
     final: list[str] = ["test"]  # splits evaluated at the end with the best weights; a pattern such as test*
 
 # %% ../../nbs/core/00_config.ipynb #Transition

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, trackers
 from .config import Refused
 from .evaluate import collect
 from .pipeline import Position, check_trackers
@@ -62,6 +62,7 @@ class Loop:
     evaluation_seconds: float = 0.0  # of the last validation
     tracking: bool = False
     reads: Reads = field(default_factory=Reads)  # keys of the configuration that the task has looked at
+    began: int = 0  # the step that this attempt began at
 
     @property
     def stage(self) -> Stage:
@@ -75,8 +76,8 @@ class Loop:
         self.phase = phase
 
     def ctx(self, **more) -> Ctx:
-        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, cfg=self.stage.cfg,
-                   data=self.data, assets=self.assets, **more)
+        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, stage_step=self.at.stage_step,
+                   cfg=self.stage.cfg, data=self.data, assets=self.assets, **more)
 
     def seconds(self) -> float:
         return time.monotonic() - self.started
@@ -102,7 +103,7 @@ def make_accelerator(
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu), kwargs_handlers=[ddp],
-                              gradient_accumulation_steps=1, log_with=list(cfg.trackers) or None, project_dir=str(run))
+                              gradient_accumulation_steps=1, project_dir=str(run))
     if accelerator.num_processes != world:
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
     return accelerator
@@ -174,18 +175,19 @@ def log(
 def record(
     loop: Loop,
     row: dict,
+    best: bool = False,  # of the final evaluation, whose step may lie far back
 ):
     "One line to metrics.jsonl, the log and the trackers."
     if not loop.main:
         return
+    if not loop.tracking:  # trackers import slowly: after the first step, not before it
+        trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
+        loop.tracking = True
     append_metrics(loop.run, row)
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     print(f"{row['split']:>5} step {row['step']:>6} epoch {row['epoch']:>3} "
           + " ".join(f"{k}={v:.4g}" for k, v in numbers.items()), flush=True)
-    if not loop.tracking:  # trackers import slowly: after the first step, not before it
-        loop.accelerator.init_trackers("events", init_kwargs={"wandb": {"dir": str(loop.run)}})
-        loop.tracking = True
-    loop.accelerator.log({f"{row['split']}/{k}": v for k, v in numbers.items()}, step=row["step"])
+    loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)  # never before the step that was told last
 
 
 def update(

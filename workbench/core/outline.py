@@ -13,6 +13,7 @@ from torch import nn
 from .loop import Loop
 from .optim import freeze, named_parameters
 from .presets import flat
+from .schedule import in_words
 from .stage import Stage, last_epoch
 from .task import Objective, matches
 
@@ -48,8 +49,9 @@ def steppers(
     stage: Stage,
     objectives: dict[str, Objective],
     moving: list[str],  # from `trained_names`
+    total: int | None = None,  # optimiser steps of the stage
 ) -> tuple[dict, dict]:
-    "(optimisers, schedules) of a stage by name: type, rate and nets of an optimiser, and what of a schedule is not usual."
+    "(optimisers, schedules) of a stage by name: type, rate and nets of an optimiser; of a schedule the keys that count."
     train, optimizers, schedulers = stage.cfg.train, {}, {}
     for name in stage.objectives:
         for owner, prefixes in objectives[name].owners(name).items():
@@ -57,7 +59,7 @@ def steppers(
                 continue
             spec, plan = train.optimizers.get(owner, train.optimizer), train.schedulers.get(owner, train.scheduler)
             optimizers[owner] = {"type": spec.type, "lr": spec.lr or train.lr, "steps": list(prefixes)}
-            schedulers[owner] = {"type": plan.type} | plan.model_dump(exclude_defaults=True)
+            schedulers[owner] = in_words(plan, total, stage.mode)
     return optimizers, schedulers
 
 # %% ../../nbs/core/88_outline.ipynb #rows_differ
@@ -85,12 +87,12 @@ def outline(
         on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
         moving = trained_names(stage, objectives, on)
         parts = lanes(stage, loop.nets, moving)
-        optimizers, schedulers = steppers(stage, objectives, moving)
         each = None
         if stage.index == loop.at.stage or not rows_differ(stage.cfg, loop.stage.cfg):
             key = (t.batch_size, t.batch_tokens, t.accumulate)
             each = known[key] = known.get(key) or len(plan_of(loop, stage)(0))
-        ends = [t.max_steps, each and last_epoch(stage) and each * last_epoch(stage)]
+        total = min((n for n in (t.max_steps, each and last_epoch(stage) and each * last_epoch(stage)) if n), default=None)
+        optimizers, schedulers = steppers(stage, objectives, moving, total)
         own = flat(stage.cfg.model_dump().get("data") or {})
         out.append({
             "name": stage.name, "description": stage.description, "objectives": list(stage.objectives), "freeze": list(stage.freeze),
@@ -98,7 +100,7 @@ def outline(
             "frozen": sum(x["frozen"] for x in parts.values()), "optimizers": optimizers, "schedulers": schedulers, "lr": t.lr,
             "batch_size": t.batch_size, "batch_tokens": t.batch_tokens, "accumulate": t.accumulate, "ema": t.ema,
             "epochs": last_epoch(stage), "max_steps": t.max_steps, "minutes": stage.minutes, "steps_per_epoch": each,
-            "steps": min((n for n in ends if n), default=None),
+            "steps": total, "best": {"metric": stage.cfg.valid.metric, "mode": stage.mode, "every": stage.cfg.valid.every},
             "transition": stage.transition.model_dump() if stage.transition else None,
             "early_stopping": t.early_stopping.model_dump() | {"metric": stage.cfg.valid.metric} if t.early_stopping else None,
             "data": {k: own.get(k) for k in own if own.get(k) != usual.get(k)},

@@ -19,6 +19,7 @@ from .loop import Failed, Loop, flush, last_good
 from .optim import named_parameters, set_modes
 from .pipeline import stages
 from .run import config_of, metrics_size, read_json
+from .schedule import restore as restore_schedule
 from .task import get
 
 # %% ../../nbs/core/88_resume.ipynb #save
@@ -125,7 +126,7 @@ def restore(
             saved = state["optimizers"][name]
             tensors = checkpoint.load_tensors(folder / f"optim.{name}.safetensors")
             checkpoint.restore_optimizer(owner.optimizer.optimizer, list(owner.named), tensors, saved)
-            owner.scheduler.load_state_dict(saved["scheduler"])
+            restore_schedule(owner.scheduler, saved["scheduler"])
             owner.lr = saved["lr"]
     if state["scaler"]:
         loop.accelerator.scaler.load_state_dict(state["scaler"])

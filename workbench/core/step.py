@@ -104,7 +104,7 @@ def owners(
         if not named:
             continue
         optimizer = make_optimizer(named, train.optimizers.get(owner, train.optimizer), train.lr)
-        scheduler = make_scheduler(optimizer, train.schedulers.get(owner, train.scheduler), total)
+        scheduler = make_scheduler(optimizer, train.schedulers.get(owner, train.scheduler), total, stage.mode)
         order = in_group_order(named, optimizer)
         out[owner] = Owner(accelerator.prepare(optimizer), scheduler, {n: named[n] for n in order}, frozen_rows(named))
     if left := [n for n, p in mine.items() if id(p) not in seen]:

@@ -19,6 +19,7 @@ class Ctx:
     stage: str = "train"
     epoch: int = 0
     step: int = 0  # optimiser steps done in the run
+    stage_step: int = 0  # those done in the stage: what a ramp counts, or anything that happens every so often
     slot: int = 0  # which micro-batch of the step
     training: bool = True
     generator: Any = None  # torch.Generator on the device, seeded from (seed, step, objective, slot)
@@ -91,6 +92,7 @@ class Task:
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
     scores: Callable | None = None  # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
     idle: Callable | None = None  # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
+    better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
 
 
 def matches(

@@ -43,7 +43,7 @@ def prepare(
     state = read_json(found / "state.json") if found else {}
     loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), accelerator, Position(**state.get("position", {})),
                 read_json(run / "status.json", {}).get("attempt", 1), state.get("world0", accelerator.num_processes))
-    stage = loop.stage
+    stage, loop.began = loop.stage, loop.at.step
     loop.tell("data")
     update(loop)
     if stage.begin_from and not found and accelerator.is_main_process:

@@ -181,12 +181,11 @@ def run_row(
 ) -> list:
     "A run in a line: name, preset, state, step, best metric, last sign of life."
     from workbench.core.run import metrics_of, status_of
-    from workbench.lab.plan import settings
+    from workbench.lab.plan import judged, of_stage, settings
     from workbench.lab.show import number
 
-    chosen, status = settings(run), status_of(run)
-    metric, mode = (chosen["valid"][k] for k in ("metric", "mode"))
-    found = [r[metric] for r in metrics_of(run, "valid") if isinstance(r.get(metric), (int, float))]
+    chosen, status, (stage, metric, mode) = settings(run), status_of(run), judged(run)
+    found = [v for r in of_stage(metrics_of(run, "valid"), stage) if isinstance(v := r.get(metric), (int, float)) and v == v]
     best = f"{metric} {number((min if mode == 'min' else max)(found))}" if found else "–"
     updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(status["updated"]))
     name, step = chosen.get("preset") or chosen["task"], f"{status.get('step', 0):,}"

@@ -21,7 +21,7 @@ from ..core.config import Refused, nearest
 from ..core.presets import flat
 from ..core.run import read_json, root, status_of, write_rows, write_text
 from .chart import Log
-from .plan import settings
+from .plan import judged, of_stage, settings
 from .show import Table, number, span
 
 # %% ../../nbs/lab/80_compare.ipynb #all_runs
@@ -83,6 +83,7 @@ def glance(
     path: Path,  # metrics.jsonl
     size: int,  # bytes: a log that has grown is looked at again
     metric: str,
+    stage: str | None,  # whose validations count
 ) -> tuple[tuple[float, ...], float]:
     "(the metric at each validation, seconds of training without the pauses between attempts)."
     text = path.read_bytes()[:size]
@@ -94,7 +95,7 @@ def glance(
         first, last = text.find(mark), text.rfind(mark)
         ends = [json.loads(text[text.rfind(b"\n", 0, at) + 1:text.find(b"\n", at)]) for at in (first, last) if at >= 0]
         seconds += ends[-1]["time"] - ends[0]["time"] if ends else 0.0
-    return tuple(r[metric] for r in valid if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
+    return tuple(r[metric] for r in of_stage(valid, stage) if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
 
 
 def facts_of(
@@ -102,9 +103,9 @@ def facts_of(
 ) -> dict:  # by `heads`; best, step, duration and updated are numbers, None where there is nothing
     "What a run is, for the table."
     chosen, status, plan = settings(run), status_of(run), read_json(run / "plan.json", {})
-    metric, mode = chosen.get("valid", {}).get("metric", "loss"), chosen.get("valid", {}).get("mode", "min")
+    stage, metric, mode = judged(run)
     log = run / "metrics.jsonl"
-    values, seconds = glance(log, log.stat().st_size, metric) if log.exists() else ((), 0.0)
+    values, seconds = glance(log, log.stat().st_size, metric, stage) if log.exists() else ((), 0.0)
     best = (min if mode == "min" else max)(values, default=None)
     return {"run": run.name, "task": chosen.get("task"), "preset": chosen.get("preset"), "state": status["state"],
             "metric": metric, "best": best, "step": status.get("step", 0),
@@ -201,7 +202,7 @@ def scores_table(
     runs: list[Path],
 ) -> Table:
     "What the runs score, and beside their metrics the trivial answer and the control; without an evaluation, the last validation."
-    metrics = {settings(run).get("valid", {}).get("metric") for run in runs}
+    metrics = {judged(run)[1] for run in runs}
     rows = [r for r in score_rows(runs) if "," not in r[0] or r[0].partition(",")[0].partition(" ")[2] in metrics]
     if not rows:
         return Table([], [], "No scores: none of these runs has reached a validation.")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.run import metrics_of, read_json
-from .plan import fell_back, settings
+from .plan import fell_back, metric_of, settings
 from .show import Table, colours, part_colours
 
 # %% ../../nbs/lab/25_curves.ipynb #thin
@@ -157,21 +157,24 @@ def curves(
     import matplotlib.pyplot as plt
 
     run = Path(run)
-    rows, plan, metric = metrics_of(run), read_json(run / "plan.json", {}), settings(run)["valid"]["metric"]
+    rows, plan, chosen = metrics_of(run), read_json(run / "plan.json", {}), settings(run)
     train, valid = ([r for r in rows if r["split"] == split] for split in ("train", "valid"))
     if not train:
         return Table([], [], "No curves: the run has logged no training step.")
     panels = [lambda a: draw_losses(a, train, valid)]
     if parts_of(train):
         panels.append(lambda a: draw_parts(a, train, valid))
-    if metric != "loss" and len(points(valid, metric)[0]):
-        panels.append(lambda a: draw_metric(a, valid, metric, read_json(run / "results.json", {})))
+    metrics = dict.fromkeys(metric_of(chosen, stage) for stage in dict.fromkeys(r.get("stage") for r in valid))
+    for metric in (m for m in metrics if m != "loss" and len(points(valid, m)[0])):
+        panels.append(lambda a, metric=metric: draw_metric(a, valid, metric, read_json(run / "results.json", {})))
     panels.append(lambda a: draw_rates(a, train))
-    lines, columns = (1, len(panels)) if len(panels) < 4 else (2, 2)
+    lines, columns = (1, len(panels)) if len(panels) < 4 else (-(-len(panels) // 2), 2)
     figure, grid = plt.subplots(lines, columns, figsize=(10, 3.2 * lines), squeeze=False, layout="constrained")
     for axes, panel in zip(grid.flat, panels):
         panel(axes)
         tidy(axes, train)
+    for axes in list(grid.flat)[len(panels):]:
+        axes.remove()
     loud = " · RANDOM WEIGHTS" if fell_back(run) else ""
     figure.suptitle(f"{plan.get('preset') or plan.get('task')} · {run.name}{loud}", fontsize=11,
                     color=colours["warning"] if loud else "black")

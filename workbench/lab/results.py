@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['sounds', 'checks', 'scores', 'last_validation', 'picture', 'sound', 'Gallery', 'previews', 'stage_previews', 'stages',
-           'predictions', 'places', 'ways_on']
+           'when', 'predictions', 'places', 'ways_on']
 
 # %% ../../nbs/lab/30_results.ipynb #1aa4c663
 import base64
 import csv
 import html
+import re
 from pathlib import Path
 
 from ..core.config import Refused
 from ..core.run import metrics_of, read_json, status_of
-from .plan import data_line, fell_back
+from .plan import data_line, fell_back, of_stage, stage_at_hand
 from .show import Table, plainly, span
 
 # %% ../../nbs/lab/30_results.ipynb #checks
@@ -56,8 +57,8 @@ def scores(
 def last_validation(
     run: Path,
 ) -> dict:
-    "The last validation in the form of results.json; {} where there was none."
-    rows = metrics_of(run, "valid")
+    "The last validation of the stage at hand in the form of results.json; {} where there was none."
+    rows = of_stage(metrics_of(run, "valid"), stage_at_hand(run))
     if not rows:
         return {}
     row, of = rows[-1], read_json(run / "plan.json", {}).get("splits", {}).get("valid", rows[-1].get("rows", 0))
@@ -119,11 +120,12 @@ class Gallery:
 def previews(
     run: str | Path,
 ) -> Gallery | Table:
-    "The last previews; a line of text where there are none."
+    "The previews of the best weights, before the final evaluation the last ones; a line of text where there are none."
     folders = sorted(p for p in (Path(run) / "previews").glob("step_*") if any(p.iterdir()))
     if not folders:
         return Table([], [], "No previews: they are made at each validation, and none was reached.")
-    return Gallery(sorted(folders[-1].iterdir()))
+    best = Path(run) / "previews" / str(read_json(Path(run) / "results.json", {}).get("checkpoint"))
+    return Gallery(sorted((best if best in folders else folders[-1]).iterdir()))
 
 
 def stage_previews(
@@ -158,6 +160,17 @@ def stages(
     return Table(head, rows, "Stages", "Losses are the last ones. GB: 1e9 bytes.")
 
 # %% ../../nbs/lab/30_results.ipynb #predictions
+def when(
+    path: Path,  # predictions_epoch_3.csv, predictions_epoch_3_step_70.csv, predictions_head_epoch_3_step_70.csv
+) -> tuple:
+    "When a validation wrote its predictions, for sorting; () for the files of the final evaluation."
+    found = re.fullmatch(r"predictions(_.+?)?_epoch_(\d+)(?:_step_(\d+))?", path.stem)
+    if not found:
+        return ()
+    stage, epoch, step = found[1], int(found[2]), int(found[3] or 0)
+    return (1, step) if stage else (0, epoch, step)  # the steps of a run count on through its stages, the epochs do not
+
+
 @plainly
 def predictions(
     run: str | Path,
@@ -166,8 +179,8 @@ def predictions(
 ) -> Table:
     "References beside hypotheses. Raises `Refused` for a split that has none, naming those that have."
     folder = Path(run) / "predictions"
-    by_epoch = sorted(folder.glob("predictions_epoch_*.csv"), key=lambda p: int(p.stem.rpartition("_")[2]))
-    files = {p.stem: p for p in sorted(folder.glob("*.csv")) if p not in by_epoch} | {"valid": p for p in by_epoch[-1:]}
+    validations = sorted((p for p in folder.glob("*.csv") if when(p)), key=when)
+    files = {p.stem: p for p in sorted(folder.glob("*.csv")) if p not in validations} | {"valid": p for p in validations[-1:]}
     if not files:
         return Table([], [], "No predictions: they are made at each validation, and none was reached.")
     split = split or ("test" if "test" in files else next(iter(files)))

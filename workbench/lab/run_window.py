@@ -23,7 +23,7 @@ from .board import Board
 from .chart import Line, Log, chart, legend
 from .curves import parts_of
 from .monitor import bar, last_line, progress, progress_line
-from .plan import settings
+from .plan import metric_of, settings
 from .results import Gallery
 from .show import colours, part_colours
 from .stations import ACTIVE
@@ -163,7 +163,7 @@ class RunWindow:
             return status
         now = time.monotonic()
         if self.fresh and now - self.drawn_at > max(1.0, 20 * self.drawing):
-            metric = self.chosen["valid"]["metric"]
+            metric = metric_of(self.chosen, status.get("stage"))
             drawn = f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px">{panels(self.numbers, metric, list(self.device))}</div>'
             self.put(self.curves, drawn)
             self.fresh, self.drawn_at, self.drawing = False, now, time.monotonic() - now
@@ -195,10 +195,12 @@ class RunWindow:
         steps, minutes = (self.numbers.columns.get(("train", "loss"), ((), (), ()))[k][-n:] for k in (0, 1))
         values = {k: c[2][-1] for (split, k), c in self.numbers.columns.items() if split == "train"}
         recent = [{"step": s, "time": 60 * m, **values} for s, m in zip(steps, minutes)]
-        valid = {k: c[2][-1] for (split, k), c in self.numbers.columns.items() if split == "valid"}
+        first, stage = self.numbers.stages[-1] if self.numbers.stages else (0, None)  # the stage that the last line is of
+        here = stage in (None, status.get("stage", stage))
+        valid = {k: c[2][-1] for (split, k), c in self.numbers.columns.items() if split == "valid" and here and c[0][-1] >= first}
         if status["state"] in ACTIVE:
             share, left = progress(status, recent, self.chosen["train"]["minutes"], time.time())
-            line = progress_line(status, recent, valid, self.chosen["valid"]["metric"], left)
+            line = progress_line(status, recent, valid, metric_of(self.chosen, status.get("stage")), left)
             line = f"{status['state']} · {line}" if status["state"] != "running" else line
         else:
             share, line = 1.0, last_line(status, status["updated"] - status.get("pid_started", status["updated"]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.config import Refused
 from .chart import Line, chart, legend
 from .compare import labels, log_of
-from .plan import settings
+from .plan import judged
 from .show import Table, number, part_colours
 
 # %% ../../nbs/lab/82_side_by_side.ipynb #looks
@@ -52,7 +52,7 @@ def common_keys(
 ) -> list[str]:
     "What several of the runs report: the loss, the metrics that they are judged by, the parts of the loss."
     said = [dict.fromkeys(k for split in ("train", "valid") for k in log_of(run).keys(split)) for run in runs]
-    first = ["loss", *(settings(run).get("valid", {}).get("metric", "loss") for run in runs)]
+    first = ["loss", *(judged(run)[1] for run in runs)]
     keys = dict.fromkeys([*first, *(k for run in runs for k in log_of(run).keys("train"))])
     shown = [k for k in keys if k.partition("/")[0] not in left_out]
     return [k for k in shown if sum(k in keys for keys in said) >= min(2, len(runs))]

@@ -163,6 +163,7 @@ def evaluated(
     run: Path,
 ) -> tuple[str, str, list[dict]]:
     "The scores of a run beside the trivial answer and the control."
+    from workbench.lab.plan import judged
     from workbench.lab.results import predictions, scores
 
     state, found = status_of(run)["state"], read_json(run / "results.json")
@@ -170,9 +171,8 @@ def evaluated(
     if not found:
         return "warned", f"{run.name} is {state}: these are its last validation, the final evaluation was not reached.", parts
     split = next(iter(found["splits"]))
-    metric = next(iter(found["splits"][split]["scores"]))
-    main = read_json(run / "plan.json", {}).get("metric") or metric
-    at = found["splits"][split]
+    at, main = found["splits"][split], judged(run)[1]
+    main = main if main in at["scores"] else next(iter(at["scores"]))
     values = [f"{word} {at[kind][main]:.3f}" for kind, word in (("scores", "this run"), ("baseline", "a trivial answer"),
                                                                 ("control", "inputs of other rows")) if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts

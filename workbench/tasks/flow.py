@@ -89,7 +89,8 @@ def vae_loss(
     apart = (made - image).flatten(1)
     parts = {"recon_loss": apart.abs().mean(1).sum() / n, "mse_loss": apart.square().mean(1).sum() / n,
              "kl_loss": kl(mean, logvar, l.kl_free_bits).sum() / n}
-    beta = l.kl_beta * min(1.0, (ctx.step + 1) / max(1, l.kl_warmup_steps))
+    grown = min(1.0, (ctx.stage_step + 1) / max(1, l.kl_warmup_steps)) if ctx.training else 1.0  # validations compare: at the final weight
+    beta = l.kl_beta * grown
     total = parts["recon_loss"] + l.mse_weight * parts["mse_loss"] + beta * parts["kl_loss"]
     if l.use_lpips:
         parts["lpips_loss"] = perceptual_of(image.device)(made, image).sum() / n
@@ -109,7 +110,7 @@ def noisy(image, ctx):
     from workbench.parts.critic import instance_noise
 
     l = ctx.cfg.loss
-    return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.step, ctx.generator) if ctx.training else image
+    return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.stage_step, ctx.generator) if ctx.training else image
 
 
 @lru_cache(1)
@@ -140,7 +141,7 @@ def discriminator_loss(
             made = nets["expander"](nets["compressor"](real)[0], l.train_spade)
     hinge = hinge_critic(*(critic(noisy(x, ctx)) for x in (real, made))).sum() / n
     penalty = real.new_zeros(())
-    if ctx.training and l.r1_gamma and ctx.step % l.r1_interval == 0 and torch.is_grad_enabled():
+    if ctx.training and l.r1_gamma and ctx.stage_step % l.r1_interval == 0 and torch.is_grad_enabled():
         penalty = 0.5 * l.r1_gamma * l.r1_interval * r1(critic, real).sum() / n
     return {"loss": hinge + penalty, "discriminator_loss": hinge, "r1_loss": penalty}
 
@@ -178,16 +179,16 @@ def begin(
 
     if not stage.cfg.loss.train_diff:
         return {}
-    device, found = device_of(nets), []
+    device, found = device_of(nets), []  # of each picture: the means of mu and of mu^2 + sigma^2 over its places
     with torch.no_grad():
         for batch in batches_of(data, "train", 32, most, seed=stage.cfg.seed):
             mean, logvar = nets["compressor"](batch["image"].to(device))
-            found.append(torch.stack([mean.mean((0, 2, 3)), (mean.square() + logvar.exp()).mean((0, 2, 3))]).cpu())
-    mean, square = torch.stack(found).mean(0)
+            found.append(torch.stack([mean, mean.square() + logvar.exp()], 1).mean((3, 4)).double().cpu())
+    mean, square = torch.cat(found).mean(0)
     std = (square - mean.square()).clamp(min=1e-12).sqrt()
     if not bool(torch.isfinite(std).all()) or float(std.max()) < 1e-4:
         raise Refused(f"Stage `{stage.name}`: the compressor gives the same latents for all pictures: train the VAE first.")
-    return {"latent_mean": mean, "latent_std": std.clamp(min=1e-3)}
+    return {"latent_mean": mean.float(), "latent_std": std.clamp(min=1e-3).float()}
 
 # %% ../../nbs/tasks/58_flow.ipynb #objectives
 def objectives(
@@ -277,4 +278,5 @@ def idle(
 
 
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score, baseline=baseline,
-            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores, idle=idle)
+            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores, idle=idle,
+            better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max", "retrieval_rank": "min"})

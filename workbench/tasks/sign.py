@@ -232,4 +232,5 @@ def idle(
 
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
+            better={"ce": "min", "ctc": "min"})

@@ -184,4 +184,6 @@ def idle(
 
 
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle)
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
+            better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents", "voicing_error", "asr_wer",
+                                  "asr_cer"), "min"))
