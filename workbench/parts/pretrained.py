@@ -133,7 +133,7 @@ def build_seq2seq(
     with torch.device(device or torch.get_default_device()), no_init_weights():
         try:
             model = AutoModelForSeq2SeqLM.from_config(settings, dtype=torch.float32)
-        except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError) as error:  # sizes that do not go together
+        except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ZeroDivisionError) as error:  # sizes that do not go together
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"model.params: a {settings.model_type} cannot be built with these sizes: {reason}") from error
     model.tie_weights()
