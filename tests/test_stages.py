@@ -98,7 +98,7 @@ def test_a_generator_and_a_critic_take_turns(folder):
     gan = {"task": "gan", "check": False, "trackers": [], "train": {
         "epochs": 2, "minutes": None, "batch_size": 12, "log_every": 1, "checkpoint_every": 7, "keep": None}, "dropout": 0.3}
     straight, unwatched = (go(folder / f"gan_{every}", f"valid.every={every}", base=gan) for every in (2, "null"))
-    only = done(go(folder / "judge", "pipeline.steps='[{name: judge, objectives: [judge], train: {epochs: 1}}]'", base=gan))
+    only = done(go(folder / "judge", "train.epochs=null pipeline.steps='[{name: judge, objectives: [judge], train: {epochs: 1}}]'", base=gan))
     nets = get("gan").nets(presets.load(gan), None, True)
     begin = {f"net.{n}|{k}": t for n, net in nets.items() for k, t in net.state_dict().items()}
     changed = {k.split("|")[0] for k, t in tensors(only, kinds=["net"]).items() if k in begin and not (t == begin[k]).all()}
@@ -133,7 +133,7 @@ def test_unknown_names_are_refused_before_a_run_is_made(folder):
     for name, steps, why in (("names", "{name: a, freeze: [bodi], train: {epochs: 1}}", "did you mean `body`?"),
                              ("nothing", "{name: a, objectives: [guess], freeze: [judge], train: {epochs: 1}}", "all of it is frozen")):
         with pytest.raises(Refused, match=why.replace("?", ".")):
-            go(folder / name, f"pipeline.steps='[{steps}]'")
+            go(folder / name, f"train.epochs=null pipeline.steps='[{steps}]'")
         assert not (folder / name).exists()
-    status = end(go(folder / "deeper", "pipeline.steps='[{name: a, freeze: [body.44], train: {epochs: 1}}]'"))  # only the net knows its parts
+    status = end(go(folder / "deeper", "train.epochs=null pipeline.steps='[{name: a, freeze: [body.44], train: {epochs: 1}}]'"))  # only the net knows its parts
     assert status["refused"] and "freeze: no net or parameter is called `body.44`" in status["error"]

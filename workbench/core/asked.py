@@ -45,11 +45,11 @@ def set_keys(
 def listed(
     given: Any,  # a configuration, or a part of one
 ) -> Any:
-    "With the stages of a pipeline as a list, also where overrides name them one by one."
+    "With the stages of a pipeline as a list, also where overrides name them one by one; the document's defaults are for any stage to come."
     if not isinstance(given, dict):
         return given
     steps = given.get("steps")
-    out = {k: listed(v) if k in ("training", "pipeline") else v for k, v in given.items()}
+    out = {k: listed(v) if k in ("training", "pipeline") else v for k, v in given.items() if k != "defaults"}
     return out | {"steps": [{"name": k} | v for k, v in steps.items() if isinstance(v, dict)]} if isinstance(steps, dict) else out
 
 
