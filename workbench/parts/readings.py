@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIAS', 'SPACES', 'MONEY', 'CURRENCIES', 'SCALES', 'NAMES', 'JOIN', 'TO', 'UNITS', 'ORDINALS', 'DOTTED', 'Reading',
-           'reading_of', 'money', 'unit', 'clock', 'dated', 'decade', 'plain', 'decimal', 'ordinal', 'rules', 'minus',
-           'share', 'mixed', 'numbers', 'plain_digit']
+           'reading_of', 'money', 'unit', 'clock', 'dated', 'day', 'decade', 'plain', 'decimal', 'ordinal', 'rules',
+           'minus', 'share', 'mixed', 'numbers', 'plain_digit']
 
 # %% ../../nbs/parts/59_readings.ipynb #readings_import
 import re
@@ -36,7 +36,7 @@ class Reading:
 
     def value(self, written: str) -> Decimal:
         "What a number as it is written is worth."
-        if not re.fullmatch(self.grouped, written) and (m := re.fullmatch(rf"(.*?)(?:{self.point}|\.)(\d+)", written)):
+        if not re.fullmatch(self.grouped, written) and (m := re.fullmatch(rf"(.*?)(?:{self.point}|\.|,(?=\d\d?$))(\d+)", written)):
             return Decimal(f"{re.sub('[^0-9]', '', m[1]) or 0}.{m[2]}")
         return Decimal(re.sub("[^0-9]", "", written))
 
@@ -83,7 +83,7 @@ MONEY = {
 CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB", "₺": "TRY", "₴": "UAH", "₪": "ILS", "₩": "KRW",
               "₫": "VND", "฿": "THB", "₸": "KZT", "₦": "NGN"}
 SCALES = {"k": 3, "m": 6, "mn": 6, "mio": 6, "mln": 6, "bn": 9, "b": 9, "mrd": 9, "md": 9, "mld": 9, "tn": 12, "trn": 12}
-NAMES = {3: "thousand", 6: "million", 9: "billion", 12: "trillion"}
+NAMES = {"en": {3: "thousand", 6: "million", 9: "billion", 12: "trillion"}, "am": {3: "ሺህ", 6: "ሚሊዮን", 9: "ቢሊዮን", 12: "ትሪሊዮን"}}
 JOIN = {"en": {"and": "and", "to": "to", "minus": "minus"}, "am": {"and": "ከ", "to": "እስከ", "minus": "አሉታዊ"}}
 TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till", "da": "til", "no": "til", "pl": "do",
       "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да", "ro": "până la", "id": "sampai", "vi": "đến", "sr": "do", "sl": "do"}
@@ -103,8 +103,7 @@ def money(r: Reading, sign: str, written: str, size: str) -> str:
         return f" {r.say(amount)} {size + ' ' if size and not power else ''}{name} "
     one, many, cent, cents = MONEY[r.base][sign]
     if size:
-        size = NAMES[power] if power and r.base == "en" else size
-        return f" {r.say(amount.scaleb(power) if power and r.base != 'en' else amount)} {size} {many} "
+        return f" {r.say(amount)} {NAMES[r.base].get(power, size)} {many} "
     n, c = int(amount), amount % 1 * 100
     if c != int(c):
         return f" {r.say(amount)} {many} "
@@ -153,6 +152,16 @@ def dated(r: Reading, first: str, second: str, third: str, written: str) -> str:
     return written
 
 
+def day(r: Reading, number: int, month: int, written: str) -> str:
+    "`24.12.`, as CLDR writes a day of a month."
+    from babel.dates import format_skeleton
+
+    try:
+        return format_skeleton("MMMMd", date(2000, month, number), locale=r.locale)
+    except ValueError:
+        return written
+
+
 def decade(r: Reading, written: str) -> str:
     "`1980s`, `90s`."
     words = words_of(int(written), r.code, "year" if len(written) == 4 else "cardinal")
@@ -190,7 +199,7 @@ def rules(
 ) -> list[tuple[str, str | Callable]]:
     "Patterns and what they become, in order."
     n, p, to = rf"(?:{r.whole})", r.point, JOIN.get(r.base, {}).get("to") or TO.get(r.base)
-    number = rf"(?:{n})(?:{p}\d+)?"
+    number, amount = rf"(?:{n})(?:{p}\d+)?", rf"(?:{n})(?:{p}\d+|[.,]\d\d?(?!\d))?"
     signs = "".join(map(re.escape, CURRENCIES))
     sizes = "thousand|million|billion|trillion" if r.base == "en" else "ሺህ|ሚሊዮን|ቢሊዮን"
     short = "|".join(sorted(SCALES, key=len, reverse=True))
@@ -200,8 +209,8 @@ def rules(
     if r.base != "am":
         out += [(r"(?<![\d.-])(1[6-9]\d\d|2[01]\d\d)-(\d\d)-(\d\d)(?![\d-])", lambda m: dated(r, *m.groups(), m[0])),
                 (r"(?<![\d./])(\d\d?)([./])(\d\d?)\2(1[6-9]\d\d|2[01]\d\d)(?![\d/])", lambda m: dated(r, m[1], m[3], m[4], m[0]))]
-    out += [(rf"([{signs}])\s?({number})({sized})", lambda m: money(r, m[1], m[2], m[3].strip())),
-            (rf"({number})({sized})\s?([{signs}])", lambda m: money(r, m[3], m[1], m[2].strip()))]
+    out += [(rf"([{signs}])\s?({amount})({sized})", lambda m: money(r, m[1], m[2], m[3].strip())),
+            (rf"({amount})({sized})\s?([{signs}])", lambda m: money(r, m[3], m[1], m[2].strip()))]
     if r.base not in JOIN:
         marks = "|".join(map(re.escape, UNITS))
         out += [(rf"({number})\s?({marks})(?!\w)", lambda m: unit(r, m[1], m[2]))]
@@ -213,11 +222,14 @@ def rules(
     out += [(rf"(?<![\w.])[-−](?={p}?\d)", lambda m: minus(r) + " ")]
     if r.base in ORDINALS:
         out += [(rf"({n})({ORDINALS[r.base]})", lambda m: ordinal(r, m[1], m[2]))]
+    if r.base == "de":
+        out += [(r"\b(\d*0)er\b", lambda m: words_of(int(m[1]), r.code, "year") + "er")]
     if r.base in DOTTED:
+        out += [(r"(?<![\d.,])(\d\d?)\.(\d\d?)\.(?!\d)", lambda m: day(r, int(m[1]), int(m[2]), m[0]))]
         months = "|".join(sorted({re.escape(name) for width in ("wide", "abbreviated") for name in r.locale.months["format"][width].values()}))
         out += [(rf"(?<![\d{p}])(\d{{1,2}})\.(?=\s(?:{months}))", lambda m: ordinal(r, m[1]))]
     if r.base == "en":
-        out += [(r"\b((?:1[1-9]|20)\d0|[2-9]0)s\b", lambda m: decade(r, m[1])), (r"(?<![\d/])(\d)/([2-9]|1[0-9]|20)(?![\d/])", lambda m: share(r, m[0]))]
+        out += [(r"(?:(?<!\w)')?\b((?:1[1-9]|20)\d0|[2-9]0)s\b", lambda m: decade(r, m[1])), (r"(?<![\d/])(\d)/([2-9]|1[0-9]|20)(?![\d/])", lambda m: share(r, m[0]))]
     out += [(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_\u1200-\u137f])(?=\d)", " ")]  # an Amharic preposition is a prefix
     point = f" {point_word(r.code)} "
     out += [(r"(?<![\d.])\d+(?:\.\d+){2,}", lambda m: m[0] if re.fullmatch(r.grouped, m[0]) else m[0].replace(".", point)),
