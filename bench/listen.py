@@ -13,7 +13,7 @@ import random
 import time
 from pathlib import Path
 
-from workbench.parts.speech_rows import recordings, uid_of, walk
+from workbench.parts.speech_files import recordings, uid_of, walk
 from workbench.parts.speech_scores import intelligibility, listener
 from workbench.parts.transcripts import read_metadata, read_text, tidy
 from workbench.parts.wave import read_wave

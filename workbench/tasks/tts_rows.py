@@ -107,7 +107,8 @@ def read_rows(
     from workbench.parts.mel import Mel
     from workbench.parts.phone_times import durations_of
     from workbench.parts.phones import read_phones
-    from workbench.parts.speech_rows import meet, read_source
+    from workbench.parts.speech_files import meet
+    from workbench.parts.speech_rows import read_source
 
     columns: list[str] = []
     home, (low, high) = home_of(data), data.seconds
