@@ -66,5 +66,5 @@ def reading_of(
     point, group = get_decimal_symbol(locale), get_group_symbol(locale)
     between = f"[ {SPACES}]" if group.isspace() else f"['’{SPACES}]" if group in "'’" else f"(?:{re.escape(group)}|[{SPACES}])"
     grouped = rf"(?<!\d)\d{{1,3}}(?:{between}\d{{3}})+(?!\d)"
-    grouped += r"|(?<![\d,])\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?![\d,])" if group == "," else ""  # 12,34,567, as India writes
+    grouped += r"|(?<![\d,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])" if group == "," else ""  # 12,34,567, as India writes
     return Reading(code, mine, locale, re.escape(point), rf"{grouped}|\d+", grouped)
