@@ -57,6 +57,7 @@ class Column:
     kind: str  # empty | seconds: numbers with decimals | whole: numbers without | code: of a language | words
     letters: float  # in the middle cell
     words: float  # in the middle cell
+    marked: bool = False  # whether every cell has a digit in it, as `p225`
 
     @property
     def repeats(self) -> bool:
@@ -78,7 +79,8 @@ def column(
     letters = statistics.median(sum(map(str.isalpha, c)) for c in some)
     kind = ("empty" if not values else "code" if all(map(is_code, values)) else "words"
             if not all(NUMBER.fullmatch(v) for v in values) else "whole" if all(v.isdecimal() for v in values) else "seconds")
-    return Column(len(filled), len(values), kind, letters, statistics.median(len(c.split()) for c in some))
+    return Column(len(filled), len(values), kind, letters, statistics.median(len(c.split()) for c in some),
+                  bool(values) and all(any(map(str.isdigit, v)) for v in values))
 
 
 def is_code(
@@ -110,7 +112,7 @@ def is_said(
     if label.repeats and not text.repeats:
         return not (label.letters >= 2 * text.letters and label.words >= 2 * text.words)
     if label.repeats == text.repeats:
-        return longer and label.words <= 1 and (label.distinct < label.filled or label.filled == 1)
+        return longer and label.words <= 1 and (label.distinct < label.filled or label.filled == 1 and label.marked)
     return False
 
 
@@ -140,8 +142,8 @@ def grows_with(
     if len(pairs) < 3 or min(len(set(p)) for p in zip(*pairs)) < 2 or min(v for v, _ in pairs) <= 0:
         return False
     units = [v / s for v, s in pairs]
-    near = all(abs(v - s) <= 1 for v, s in pairs) or statistics.pstdev(units) < 0.1 * statistics.mean(units)
-    return near and statistics.correlation(*zip(*pairs)) > 0.8
+    near = all(abs(v - s) <= 0.6 for v, s in pairs)  # rounded seconds
+    return (near or statistics.pstdev(units) < 0.1 * statistics.mean(units)) and statistics.correlation(*zip(*pairs)) > 0.5
 
 
 def speaker_of(

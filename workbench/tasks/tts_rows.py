@@ -124,7 +124,7 @@ def read_rows(
             keys, unclear = meet([r.uid for r in fit], times)
             if unclear:
                 raise Refused(f"data.times: {next(iter(unclear.values()))} ({len(unclear)} clips in all).")
-            times = {uid: times[key] for uid, key in keys.items()}
+            times |= {uid: times[key] for uid, key in keys.items()}
         said = {r.uid: r.text for r in fit}
         clips = [Clip(r.uid, r.path, r.start, r.end) for r in fit]
         mels = features(clips, root() / ".cache", mel, data.trim, data.level, pitch=pitch,
