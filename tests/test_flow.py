@@ -4,6 +4,7 @@ import csv
 import random
 import shutil
 import tarfile
+import types
 
 import pytest
 import runs as started
@@ -15,6 +16,7 @@ import workbench
 from workbench.core import checkpoint, presets
 from workbench.core.config import Refused
 from workbench.core.plan import plan
+from workbench.core.rows import shared_rows
 from workbench.core.run import metrics_of, read_json
 from workbench.lab import cli, launch
 from workbench.parts.picture_rows import read_folder
@@ -163,6 +165,34 @@ def test_a_diverging_stage_leaves_the_last_good_checkpoint(folder, home):
     assert status["state"] == "failed" and "became" in status["error"] and "The last good checkpoint is" in status["error"]
     good = checkpoint.find(run)
     assert str(good) in status["error"] and all(torch.isfinite(t).all() for t in tensors(run, "last", ["net"]).values() if t.is_floating_point())
+
+
+# A user's pictures
+
+def data_of(home, **keys):
+    cfg = presets.load(config(home, data={"source": str(home), "max_rejected": 1, **keys}))
+    return flow_data.data(cfg, types.SimpleNamespace(assets=None))
+
+
+def test_what_the_plan_says_of_a_users_pictures(home, tmp_path):
+    "A damaged one is left out by name, copies of training pictures in a held-out table are said, and the fingerprint is that of rows and pixels."
+    mine = tmp_path / "mine"
+    shutil.copytree(home, mine)
+    first = data_of(mine)
+    assert first.facts["fingerprint"] == data_of(home).facts["fingerprint"] and not shared_rows(first)
+    (mine / "valid.tsv").rename(mine / "dev.tsv")
+    names = [line.split("\t")[0] for line in (mine / "train.tsv").read_text(encoding="utf8").splitlines()[1:4]]
+    shutil.copy(mine / names[0], mine / "images/copy.webp")
+    with open(mine / "dev.tsv", "a", encoding="utf8") as f:
+        f.write("images/copy.webp\ta copy\n")
+    (mine / names[1]).write_bytes((mine / names[1]).read_bytes()[:-200])
+    found = data_of(mine)
+    assert [r["row"] for r in found.rejected] == ["train.tsv:3"] and found.facts["fingerprint"] != first.facts["fingerprint"]
+    assert len(found.datasets["train"]) == 27 and len(found.datasets["valid"]) == 7
+    assert [s.split(" (")[0] for s in shared_rows(found)] == ["1 of 7 rows of valid are training rows"]
+    (mine / "Validation.tsv").write_text("images/copy.webp\ta copy\n")
+    with pytest.raises(Refused, match="both for `valid`"):
+        data_of(mine)
 
 
 # Pictures in shards

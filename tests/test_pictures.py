@@ -20,8 +20,9 @@ from PIL import Image
 
 import workbench
 from workbench.parts import fetch, shards
-from workbench.parts.picture_rows import dimensions, read_folder
-from workbench.parts.pictures import RATIOS, bucket, fit, grid, read_picture, scaled, size_of, to_pixels
+from workbench.parts.examined import examined
+from workbench.parts.picture_rows import read_folder
+from workbench.parts.pictures import RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels
 
 PACK = Path(workbench.__file__).parent / "samples/emoji"
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -217,31 +218,93 @@ def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
     assert [r.uid for r in rows["train"]] == ["a.png"] and {r["uid"] for r in rejected} >= {"link.png", "deep/secret.png"}
 
 
+def sizes_of(path, cache):
+    return [(f.height, f.width) for f in examined([path], cache).values()]
+
+
 def test_the_cache_of_sizes_survives_being_torn_and_sees_a_changed_file(tmp_path):
     PHOTO.save(tmp_path / "a.png")
     cache, key = tmp_path / "sizes.json", str(tmp_path / "a.png")
-    assert dimensions([key], cache) == {key: (40, 60)}
+    assert sizes_of(key, cache) == [(40, 60)]
     for content in ("", "{", "[]", "null", '{"version": 0, "files": 3}', cache.read_text()[:-4]):
         cache.write_text(content)
-        assert dimensions([key], cache) == {key: (40, 60)}
-        assert json.loads(cache.read_text())["files"][key][1] == [40, 60]
+        assert sizes_of(key, cache) == [(40, 60)]
+        assert json.loads(cache.read_text())["files"][key][1][:2] == [40, 60]
     PHOTO.crop((0, 0, 7, 5)).save(tmp_path / "a.png")
-    assert dimensions([key], cache) == {key: (5, 7)}
+    assert sizes_of(key, cache) == [(5, 7)]
     assert {p.name for p in tmp_path.iterdir()} == {"a.png", "sizes.json"}
 
 
-def test_a_dry_run_decodes_no_picture(tmp_path, monkeypatch):
+def test_only_the_first_plan_decodes_pictures(tmp_path, monkeypatch):
     rows = read_folder(PACK)[0]["test"][:20]
     for n, row in enumerate(rows):
         Image.open(row.where).save(tmp_path / f"{n}.{('png', 'jpg')[n % 2]}")
         (tmp_path / f"{n}.txt").write_text(row.caption)
-    paths = shards.write_shards(read_folder(tmp_path)[0]["train"], tmp_path / "s", 7)
+    first, _ = read_folder(tmp_path, cache_file=tmp_path / "cache.json")
+    paths = shards.write_shards(first["train"], tmp_path / "s", 7)
+    packed, _ = shards.index(paths, cache=tmp_path / "index")
 
     def load(*a):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    assert len(read_folder(tmp_path)[0]["train"]) == len(shards.index(paths)[0]) == 20
+    again, indexed = read_folder(tmp_path, cache_file=tmp_path / "cache.json")[0], shards.index(paths, cache=tmp_path / "index")[0]
+    assert again == first and indexed == packed and len(packed) == 20
+    assert {r.digest for r in again["train"]} == {r.digest for r in indexed} and len({r.digest for r in indexed}) == 20
+
+
+def holed(data, kind):
+    "Pixels that cannot be decoded behind a good header and before a good end."
+    data = bytearray(data)
+    if kind == "PNG":
+        end = data.index(b"IEND") - 8  # the check sum of the pixels
+        data[end // 2:end // 2 + 20] = bytes(20)
+        data[end:end + 4] = struct.pack(">I", zlib.crc32(data[37:end]))
+    else:
+        data[len(data) // 3:2 * len(data) // 3] = b""
+    return bytes(data)
+
+
+def bomb():
+    data = bytearray(saved(PHOTO))
+    data[16:24] = struct.pack(">II", 12000, 9000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_pictures_are_named_before_training_in_folders_and_shards(tmp_path):
+    turned, floats = PHOTO.rotate(180), Image.fromarray(np.ones((2, 3), np.float32))
+    usable = [(".png", saved(PHOTO)), (".jpg", saved(PHOTO, "GIF")), *((f".{k.lower()}", saved(PHOTO, k, save_all=True, append_images=[turned])) for k in ("GIF", "WEBP"))]
+    spoilt = [(".png", holed(saved(PHOTO), "PNG")), (".webp", holed(saved(PHOTO, "WEBP"), "WEBP")), (".jpg", saved(PHOTO, "JPEG")[:900]),
+              (".gif", saved(PHOTO, "GIF")[:900]), (".tif", saved(floats, "TIFF")), (".png", b""), (".jpg", b"a text"), (".png", bomb())]
+    names = [f"{i}{suffix}" for i, (suffix, _) in enumerate(usable + spoilt)]
+    for name, (_, data) in zip(names, usable + spoilt):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).with_suffix(".txt").write_text("a caption")
+    rows, rejected = read_folder(tmp_path)
+    assert {r.uid for r in rows["train"]} == set(names[:4]) and {r["row"] for r in rejected} == set(names[4:]) and all(r["reason"] for r in rejected)
+    members = [m for name, (_, d) in zip(names, usable + spoilt) for m in ((name, d), (f"{name.split('.')[0]}.txt", b"x"))]
+    rows, rejected = shards.index([write_tar(tmp_path / "s.tar", members)])
+    assert len(rows) == 4 and {r["row"] for r in rejected} == {f"s.tar:{name}" for name in names[4:]}
+    for row in rows:
+        read_picture(shards.read_member(row.where))
+
+
+def test_what_is_examined_is_what_training_can_read():
+    rng = random.Random(0)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        for _ in range(25):
+            data = bytearray(saved(PHOTO, kind))
+            for _ in range(3):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            outcomes = []
+            for work in (examine, read_picture):
+                try:
+                    outcomes.append(bool(work(bytes(data))))
+                except ValueError:
+                    outcomes.append(False)
+            assert outcomes[0] == outcomes[1], kind
 
 
 # shards

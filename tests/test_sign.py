@@ -30,6 +30,7 @@ from workbench.core.metrics import text_scores
 from workbench.core.optim import freeze, named_parameters, set_modes
 from workbench.core.pipeline import stages
 from workbench.core.plan import check
+from workbench.core.rows import shared_rows
 from workbench.core.run import metrics_of, read_json
 from workbench.core.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
@@ -244,6 +245,14 @@ def test_tables_elsewhere_and_a_table_for_validation(tmp_path):
     assert d.own["texts"]["valid"] == ["אחר", "ሌላ"]
     (home / "tables/b.csv").rename(home / "dev.csv")
     assert d.own["texts"]["valid"] == data_of(config(home, "data.train_path=tables/a.csv data.pose_dir=keypoints")).own["texts"]["valid"]
+
+
+def test_a_validation_table_that_is_the_training_table_is_said(tmp_path):
+    home = signs.good_folder(tmp_path)
+    (home / "dev.csv").write_bytes((home / "train.csv").read_bytes())
+    assert shared_rows(data_of(config(home)))[0].startswith("all of 24 rows of valid are training rows")
+    (home / "validation.csv").write_bytes((home / "train.csv").read_bytes())
+    assert "dev.csv and validation.csv are both for `valid`" in refusal(config(home))
 
 
 def test_max_frames_and_step_frames_hold_for_every_row(good):

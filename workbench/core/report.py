@@ -24,6 +24,7 @@ from .loop import Loop, record
 from .optim import named_parameters, set_modes, swap
 from .outline import outline
 from .pipeline import ended, improves
+from .rows import shared_rows
 from .run import metrics_of, read_json, write_json, write_manifest, write_rows
 from .schedule import waits
 
@@ -50,8 +51,9 @@ def write_plan(
     steps, lengths = plan_of(loop, loop.stage)(loop.at.epoch), np.asarray(loop.data.lengths["train"])
     origin = loop.task.origin(loop.nets) if loop.task.origin else {}
     facts = {
-        "task": loop.cfg.task, "preset": loop.cfg.preset, "notes": loop.cfg.notes, "nets": net_facts(loop),
+        "task": loop.cfg.task, "preset": loop.cfg.preset, "notes": [*loop.cfg.notes, *shared_rows(loop.data)], "nets": net_facts(loop),
         "weights": origin, "data": loop.data.facts, "rejected": len(loop.data.rejected),
+        "rejected_first": list(loop.data.rejected[:3]),
         "splits": {split: len(d) for split, d in loop.data.datasets.items()},
         "stages": [line | {"memory": memory.get(line["name"])} for line in outline(loop, plan_of)],
         "batches": {"steps_per_epoch": len(steps), "slots": len(steps[0]),

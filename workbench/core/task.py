@@ -70,6 +70,7 @@ class Data:
     own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
     groups: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: rows of two groups never share a batch
     blocks: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: the shard that a row stands in
+    contents: dict[str, Sequence] = field(default_factory=dict)  # split -> what each row is made of: equal ones are one row; {}: told by uid
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)

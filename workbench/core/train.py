@@ -97,7 +97,7 @@ def plan_of(
     else:
         budget = budget_for(lengths, rows)
     slots = slots_for(slots0, loop.accelerator.num_processes)
-    near = {"groups": loop.data.groups.get("train"), "blocks": loop.data.blocks.get("train")}
+    near = {"groups": loop.data.groups.get("train"), "blocks": loop.data.blocks.get("train"), "uids": loop.data.uids.get("train", ())}
     return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, loop.cfg.seed, epoch, budget, **near))
 
 

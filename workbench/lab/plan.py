@@ -110,7 +110,8 @@ def plan_table(
                      f"{amount(net['trained'])} trained ({share:.1%})"])
     rows.append(["data", phrase(plan["splits"]) + " rows"])
     rows += [[k.replace("_", " "), phrase(v)] for k, v in plan["data"].items() if k not in for_the_record]
-    rows.append(["rejected", f"{plan['rejected']} rows" + ", listed in rejected.csv" * bool(plan["rejected"])])
+    rows.append(["rejected", f"{plan['rejected']} rows" + ", listed in a run's rejected.csv" * bool(plan["rejected"])])
+    rows += [["", f"{r['row']}: {r['reason']}"] for r in plan.get("rejected_first", [])]
     rows.append(["batches", f"{batches['rows_per_step']:g} rows a step in {batches['slots']} micro-batch"
                  + "es" * (batches["slots"] > 1) + f" · {batches['padding']:.1%} padding"])
     if len(plan["stages"]) == 1:
@@ -127,8 +128,6 @@ def memory_table(
     "Batch size against memory."
     rows = memory["table"]
     return Table(list(rows[0]) if rows else [], [list(r.values()) for r in rows], "Memory", memory.get("note", ""))
-
-
 
 # %% ../../nbs/lab/18_plan.ipynb #settings_line
 def settings_line(

@@ -83,7 +83,7 @@ def on_disk(address: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     pattern = os.path.join(glob.escape(path), "*.tar") if os.path.isdir(path) else path
-    there = sorted(glob.glob(pattern, recursive=True))
+    there = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not there:
         raise ValueError(f"{address}: there is no such shard.")
     return there

@@ -30,17 +30,20 @@ def uid_of(
 def walk(
     folder: Path,
 ) -> list[str]:  # relative, with /
-    "All files below a folder, sorted."
-    found, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
+    "All files below a folder, sorted; named pipes, sockets and devices are none."
+    found, seen, ahead = [], set(), [""]
+    while ahead:
+        base = ahead.pop()
+        real = os.path.realpath(os.path.join(folder, base))
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        found += [(Path(here) / f).relative_to(folder).as_posix() for f in files
-                  if not f.startswith(".") and (Path(here) / f).is_file()]
+        with os.scandir(real) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")):
+                    ahead.append(f"{base}{entry.name}/")
+                elif entry.is_file() and not entry.name.startswith("."):
+                    found.append(base + entry.name)
     return sorted(found)
 
 

@@ -19,7 +19,7 @@ from .transcripts import read_srt, read_tables, read_text, spoken_length, tables
 from .wave import open_wave
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #SpeechRow
-ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog"}  # texts that nobody speaks
+ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog"}  # texts that nobody speaks, where no recording has their name
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_source(
     subtitles = [f for f in files if f.lower().endswith(".srt")]
     cut = {uid_of(f[:-len(".srt")]) for f in subtitles}
     texts = [f for f in files if PurePosixPath(f).suffix.lower() in TEXT
-             and PurePosixPath(f).stem.lower() not in ABOUT and uid_of(f) not in cut]
+             and (PurePosixPath(f).stem.lower() not in ABOUT or uid_of(f) in audio) and uid_of(f) not in cut]
     if not tables and not subtitles and not texts:
         below = [f for f in files if f.count("/") == 1 and f.endswith(("/metadata.csv", "/train.csv"))]
         hint = f" There is a {below[0]}: give that folder." if below else ""

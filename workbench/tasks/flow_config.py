@@ -27,9 +27,9 @@ Sizes = Annotated[list[int | tuple[int, int]], BeforeValidator(a_list)]  # a sid
 class FlowData(Section):
     "Where pictures and captions come from, and how large they are."
     source: Place | list[Place] = "samples"  # samples, a folder, or shards: a-{000..010}.tar, also by http
-    captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv …, or a .txt beside each picture
+    captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
     column: str = "caption"  # of tables with a header; the samples have am and group, too
-    image_key: str = "png;jpg;jpeg;webp"  # of shards: suffixes, in order of preference
+    image_key: str = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, in order of preference
     label_key: str = "json;txt"
     caption_key: str = "caption"  # inside a json label
     sizes: Sizes = [32]  # pixels

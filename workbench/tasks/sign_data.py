@@ -18,6 +18,7 @@ from ..core.presets import device_kind
 from ..core.rows import check_rejected, hold_out
 from ..core.run import read_json, root, write_json
 from ..core.task import Data
+from ..parts.tables import split_tables
 from .sign_config import SignData
 
 # %% ../../nbs/tasks/32_sign_data.ipynb #samples_folder
@@ -45,10 +46,10 @@ def tables(
         raise Refused(f"data.source is {data.source!r}, and there is no such folder (or write `samples`).")
     named = {"train": data.train_path, "valid": data.val_path, "test": data.test_path}
     splits = {k: [home / v] for k, v in named.items() if v}
-    for path in sorted(home.glob("*.csv")):
-        split = {"val": "valid", "dev": "valid", "validation": "valid"}.get(path.stem, path.stem)
-        if split in ("train", "valid") or split.startswith("test"):
-            splits.setdefault(split, [path])
+    try:
+        splits |= {k: [path] for k, path in split_tables(home, (".csv",), splits).items()}
+    except ValueError as e:
+        raise Refused(str(e)) from e
     if "train" not in splits:
         raise Refused(f"{home} has no train.csv: put it there, or set data.train_path.")
     poses = home / data.pose_dir if data.pose_dir else home / "poses" if (home / "poses").is_dir() else home
@@ -60,8 +61,8 @@ def tables(
 def read_rows(
     data: SignData,
     seed: int,
-) -> tuple[dict, list[dict], object, str]:
-    "(split -> rows, rejected, clips, fingerprint of the tables). Raises `Refused`."
+) -> tuple[dict, list[dict], object, str, dict]:
+    "(split -> rows, rejected, clips, fingerprint of the tables, what is said of the rows held out). Raises `Refused`."
     from workbench.parts.pose_rows import load_clips, read_table, readable
 
     splits, poses = tables(data)
@@ -86,9 +87,8 @@ def read_rows(
     check_rejected(rejected, total, data.max_rejected)
     if not out["train"]:
         raise Refused(f"{splits['train'][0]} has no row to train on.")
-    return hold_out(out, seed), rejected, clips, digest.hexdigest()[:16]
-
-
+    rows, held = hold_out(out, seed)
+    return rows, rejected, clips, digest.hexdigest()[:16], held
 
 # %% ../../nbs/tasks/32_sign_data.ipynb #tokenizer_of
 def tokenizer_of(
@@ -127,7 +127,7 @@ def data(
     from workbench.parts.pose_rows import PoseRows
     from workbench.parts.text import encode_targets, language_id, save_tokenizer, unknown_share
 
-    rows, rejected, clips, fingerprint = read_rows(cfg.data, cfg.seed)
+    rows, rejected, clips, fingerprint, held = read_rows(cfg.data, cfg.seed)
     texts = [r.text for r in rows["train"]]
     tok, origin = tokenizer_of(cfg, stage.assets, texts)
     d, ids, datasets, lengths, cut = cfg.data, {}, {}, {}, 0
@@ -150,13 +150,14 @@ def data(
              "numbers_per_frame": len(statistics["mean"]), "tokenizer": origin, "vocabulary": len(tok),
              "texts_cut_at_max_length": cut,
              "unknown_share": {k: round(unknown_share(tok, [r.text for r in v[:1000]]), 5) for k, v in rows.items()},
-             "signatures": signatures()}
+             "signatures": signatures(), **held}
     out = Data(datasets, lambda items: collate(items, ids, tok), lengths, count,
                {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets", "target_lengths"),
                {"frames": "frame_lengths"}, None, save, rejected, facts, stage.assets,
                {"tokenizer": tok, "statistics": statistics,
                 "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
-                "texts": {k: [r.text for r in v] for k, v in rows.items()}})
+                "texts": {k: [r.text for r in v] for k, v in rows.items()}},
+               contents={k: [(r.text, r.clips) for r in v] for k, v in rows.items()})
     out.show = lambda batch: show(batch, out)
     return out
 

@@ -109,7 +109,7 @@ def data(
     rows, rejected, mels, times, lexicon, columns = read_rows(d, m.pitch)
     if missing := [r.uid for part in rows.values() for r in part if times is not None and r.uid not in times]:
         raise Refused(f"data.times has no times of `{missing[0]}` ({len(missing)} clips in all).")
-    rows = hold_out(rows, cfg.seed)
+    rows, held = hold_out(rows, cfg.seed)
     symbols, old = symbols_for(cfg, stage.assets, rows["train"])
     speakers = {name: i for i, name in enumerate(sorted({r.speaker for part in rows.values() for r in part}))}
     if times is None:  # phone times are those of the phones as they are
@@ -135,7 +135,7 @@ def data(
              "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
     facts |= {"columns": columns} if columns else {}
-    facts |= {"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {}
+    facts |= held | ({"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {})
     out = Data(sets, collate, {k: s.lengths() for k, s in sets.items()}, count,
                {k: [r.uid for r in part] for k, part in rows.items()},
                ("mel", "mel_lengths") + ("durations",) * (times is not None) + ("pitch",) * m.pitch + ("energy",) * m.energy,
