@@ -13,7 +13,7 @@ import random
 import time
 from pathlib import Path
 
-from workbench.parts.speech_rows import recordings, uid_of, walk
+from workbench.parts.speech_files import recordings, uid_of, walk
 from workbench.parts.speech_scores import intelligibility, listener
 from workbench.parts.transcripts import read_metadata, read_text, tidy
 from workbench.parts.wave import read_wave
@@ -22,7 +22,7 @@ from workbench.parts.wave import read_wave
 def texts_of(folder, table):
     "uid -> text, of a table or of the .txt files."
     if table:
-        return {uid_of(entry["file"]): entry["text"] for _, entry, why in read_metadata(Path(table)) if not why}
+        return {uid_of(entry["path"]): entry["text"] for _, entry, why in read_metadata(Path(table)) if not why}
     return {uid_of(f): tidy(read_text(folder / f)) for f in walk(folder) if f.endswith(".txt")}
 
 

@@ -1,5 +1,6 @@
 """Every reality check meets the fault that it exists for, and every healthy model passes them all."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from runs import done, go, lines, same_bits, tensors
 from test_seq2seq import BARTISH, FAMILIES, T5ISH
 
 import workbench.core.step
+import workbench.core.train
 from workbench.core import presets
 from workbench.core.config import Refused
 from workbench.core.pipeline import stages
@@ -42,6 +44,19 @@ def test_nothing_is_found_in_a_healthy_toy():
     assert {c.state for c in found} == {"passed"}, found
     assert {c.name for c in found} == {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen",
                                        "steps", "checkpoint", "overfit", "shuffled targets", "shuffled inputs", "generation"}
+
+
+@pytest.mark.parametrize("texts, state", [(["0", "1"] * 12, "failed"), (["Yes."] * 12, "failed"), ([f"Row {c}" for c in "abcdefghijkl"], "")])
+def test_texts_that_say_hardly_anything_are_found(texts, state, monkeypatch):
+    "A column of speakers that was read as texts: the loss falls, and nothing is learnt."
+    toys = workbench.core.train.get
+    monkeypatch.setattr(workbench.core.train, "get", lambda name: replace(toys(name), data=lambda *how: with_texts(toys(name).data(*how), texts)))
+    assert {c.name: c.state for c in check(toy()) if c.name == "texts"} == ({"texts": state} if state else {})
+
+
+def with_texts(data, texts):
+    data.own["texts"] = {"train": texts}
+    return data
 
 
 def test_rows_frozen_by_name_do_not_decay_and_are_watched(monkeypatch):

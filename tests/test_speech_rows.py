@@ -1,4 +1,6 @@
 "Folders of speech as people have them, and every way in which they are broken."
+import os
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -160,3 +162,114 @@ def test_texts_that_belong_to_other_recordings(tmp_path):
         (tmp_path / f"{i}.txt").write_text("words " * lengths[j])
     used, why = reasons(tmp_path)
     assert len(why) > 15 and all("do not belong together" in w for w in why.values())
+
+
+# Tables in the layouts that people have
+
+SAID = ["The boat left the harbour at noon", "She counted every coin twice", "Rain fell on the roof all night",
+        "He forgot the name of the street", "Our train stops at a small village", "The baker opens before the sun is up",
+        "Nobody heard the bell in the tower", "A letter came from her brother", "They planted beans along the fence",
+        "The old clock in the hall is slow", "Bring the ladder to the yard", "We walked home by the river"]
+LONG = ["Anna Maria von Hohenfels", "Benjamin of the Old Mill"]
+
+
+def voices(folder, columns, name="metadata.csv", sign="|", head="", end="\n", texts=SAID, path="wavs/c{}.wav"):
+    "Recordings of the texts, and a table of columns: a list of values, or what a row's number and text become."
+    for i, text in enumerate(texts):
+        noise(folder / f"wavs/c{i}.wav", 0.5 + 0.07 * len(text), 16000)
+    cells = [[path.format(i) if c == "path" else text if c == "text" else c(i, text) for c in columns] for i, text in enumerate(texts)]
+    (folder / name).write_text(head + end.join(sign.join(line) for line in cells) + end, encoding="utf8", newline="")
+    return folder
+
+
+LAYOUTS = {
+    "path|text|speaker": (["path", "text", lambda i, t: str(i % 2)], {}, 2, "path, text, speaker (2)"),
+    "path|speaker|text": (["path", lambda i, t: f"p{i % 2}", "text"], {}, 2, "path, speaker (2), text"),
+    "long names": (["path", lambda i, t: LONG[i % 2], "text"], {}, 2, "path, speaker (2), text"),
+    "many speakers": (["path", lambda i, t: f"spk_{i % 10}", "text"], {}, 10, "path, speaker (10), text"),
+    "seconds": (["path", "text", lambda i, t: f"{0.5 + 0.07 * len(t):.2f}".replace(".", ",")], {}, 1, "path, text, seconds"),
+    "milliseconds": (["path", "text", lambda i, t: str(int(500 + 70 * len(t)))], {}, 1, "path, text, seconds"),
+    "normalised": (["path", lambda i, t: t.replace("every", "12"), "text"], {}, 1, "path, text, normalised text"),
+    "normalised alike": (["path", "text", "text"], {"path": "c{}"}, 1, "path, text, normalised text"),
+    "language": (["path", "text", lambda i, t: LONG[i % 2], lambda i, t: "en"], {}, 2, "path, text, speaker (2), language (1: en)"),
+    "language first": (["path", lambda i, t: "en", "text"], {}, 1, "path, language (1: en), text"),
+    "text first": (["text", "path"], {"path": "wavs\\c{}.WAV"}, 1, "text, path"),
+    "third column empty": (["path", "text", lambda i, t: ""], {"end": "\r\n\r\n", "head": "\ufeff"}, 1, "path, text"),
+    "header in any case": ([lambda i, t: str(i % 3), "path", "text", lambda i, t: "sad"],
+                           {"head": "Speaker_ID|Audio File|TEXT|mood\n"}, 3, "speaker (3), path, text"),
+    "tsv": (["path", "text"], {"sign": "\t", "head": "\ufeffpath\tsentence\r\n", "end": "\r\n", "name": "train.tsv"}, 1, "path, text"),
+    "csv": ([lambda i, t: f'"{t}, he said"', "path"], {"sign": ",", "head": '"transcription","file_name"\n'}, 1, "text, path"),
+    "digits with a header": (["path", lambda i, t: str(5550100 + i)], {"head": "path|text\n"}, 1, "path, text"),
+    "inside, from the root": (["path", "text"], {"path": "{root}/wavs/c{}.wav"}, 1, "path, text")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_are_known_by_their_content(layout, tmp_path):
+    columns, how, speakers, said = LAYOUTS[layout]
+    how = how | {"path": how["path"].replace("{root}", str(tmp_path))} if "path" in how else how
+    told = []
+    rows, rejected = read_source(voices(tmp_path, columns, **how), told.append)
+    assert not rejected and len(rows) == len(SAID) and told == [said]
+    assert len({r.speaker for r in rows}) == speakers and (layout[:6] == "digits" or min(len(r.text.split()) for r in rows) > 4)
+
+
+@pytest.mark.parametrize("columns, mend", [
+    (["path", lambda i, t: str(i % 2)], "path|text"), (["path", lambda i, t: ("yes", "no")[i % 2]], "path|text"),
+    (["path", "text", lambda i, t: str(7 * i)], "path|text|speaker"), (["path", lambda i, t: SAID[-i], "text"], "path|text|speaker"),
+    (["path", "text", lambda i, t: f"p{i % 3}", lambda i, t: ("sad", "glad")[i % 2]], "path|text|speaker|other")])
+def test_columns_that_could_be_two_things_are_refused_with_the_line_to_write(columns, mend, tmp_path):
+    table = voices(tmp_path, columns) / "metadata.csv"
+    with pytest.raises(ValueError) as caught:
+        read_source(tmp_path)
+    assert f"write a first line with the names, for example `{mend}`" in str(caught.value) and "metadata.csv" in str(caught.value)
+    table.write_text(mend + "\n" + table.read_text())
+    assert sum(map(len, read_source(tmp_path))) == len(SAID)  # pace may leave out some
+
+
+def test_one_clip_and_small_held_out_tables(tmp_path):
+    voices(tmp_path / "one", ["path", "text", lambda i, t: "0"], texts=SAID[:1])
+    assert [r.text for r in read_source(tmp_path / "one")[0]] == SAID[:1]
+    voices(tmp_path / "two", ["path", lambda i, t: LONG[i % 2], "text"], "train.csv")
+    lines = (tmp_path / "two/train.csv").read_text().splitlines()
+    (tmp_path / "two/train.csv").write_text("\n".join(lines[2:]))
+    (tmp_path / "two/valid.csv").write_text("\n".join(lines[:2]))
+    rows, _ = read_source(tmp_path / "two")
+    assert {(r.text, r.speaker) for r in rows if r.split == "valid"} == set(zip(SAID[:2], LONG))
+
+
+def test_names_meet_across_folders_and_unicode_forms(tmp_path):
+    for who in ("p1", "p2"):
+        for i in range(2):
+            noise(tmp_path / f"wav48/{who}/{who}_{i}.wav")
+            (tmp_path / f"lab/{who}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"lab/{who}/{who}_{i}.lab").write_text("Good morning.")
+    rows, rejected = read_source(tmp_path)
+    assert not rejected and {(r.uid, r.speaker) for r in rows} == {(f"wav48/{w}/{w}_{i}", w) for w in ("p1", "p2") for i in range(2)}
+    table(tmp_path, *(f"{w}_{i}|Good morning." for w in ("p1", "p2") for i in range(2)))
+    assert {r.speaker for r in read_source(tmp_path)[0]} == {"p1", "p2"}
+    home = tmp_path / "again"
+    for name in ("p1/7.wav", "p2/7.wav", "cafe\u0301.wav"):
+        noise(home / name)
+    os.mkfifo(home / "pipe.wav")
+    table(home, "7|Good morning.", "caf\u00e9.wav|Good evening.", "D:\\old\\p1\\7.wav|Good night.")
+    rows, rejected = read_source(home)
+    why = {r["row"]: r["reason"] for r in rejected}
+    assert [r.text for r in rows] == ["Good evening."] and "may be p1/7 or p2/7" in why["metadata.csv:1"]
+    assert why["metadata.csv:3"].endswith("write it relative to the folder, p1/7.wav")
+
+
+def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
+    from workbench.parts.mp3 import frames_in
+
+    wave = np.random.default_rng(0).normal(size=16000 * 6) * np.repeat([0.1, 1e-4, 0.1], 32000)
+    for name in ("a", "b"):
+        with sf.SoundFile(tmp_path / f"{name}.mp3", "w", 16000, 1, bitrate_mode="VARIABLE", compression_level=0.3) as file:
+            file.write(wave)
+        (tmp_path / f"{name}.txt").write_text("Good morning to all of you.")
+    data = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(data[frames_in(data)[1]:])
+    assert sf.info(tmp_path / "a.mp3").frames < 0.7 * len(wave)
+    rows, rejected = read_source(tmp_path)
+    assert not rejected and all(abs(r.seconds - 6) < 0.15 for r in rows)
+    sound, facts = read_wave(rows[0].path, 16000)
+    assert facts["seconds"] == pytest.approx(6, abs=0.15) and sound[-16000:].std() > 0.05

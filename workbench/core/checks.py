@@ -20,7 +20,7 @@ from .heed import check_keys
 from .loop import Loop
 from .optim import freeze, named_parameters, seed_all, set_modes
 from .questions import (Check, check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved,
-                                      check_padding, check_reload, distance, fingerprint, inputs_of, repeated, rolled)
+                                      check_padding, check_reload, check_texts, distance, fingerprint, inputs_of, repeated, rolled)
 from .resume import save
 from .step import Work, build, optimiser_step
 
@@ -59,10 +59,12 @@ def first_answers(
     loop: Loop,
     rows: list[int],
 ) -> list[Check]:
-    "Inputs, first loss, padding, and whether targets and inputs matter."
+    "Inputs and texts, first loss, padding, and whether targets and inputs matter."
     data, batch = loop.data, batch_of(loop, rows)
+    odd = check_texts(data.own.get("texts", {}).get("train", ()))
     found = [check_inputs(batch, data.targets, data.padding, [data.uids["train"][i] for i in rows])]
-    if found[0].state == "failed":
+    found += [odd] if odd else []
+    if any(c.state == "failed" for c in found):
         return found
     seed_all(loop.cfg.seed)
     before = parts_of(loop, batch)
@@ -239,7 +241,7 @@ def quick(
     rows = spread(loop)
     with loop.reads.during(loop.stage):
         found = first_answers(loop, rows)
-    if found[0].state == "failed":
+    if any(c.state == "failed" for c in found if c.name in ("inputs", "texts")):
         return found
     batch = batch_of(loop, rows)
     with untouched(loop) as before_steps, loop.reads.during(loop.stage):

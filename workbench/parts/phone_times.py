@@ -90,17 +90,14 @@ def checked_times(
 
 def read_times(
     path: str | Path,  # a folder of <uid>.TextGrid, deep or flat; or one JSON {uid: [[phone, start, end], …]}
-) -> dict[str, Times]:
+) -> dict[str, Times]:  # by the path below the folder, without the suffix; or by the JSON's keys
     "When each phone of each clip sounds. Raises ValueError that names the file or the uid, FileNotFoundError."
     path = Path(path)
     if path.is_dir():
-        grids = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".textgrid")
+        grids = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".textgrid" and p.is_file())
         if not grids:
             raise ValueError(f"{path}: there is no TextGrid in this folder.")
-        stems = sorted(p.stem for p in grids)
-        if twice := next((a for a, b in zip(stems, stems[1:]) if a == b), None):
-            raise ValueError(f"{path}: two TextGrids are named {twice}.")
-        return {p.stem: checked_times(phone_tier(p), p.stem) for p in grids}
+        return {uid: checked_times(phone_tier(p), uid) for p in grids for uid in [p.relative_to(path).with_suffix("").as_posix()]}
     try:
         content = json.loads(path.read_text(encoding="utf8"))
     except (UnicodeDecodeError, ValueError) as e:

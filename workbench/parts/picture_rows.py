@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from .examined import examined
-from .speech_rows import walk
+from .speech_files import walk
 from .tables import columns, read_cells, split_tables
 
 # %% ../../nbs/parts/78_picture_rows.ipynb #PictureRow

@@ -9,7 +9,8 @@ import re
 import unicodedata
 from collections.abc import Container
 
-from .numerals import ETHIOPIC_NUMERAL, ethiopic_value, numbers
+from .numerals import ETHIOPIC_NUMERAL, ethiopic_value
+from .readings import numbers
 
 # %% ../../nbs/parts/60_spoken.ipynb #like
 ENGLISH = {
@@ -74,12 +75,12 @@ def normalise(
     language: str = "en",  # `en-us` reads as `en`
 ) -> str:
     "A text in the words that a voice says. What it cannot turn into words stays; see `leftovers`."
-    language = re.split("[-_]", language.lower())[0]
+    place, language = language, re.split("[-_]", language.lower())[0]
     text = unicodedata.normalize("NFC", text).translate(PLAIN)
     text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
     text = re.sub(r"(?<=[\u1200-\u137c])\s?(፡\s?፡|::)", "።", text)
     text = ETHIOPIC_NUMERAL.sub(lambda m: str(ethiopic_value(m[0])), text.replace("፡", " "))
-    text = numbers(abbreviations(text, language), language)
+    text = numbers(abbreviations(text, language), place)
     for sign, words in SIGNS.get(language, {}).items():
         text = text.replace(sign, words)
     return re.sub(r" +([.,;:!?።፣፤፥፦፧])", r"\1", " ".join(text.split()))

@@ -26,7 +26,11 @@ def check_recipe(
 ):
     "ValueError naming what the vocoder expects and what we have."
     hop = int(torch.tensor(config["upsample_rates"]).prod())
-    stated = {key: config[key] for key in STATED if config.get(key) is not None} | {"upsample_rates": hop}
+    meant = {"fmin": 0, "fmax": (config.get("sampling_rate") or mel.rate) / 2, "win_size": config.get("n_fft")}  # by null
+    stated = {key: meant.get(key) if config[key] is None else config[key] for key in STATED if key in config}
+    stated = {key: value for key, value in stated.items() if value is not None} | {"upsample_rates": hop}
+    if odd := next((f"{key} is {value!r}" for key, value in stated.items() if not isinstance(value, (int, float))), None):
+        raise ValueError(f"{source}: {odd} in its config.json, and a number is wanted.")
     ours = {key: getattr(mel, STATED.get(key, "hop")) for key in stated}
     if odd := [f"{key} {stated[key]:g} where ours has {ours[key]:g}" for key in stated if stated[key] != ours[key]]:
         raise ValueError(f"{source}: this HiFi-GAN was made for other mels: {'; '.join(odd)}.")
@@ -88,7 +92,7 @@ def read_config(
     except (OSError, ValueError) as e:
         raise ValueError(f"{path}: cannot be read ({e}).") from e
     needs = ("upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel", "resblock_kernel_sizes", "resblock_dilation_sizes")
-    if not isinstance(config, dict) or (absent := [key for key in needs if key not in config]):
+    if not isinstance(config, dict) or (absent := [key for key in needs if config.get(key) is None]):
         raise ValueError(f"{path}: not the configuration of a HiFi-GAN" + (f", {absent[0]} is missing." if isinstance(config, dict)
                                                                            else "."))
     if str(config.get("resblock", "1")) != "1":

@@ -39,7 +39,7 @@ class Text(Section):
     "How a text becomes symbols."
     judged = "never"  # a voice may be asked for any text, later
     kind: Literal["phones", "characters"] = "phones"  # phones: by espeak-ng, or as the samples carry them
-    language: str = "en"  # of numbers and abbreviations, and which samples
+    language: str = "en"  # of numbers and abbreviations, also with a region (de-CH), and which samples
     voice: str = "en-us"  # espeak-ng's, for phones
 
 

@@ -106,7 +106,7 @@ def data(
 ) -> Data:
     "Rows, symbols and statistics. Raises `Refused` for anything a user can mend."
     d, m = cfg.data, cfg.model
-    rows, rejected, mels, times, lexicon = read_rows(d, m.pitch)
+    rows, rejected, mels, times, lexicon, columns = read_rows(d, m.pitch)
     if missing := [r.uid for part in rows.values() for r in part if times is not None and r.uid not in times]:
         raise Refused(f"data.times has no times of `{missing[0]}` ({len(missing)} clips in all).")
     rows, held = hold_out(rows, cfg.seed)
@@ -134,6 +134,7 @@ def data(
     facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "", "fingerprint": digest[:16], "symbols": len(symbols), "written_as": d.text.kind,
              "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
+    facts |= {"columns": columns} if columns else {}
     facts |= held | ({"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {})
     out = Data(sets, collate, {k: s.lengths() for k, s in sets.items()}, count,
                {k: [r.uid for r in part] for k, part in rows.items()},

@@ -88,7 +88,7 @@ def times_of(
     if not data.times:
         return None
     path = home / "times.json" if data.times == "samples" else Path(data.times).expanduser()
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise Refused(f"data.times: there is no {path}.")
     try:
         return read_times(path)
@@ -99,7 +99,7 @@ def times_of(
 def read_rows(
     data: TtsData,
     pitch: bool = False,  # the melody of each clip too
-):  # (split -> rows, rejected, features, {uid: phone times} or None, {text: phones})
+):  # (split -> rows, rejected, features, {uid: phone times} or None, {text: phones}, how its tables' columns were understood)
     "All that can be used of a source. Raises `Refused`."
     from workbench.parts.clip_check import check_clip
     from workbench.parts.clips import Clip
@@ -107,17 +107,24 @@ def read_rows(
     from workbench.parts.mel import Mel
     from workbench.parts.phone_times import durations_of
     from workbench.parts.phones import read_phones
+    from workbench.parts.speech_files import meet
     from workbench.parts.speech_rows import read_source
 
+    columns: list[str] = []
     home, (low, high) = home_of(data), data.seconds
     times = times_of(data, home)
     try:
-        found, rejected = read_source(home)
-        lexicon = read_phones(home / "phones.json") if (home / "phones.json").exists() else {}
+        found, rejected = read_source(home, columns.append)
+        lexicon = read_phones(home / "phones.json") if (home / "phones.json").is_file() else {}
         mel = Mel(**data.mel.model_dump())
         total, fit = len(found) + len(rejected), [r for r in found if low <= r.seconds <= high]
         rejected += [{"row": r.row, "uid": r.uid, "reason": f"{r.seconds:.2f} s long; data.seconds asks for {low:g} to {high:g}"}
                      for r in found if not low <= r.seconds <= high]
+        if times is not None:
+            keys, unclear = meet([r.uid for r in fit], times)
+            if unclear:
+                raise Refused(f"data.times: {next(iter(unclear.values()))} ({len(unclear)} clips in all).")
+            times |= {uid: times[key] for uid, key in keys.items()}
         said = {r.uid: r.text for r in fit}
         clips = [Clip(r.uid, r.path, r.start, r.end) for r in fit]
         mels = features(clips, root() / ".cache", mel, data.trim, data.level, pitch=pitch,
@@ -142,4 +149,4 @@ def read_rows(
     check_rejected(rejected, total, data.max_rejected)
     if not rows.get("train"):
         raise Refused(f"{home} has no clip to train on.")
-    return rows, rejected, mels, times, lexicon
+    return rows, rejected, mels, times, lexicon, "".join(columns)
