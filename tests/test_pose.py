@@ -150,7 +150,7 @@ def test_npy_that_is_no_pose(tmp_path):
     ones = np.ones((4, 5, 2), np.float32)
     bad = {"[4]": np.ones(4), "[4, 5, 7]": np.ones((4, 5, 7)), "no frames": ones[:0],
            "no points": ones[:, :0], "visible": ones * np.nan, "visible in any": ones * 0,
-           "set dims": np.ones((4, 150)), "not hold numbers": np.array([["a", "b"]])}
+           "data.layout: xy (75 points), xyz (50 points)": np.ones((4, 150)), "not hold numbers": np.array([["a", "b"]])}
     for i, (words, array) in enumerate(bad.items()):
         np.save(tmp_path / f"{i}.npy", array)
         assert words in reason(tmp_path / f"{i}.npy")
