@@ -151,7 +151,7 @@ def test_three_scripts_come_back_from_the_tokenizer(good, kind, tmp_path):
     assert len(d.own["texts"]["train"]) == 21
     for t in d.own["texts"]["train"]:
         assert decode_texts(tok, [tok(t).input_ids]) == [t]
-    assert d.facts["unknown_share"]["train"] == 0 < d.facts["unknown_share"]["valid"]  # of letters held out
+    assert d.facts["letters_lost"]["train"] == 0 < d.facts["letters_lost"]["valid"]  # of letters held out
 
 
 def test_more_than_a_share_of_broken_rows_is_refused_with_the_list(spoilt):

@@ -79,11 +79,11 @@ def weights_kind(
 
 def has(
     files: list[str],  # file names
-    need: str,  # weights | tokenizer | config
+    need: str,  # weights | tokenizer | vocabulary | config
 ) -> bool:
     "Whether a folder with these files can serve as a source of `need`."
-    if need == "tokenizer":
-        return any(f in files for f in TOKENIZER_FILES)
+    if need in ("tokenizer", "vocabulary"):
+        return any(f in files for f in (TOKENIZER_FILES if need == "tokenizer" else VOCABULARIES))
     return "config.json" in files and (need == "config" or bool(weights_kind(files)))
 
 # %% ../../nbs/parts/02_hub.ipynb #within

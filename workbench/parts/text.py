@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'OFTEN', 'unigram_pieces', 'train_tokenizer', 'load_tokenizer', 'save_tokenizer', 'language_id',
-           'language_tokens', 'check_language', 'encode_targets', 'Targets', 'targets_of', 'decode_texts']
+           'language_tokens', 'check_language', 'encode_whole', 'shorten', 'encode_targets', 'Targets', 'targets_of',
+           'decode_texts']
 
 # %% ../../nbs/parts/00_text.ipynb #26a339aa
 import io
@@ -15,6 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+
+from .hub import has
 
 # %% ../../nbs/parts/00_text.ipynb #unigram_pieces
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # ids 0, 1, 2, 3
@@ -96,6 +99,9 @@ def load_tokenizer(
         tok = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"the tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    files = tok.vocab_files_names.values()  # none: bytes or characters, as ByT5's
+    if files and not has([p.name for p in Path(folder).iterdir()], "vocabulary"):
+        raise ValueError(f"the tokenizer of {folder} is a {type(tok).__name__} without its vocabulary: {' or '.join(files)} is missing.")
     if tok.eos_token_id is None and tok.sep_token_id is None:
         raise ValueError(f"the tokenizer of {folder} has no end token: a decoder could never stop.")
     if tok.eos_token_id is None:
@@ -162,46 +168,66 @@ def check_language(
                          f"{', …' if len(known) > len(shown) else ''}).")
 
 # %% ../../nbs/parts/00_text.ipynb #encode_targets
+def encode_whole(
+    tok,  # a tokenizer of transformers
+    texts: list[str],
+    language: str = "",  # language token of the target, for the models that have them
+) -> tuple[list[list[int]], int]:  # ids of each text, ending in the end token; how many of them are its end
+    "Targets as the model's family wants them, neither cut nor padded."
+    first = [language_id(tok, language)] if language else []
+    if hasattr(tok, "set_tgt_lang_special_tokens"):
+        first = []  # the tokenizer itself puts the language where it belongs
+    rows, size, end = [], 1, tok.eos_token_id
+    for ids in tok(text_target=texts, truncation=False, verbose=False, return_attention_mask=False).input_ids:
+        n = next((n for n in (1, 2) if ids[-n:][:1] == [end]), 0)  # 2: `</s> en_XX` of the first mBART
+        size = n or 1
+        rows.append(first + ids + [end] * (not n))
+    return rows, size
+
+
+def shorten(
+    ids,  # [T], ending in `size` tokens that must stay
+    max_length: int,
+    size: int = 1,
+):
+    "At most `max_length` tokens; what was cut still ends as it did."
+    return ids if len(ids) <= max_length else [*ids[: max_length - size], *ids[len(ids) - size :]]
+
+
 def encode_targets(
     tok,  # a tokenizer of transformers
     texts: list[str],
     max_length: int = 128,  # tokens, end and language token included
-    language: str = "",  # language token of the target, for the models that have them
-) -> tuple[list[list[int]], list[int]]:  # ids of each text, ending in the end token; how many each had before it was cut
+    language: str = "",  # as for `encode_whole`
+) -> tuple[list[list[int]], int]:  # ids of each text, ending in the end token; how many texts were cut
     "Targets as the model's family wants them, not padded; one that was cut still ends with the end token."
-    first = [language_id(tok, language)] if language else []
-    if hasattr(tok, "set_tgt_lang_special_tokens"):
-        first = []  # the tokenizer itself puts the language where it belongs
-    rows, whole, end = [], [], tok.eos_token_id
-    for ids in tok(text_target=texts, truncation=False, verbose=False, return_attention_mask=False).input_ids:
-        n = next((n for n in (1, 2) if ids[-n:][:1] == [end]), 0)  # 2: `</s> en_XX` of the first mBART
-        body, tail = first + ids[: len(ids) - n], ids[len(ids) - n :] or [end]
-        whole.append(len(body) + len(tail))
-        rows.append(body[: max_length - len(tail)] + tail)
-    return rows, whole
+    rows, size = encode_whole(tok, texts, language)
+    return [shorten(ids, max_length, size) for ids in rows], sum(len(ids) > max_length for ids in rows)
 
 # %% ../../nbs/parts/00_text.ipynb #Targets
 @dataclass(frozen=True)
 class Targets:
-    "The tokens of many texts in one array: `targets[text]` is int32 [T]."
+    "The tokens of many texts in one array: `targets[text]` is int32 [T], cut at `max_length`."
     rows: dict[str, int]  # text -> its place
-    tokens: np.ndarray  # int32, all texts one after the other
+    tokens: np.ndarray  # int32, all texts whole, one after the other
     ends: np.ndarray  # int64 [N + 1]: where each text begins and the last one ends
-    whole: np.ndarray  # int64 [N]: tokens of each text before it was cut
+    max_length: int
+    end: int = 1  # tokens at the end of each text that must stay
 
-    def __getitem__(self, text: str) -> np.ndarray:
+    def whole(self, text: str) -> np.ndarray:
         i = self.rows[text]
         return self.tokens[self.ends[i]:self.ends[i + 1]]
 
-    def lengths(self, texts: list[str]) -> np.ndarray:
-        "Tokens of each text, the end included."
+    def __getitem__(self, text: str) -> np.ndarray:
+        return np.asarray(shorten(self.whole(text), self.max_length, self.end), np.int32)
+
+    def lengths(
+        self,
+        texts: list[str],
+    ) -> np.ndarray:  # int64 [N]
+        "Tokens of each text, the end included, before they are cut."
         at = np.fromiter((self.rows[t] for t in texts), np.int64, len(texts))
         return self.ends[at + 1] - self.ends[at]
-
-    def cut(self, texts: list[str]) -> int:
-        "How many of these texts lost their end."
-        at = np.fromiter((self.rows[t] for t in texts), np.int64, len(texts))
-        return int((self.whole[at] > self.ends[at + 1] - self.ends[at]).sum())
 
 
 def targets_of(
@@ -210,15 +236,14 @@ def targets_of(
     max_length: int = 128,  # as for `encode_targets`
     language: str = "",
 ) -> Targets:
-    "Every different text encoded once, a thousand at a time: what transformers makes of a batch takes fifty times the room of its ids."
+    "Every different text encoded once, some at a time: what transformers makes of a batch takes fifty times the room of its ids."
     rows = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    distinct, parts, whole = list(rows), [], []
+    distinct, parts, sizes, end = list(rows), [], [0], 1
     for i in range(0, len(distinct), 1000):
-        found, long = encode_targets(tok, distinct[i:i + 1000], max_length, language)
-        parts += [np.asarray(ids, np.int32) for ids in found]
-        whole += long
-    ends = np.concatenate([[0], np.cumsum([len(p) for p in parts], dtype=np.int64)])
-    return Targets(rows, np.concatenate(parts) if parts else np.zeros(0, np.int32), ends, np.asarray(whole, np.int64))
+        found, end = encode_whole(tok, distinct[i:i + 1000], language)
+        parts.append(np.fromiter((t for ids in found for t in ids), np.int32))
+        sizes += map(len, found)
+    return Targets(rows, np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(sizes), max_length, end)
 
 # %% ../../nbs/parts/00_text.ipynb #decode_texts
 def decode_texts(
