@@ -124,13 +124,14 @@ def _check_rows(references, hypotheses):
 def text_scores(
     references: list[str],  # the true texts, one a row
     hypotheses: list[str],  # the generated texts, in the same order
-    tokenize: str = "13a",  # BLEU's tokenizer: 13a, intl, zh, char or none
+    tokenize: str = "auto",  # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references
 ) -> dict[str, float]:  # bleu1..4, chrf: 0..100; rouge_l, wer, cer, distinct1, distinct2, exact: fractions
     "Corpus scores. ValueError: no rows, unequal lengths, a row that is not text, unknown tokenizer."
     import jiwer
 
     references, hypotheses = list(references), list(hypotheses)
     _check_rows(references, hypotheses)
+    tokenize = bleu_tokenizer(references) if tokenize == "auto" else tokenize
     _, chrf = _sacrebleu(tokenize)
     return {
         **_bleu(references, hypotheses, tokenize),
@@ -210,7 +211,7 @@ def nearest_text(
 def constant_scores(
     train: list[str],  # training texts
     references: list[str],  # held-out true texts
-    tokenize: str = "13a",  # BLEU's tokenizer
+    tokenize: str = "auto",  # BLEU's tokenizer, as for `text_scores`
 ) -> dict[str, float]:  # the better value of each score over both constants
     "Scores of a trivial answer: per metric, the better of the two constants. ValueError: no texts."
     constants = {frequent_text(train), nearest_text(train, references)}
@@ -222,7 +223,7 @@ def constant_scores(
 def ceiling_scores(
     references: list[str],
     written: list[str],  # the same texts, encoded and decoded
-    tokenize: str = "13a",  # BLEU's tokenizer
+    tokenize: str = "auto",  # BLEU's tokenizer, as for `text_scores`
     at_most: int = 1000,  # rows for the scores besides `exact`: those evenly spaced
 ) -> dict[str, float]:  # {} where every reference comes back as it is
     "The scores of a model that writes every reference as well as its tokenizer can."

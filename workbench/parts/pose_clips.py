@@ -122,7 +122,8 @@ def read_clips(
             unfit += [e] if isinstance(e, Unfit) else []
     if unfit and not poses:
         key = unfit[0].key
-        raise ValueError(f"data.{key} is {what[key] or 'empty'}, and {len(unfit)} of {len(wanted)} clips refuse it, none takes it. {unfit[0]}")
+        asked = "null" if what[key] is None else what[key]
+        raise ValueError(f"data.{key} is {asked}, which fits none of the clips ({len(unfit)} of {len(wanted)} for this reason). {unfit[0]}")
     first = next(iter(poses.values()), None)
     for clip, pose in poses.items():
         if pose.points.shape[1:] != first.points.shape[1:]:

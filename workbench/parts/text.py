@@ -9,7 +9,6 @@ __all__ = ['SPECIAL', 'OFTEN', 'unigram_pieces', 'train_tokenizer', 'load_tokeni
 import io
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -133,7 +132,8 @@ def language_id(
     token = next((t for t in (language, f"__{language}__") if t in allowed), None)
     if token is None:
         known = [t.strip("_") for t in own] or sorted(set(tok.all_special_tokens) - set(SPECIAL))
-        near = get_close_matches(language, known, 3, 0.4) or known[:8]
+        begins = [t for t in known if language and t.startswith(language)]
+        near = list(dict.fromkeys([*begins, *get_close_matches(language, known, 3, 0.4)]))[:4] or known[:8]
         near = ", ".join(near) or "it has none"
         raise ValueError(f"the tokenizer has no language token {language!r}; nearest: {near}.")
     if hasattr(tok, "set_tgt_lang_special_tokens"):
