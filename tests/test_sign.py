@@ -211,7 +211,7 @@ def test_a_wrong_key_is_a_sentence(good, overrides, words):
 
 
 def test_texts_with_commas_line_breaks_and_strange_spaces(tmp_path):
-    home = signs.good_folder(tmp_path)
+    home = signs.good_folder(tmp_path, test=False)
     odd = ["a, b", "two\nlines", "a\u2028b", "a\x85b", '"quoted"', "semi;colon"]
     signs.write(home / "train.csv", [(f"{lang}/s{i}", t) for i, ((lang, _), t) in enumerate(zip(signs.TEXTS, odd * 4))])
     texts = data_of(config(home)).own["texts"]

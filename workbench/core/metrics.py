@@ -227,6 +227,8 @@ def ceiling_scores(
     at_most: int = 1000,  # rows for the scores besides `exact`: those evenly spaced
 ) -> dict[str, float]:  # {} where every reference comes back as it is
     "The scores of a model that writes every reference as well as its tokenizer can."
+    if references == written:
+        return {}
     pairs = list(zip(references, written))
     same = sum(r.strip() == w.strip() for r, w in pairs)
     if same == len(pairs):

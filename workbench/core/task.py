@@ -70,6 +70,7 @@ class Data:
     own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
     groups: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: rows of two groups never share a batch
     blocks: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: the shard that a row stands in
+    budgets: dict[int, float] = field(default_factory=dict)  # rows of a step -> padded units, once found
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)

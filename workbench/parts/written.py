@@ -60,10 +60,10 @@ def loss_of(
     written: Iterable[str],  # the same texts, encoded and decoded
 ) -> Loss:
     "Count the letters that do not come back."
-    out = Loss()
+    out, every = Loss(), Counter()
     for text, back in zip(texts, written):
         out.texts += 1
-        out.letters += sum(kind(c) == "letter" for c in text)
+        every.update(text)
         if text == back:
             continue
         gone = characters(text) - characters(back)
@@ -71,6 +71,7 @@ def loss_of(
         out.lost, out.hurt = out.lost + lost, out.hurt + (lost > 0)
         out.gone.update(gone)
         out.example = (text, back) if lost and not out.example[0] else out.example
+    out.letters = sum(n for c, n in every.items() if kind(c) == "letter")
     return out
 
 # %% ../../nbs/parts/04_written.ipynb #round_trip
