@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import sentencepiece
+import signs
 from transformers import (AutoTokenizer, ByT5Tokenizer, M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer, T5Config,
                           T5ForConditionalGeneration)
 
-from toys import signs
 from workbench.core.config import Refused
 from workbench.core.metrics import signatures
 from workbench.core.presets import load

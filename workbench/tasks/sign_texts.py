@@ -51,16 +51,17 @@ def check_letters(
     "What each split loses. Raises `Refused` where it is too much."
     from workbench.parts.written import loss_of
 
-    found = {split: loss_of(part, (whole.get(t, t) for t in part)) for split, part in texts.items()}
+    different = {split: list(dict.fromkeys(part)) for split, part in texts.items()}
+    found = {split: loss_of(part, (whole.get(t, t) for t in part)) for split, part in different.items()}
     for split, loss in found.items():
         if loss.lost <= most * (loss.letters if split == "train" else max(loss.letters, 1000)):
             continue
         mend = "put texts with these letters into the training table" if learnt else \
             "take a model that writes them (mT5, ByT5, NLLB), or model.init=scratch with a tokenizer of these texts"
-        raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, in {loss.hurt} of {loss.texts} texts. "
+        raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, in {loss.hurt} of {loss.texts} different texts. "
                       f"{loss.example[0]!r} comes back as {loss.example[1]!r}. No model can learn them: {mend}, or raise data.max_lost = {most:g}.")
     gone = sum((loss.gone for loss in found.values()), start=type(next(iter(found.values())).gone)())
-    told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} texts" for split, loss in found.items() if loss.gone}
+    told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} different texts" for split, loss in found.items() if loss.gone}
     some = {"characters_lost": {"of": " ".join(c for c, _ in gone.most_common(20)), "letters": told}} if gone else {}
     return {"letters_lost": {split: round(loss.share, 5) for split, loss in found.items()}} | some
 
