@@ -152,7 +152,7 @@ def test_three_scripts_come_back_from_the_tokenizer(good, kind, tmp_path):
     assert len(d.own["texts"]["train"]) == 21
     for t in d.own["texts"]["train"]:
         assert decode_texts(tok, [tok(t).input_ids]) == [t]
-    assert d.facts["unknown_share"]["train"] == 0 < d.facts["unknown_share"]["valid"]  # of letters held out
+    assert d.facts["letters_lost"]["train"] == 0 < d.facts["letters_lost"]["valid"]  # of letters held out
 
 
 def test_more_than_a_share_of_broken_rows_is_refused_with_the_list(spoilt):
@@ -212,7 +212,7 @@ def test_a_wrong_key_is_a_sentence(good, overrides, words):
 
 
 def test_texts_with_commas_line_breaks_and_strange_spaces(tmp_path):
-    home = signs.good_folder(tmp_path)
+    home = signs.good_folder(tmp_path, test=False)
     odd = ["a, b", "two\nlines", "a\u2028b", "a\x85b", '"quoted"', "semi;colon"]
     signs.write(home / "train.csv", [(f"{lang}/s{i}", t) for i, ((lang, _), t) in enumerate(zip(signs.TEXTS, odd * 4))])
     texts = data_of(config(home)).own["texts"]
@@ -772,3 +772,64 @@ def test_the_command_refuses_broken_rows_with_status_2(spoilt, tmp_path):
     assert not spoilt.flag.exists()
     status = read_json(tmp_path / "run/status.json")
     assert status["state"] == "failed" and status["refused"] and "10 of 39 rows" in status["error"]
+
+
+# Rates, layouts and keys of poses
+
+def clip_at(path, fps, seed, seconds=2.0):
+    "A motion of two seconds, filmed at a rate."
+    import pickle
+
+    time = np.arange(round(seconds * fps)) / fps
+    phase = np.random.default_rng(seed).uniform(0, 6, (1, 9, 2))
+    points = 200 + 50 * np.sin(2 * time[:, None, None] + phase)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"keypoints": points.astype(np.float32), "fps": fps}))
+
+
+def test_clips_of_all_rates_have_the_frames_of_one(tmp_path):
+    rates = [25, 25, 25, 50, 12.5, 60, 25.1, 25]
+    for i, fps in enumerate(rates):
+        clip_at(tmp_path / "poses" / f"s{i}.pkl", fps, i)
+    signs.write(tmp_path / "train.csv", [(f"s{i}", f"text {i}") for i in range(len(rates))])
+    signs.write(tmp_path / "valid.csv", [("s3", "fast text")])
+    more = "data.keypoints=all data.augment=null data.step_frames=1 data.max_frames=300 model.strides=[]"
+    d = data_of(config(tmp_path, more))
+    assert set(d.lengths["train"][:, 0]) == {50} and len(d.datasets["valid"][0, 0][1]) == 50
+    said = d.facts["frames_a_second"]
+    assert said.startswith("25; ") and "1 clips of 50 fps resampled" in said and "25.1" not in said
+    d.save(tmp_path / "assets")
+    (tmp_path / "train.csv").write_text("uid,text\ns3,text 3\ns5,text 5\n")  # another table, read by the same run
+    again = data_of(config(tmp_path, more), tmp_path / "assets")
+    assert set(again.lengths["train"][:, 0]) == {50}
+    assert set(data_of(config(tmp_path, f"{more} data.fps=10")).lengths["train"][:, 0]) == {20}
+
+
+def test_the_fingerprint_is_of_tables_and_poses_wherever_they_lie(tmp_path):
+    import shutil
+
+    home = signs.good_folder(tmp_path / "a")
+    first = data_of(config(home)).facts["fingerprint"]
+    shutil.copytree(home, tmp_path / "b")
+    assert data_of(config(tmp_path / "b")).facts["fingerprint"] == first
+    signs.save_pose(tmp_path / "b/poses/eth/s1.npy", 1234, 19)
+    assert data_of(config(tmp_path / "b")).facts["fingerprint"] != first
+
+
+@pytest.mark.parametrize("overrides, words", [
+    ("data.keypoints=xyz", "data.keypoints is xyz, which fits none of the clips"), ("data.dims=3", "data.dims is 3, which fits none"),
+    ("data.keypoints=all data.layout=xyzv", "data.layout is xyzv, which fits none")])
+def test_a_key_that_fits_no_clip_is_blamed_itself(tmp_path, overrides, words):
+    for i in range(8):
+        signs.save_pose(tmp_path / "poses" / f"s{i}.npy", i)
+    signs.write(tmp_path / "train.csv", [(f"s{i}", f"text {i}") for i in range(8)])
+    assert words in refusal(config(tmp_path, overrides)) and "rows cannot be used" not in refusal(config(tmp_path, overrides))
+
+
+def test_quotes_and_columns_of_a_table_with_tabs(tmp_path):
+    for i in range(6):
+        signs.save_pose(tmp_path / "poses" / f"s{i}.npy", i)
+    said = ["guten tag", '"nun ja', "es regnet", 'bis bald"', '"ganz" gut', "nein"]
+    (tmp_path / "train.csv").write_text("\ufeffUID\tText\n" + "".join(f"s{i}\t{t}\n" for i, t in enumerate(said)))
+    texts = data_of(config(tmp_path)).own["texts"]
+    assert {*texts["train"], *texts["valid"]} == set(said)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.parts import text
+from workbench.parts import text, written
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "Größe, naïveté, façade",
@@ -21,7 +21,7 @@ HELD_OUT = ["the dog over the box", "ሰላም ከተማ", "עולם ברא", "f
 @pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
 def test_round_trip_in_three_scripts_after_saving(kind, tmp_path):
     tok = text.train_tokenizer(CORPUS, kind, 200, special_tokens=("<blank>",), languages=("am_ET",))
-    back = text.load_tokenizer(text.save_tokenizer(tok, tmp_path), probe=CORPUS[0])
+    back = text.load_tokenizer(text.save_tokenizer(tok, tmp_path))
     assert back.get_vocab() == tok.get_vocab() and len(back) == len(tok) == len(back.get_vocab())
     ids = [back.pad_token_id, back.eos_token_id, back.unk_token_id, back.bos_token_id]
     assert ids == [0, 1, 2, 3] and back.convert_tokens_to_ids(["<blank>", "am_ET"]) == [4, 5]
@@ -29,7 +29,8 @@ def test_round_trip_in_three_scripts_after_saving(kind, tmp_path):
         rows, cut = text.encode_targets(back, [line], 200)
         assert rows == text.encode_targets(tok, [line], 200)[0] and cut == 0 and rows[0][-1] == 1
         assert text.decode_texts(back, [rows[0] + [0, 0, -100]]) == [unicodedata.normalize("NFC", line)]
-    assert text.unknown_share(back, CORPUS) == 0 and text.unknown_share(back, ["日本語"]) >= 0.5
+    assert not written.round_trip(back, text.targets_of(back, CORPUS))[0]
+    assert written.round_trip(back, text.targets_of(back, ["日本語"]))[0]["日本語"] == ""
 
 
 @pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
@@ -73,7 +74,7 @@ def test_mbart50_puts_the_language_first(tmp_path):
     from transformers import MBart50Tokenizer
 
     MBart50Tokenizer(vocab=pieces()).save_pretrained(tmp_path)
-    tok = text.load_tokenizer(tmp_path, probe="fox")
+    tok = text.load_tokenizer(tmp_path)
     lang = text.language_id(tok, "de_DE")
     rows, cut = text.encode_targets(tok, ["fox", "the dog"], 6, "de_DE")
     assert [r[0] for r in rows] == [lang, lang] and [r[-1] for r in rows] == [tok.eos_token_id] * 2
@@ -86,7 +87,7 @@ def test_nllb_puts_the_language_first(tmp_path):
     from transformers import NllbTokenizer
 
     NllbTokenizer(vocab={p: i for i, (p, _) in enumerate(pieces())}, merges=[]).save_pretrained(tmp_path)
-    tok = text.load_tokenizer(tmp_path, probe="fox")
+    tok = text.load_tokenizer(tmp_path)
     rows, _ = text.encode_targets(tok, ["ሰላም"], language="amh_Ethi")
     assert rows[0][0] == text.language_id(tok, "amh_Ethi") and rows[0][-1] == tok.eos_token_id
     assert text.decode_texts(tok, rows) == ["ሰላም"]
@@ -106,7 +107,7 @@ def test_m2m100_knows_its_languages_by_short_names(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     made = M2M100Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "spm.model"))
     made.save_pretrained(tmp_path / "saved")
-    tok = text.load_tokenizer(tmp_path / "saved", probe="the dog")
+    tok = text.load_tokenizer(tmp_path / "saved")
     rows, _ = text.encode_targets(tok, ["the dog"], language="am")
     assert rows[0][0] == text.language_id(tok, "am") == tok.get_lang_id("am") and rows[0][-1] == tok.eos_token_id
     assert text.decode_texts(tok, rows) == ["the dog"]
@@ -116,7 +117,7 @@ def byte_level(folder, cls, **special):
     letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
     vocab = {t: i for i, t in enumerate([*special.values(), *letters])}
     cls(vocab=vocab, merges=[], **special).save_pretrained(folder)
-    return text.load_tokenizer(folder, probe="dog")
+    return text.load_tokenizer(folder)
 
 
 def test_gpt2_gets_an_end_and_a_padding_token_of_its_own(tmp_path):

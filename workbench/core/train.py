@@ -99,7 +99,7 @@ def plan_of(
         budget = train.batch_tokens * slots0
         rows = max(1, round(budget * len(lengths) / lengths.sum()))
     else:
-        budget = budget_for(lengths, rows)
+        budget = loop.data.budgets.get(rows) or loop.data.budgets.setdefault(rows, budget_for(lengths, rows))
     slots = slots_for(slots0, loop.accelerator.num_processes)
     near = {"groups": loop.data.groups.get("train"), "blocks": loop.data.blocks.get("train"), "uids": loop.data.uids.get("train", ())}
     return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, loop.cfg.seed, epoch, budget, **near))

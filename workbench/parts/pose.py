@@ -2,17 +2,23 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'KEYS', 'SCORES', 'BODY_11', 'LEGS', 'COCO_FEET', 'HOLISTIC_FEET', 'FACE_23', 'FACE_23_COCO', 'FACE_68',
-           'FINGERS', 'HAND', 'NAMES_152', 'COCO_NAMES', 'Pose', 'checked', 'read_dot_pose', 'unfold', 'from_array',
-           'ArrayUnpickler', 'stacked', 'read_pickle', 'find_pose', 'read_pose', 'groups', 'keypoints', 'select']
+           'FINGERS', 'HAND', 'NAMES_152', 'COCO_NAMES', 'Pose', 'rate', 'checked', 'read_dot_pose', 'from_array',
+           'ArrayUnpickler', 'stacked', 'read_pickle', 'spellings', 'find_pose', 'read_pose', 'groups', 'keypoints',
+           'select']
 
 # %% ../../nbs/parts/20_pose.ipynb #d692b678
 import io
+import math
 import pickle
 import struct
+import unicodedata
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+from .pose_layout import Unfit, best_person, guess_layout, people_second, score_column, unfold
 
 # %% ../../nbs/parts/20_pose.ipynb #Pose
 @dataclass(frozen=True)
@@ -22,6 +28,15 @@ class Pose:
     confidence: np.ndarray # [T, K] float32 in 0..1, 0 where a point is missing
     fps: float = None # frames a second; None where the file does not say
     names: tuple = None # K names `COMPONENT:POINT`; None for an array without names
+    persons: int = 1 # that the file shows; the points are of the one seen best
+
+def rate(
+    value, # as a file has it
+) -> float: # frames a second; None where it says nothing
+    "A frame rate that can be one."
+    try: found = float(value)
+    except (TypeError, ValueError): return None
+    return found if math.isfinite(found) and found > 0 else None
 
 # %% ../../nbs/parts/20_pose.ipynb #checked
 def checked(
@@ -51,7 +66,7 @@ def read_dot_pose(
     data:bytes, # the file's content
     source:str="file", # what an error calls it
 ) -> Pose:
-    "The first person of a `.pose` file, versions 0.0 to 0.2 of the pose-format library."
+    "The person of a `.pose` file who is seen best, versions 0.0 to 0.2 of the pose-format library."
     from pose_format.numpy import NumPyPoseBody
     from pose_format.pose_header import PoseHeader
     from pose_format.utils.reader import BufferReader
@@ -67,42 +82,37 @@ def read_dot_pose(
     if not len(body.data): raise ValueError(f"{source}: the pose has no frames.")
     if not body.data.shape[1]: raise ValueError(f"{source}: the pose has no person.")
     names = tuple(f"{c.name}:{p}" for c in header.components for p in c.points)
-    return checked(np.ma.getdata(body.data)[:, 0], body.confidence[:, 0], float(body.fps), names, source)
-
-# %% ../../nbs/parts/20_pose.ipynb #unfold
-def unfold(
-    array:np.ndarray, # [T, K, C], [T, P, K, C] or [T, K*C]
-    dims:int=None, # coordinates of a point in a flat row
-    source:str="array", # what an error calls it
-) -> np.ndarray:
-    "[T, K, C]: the first person, flat rows unfolded."
-    if array.ndim == 4: array = array[:, 0] if array.shape[1] else array[:, :, :0, 0]
-    if array.ndim != 2: return array
-    width = array.shape[1]
-    if dims is None: dims = {(True, False): 2, (False, True): 3}.get((width % 2 == 0, width % 3 == 0))
-    if dims is None or width % dims:
-        raise ValueError(f"{source}: {width} numbers a frame may be points of 2 or 3; set dims to tell.")
-    return array.reshape(len(array), -1, dims)
+    points, confidence, persons = best_person(np.ma.getdata(body.data), body.confidence)
+    return replace(checked(points, confidence, rate(body.fps), names, source), persons=persons)
 
 # %% ../../nbs/parts/20_pose.ipynb #from_array
 def from_array(
     array:np.ndarray, # [T, K, C], [T, P, K, C] or [T, K*C]; C = 4 is x, y, z, visibility
     confidence:np.ndarray=None, # [T, K] or [T, P, K]
     fps:float=None, # frames a second
-    dims:int=None, # coordinates of a point in a flat row
+    dims:int=None, # coordinates wanted of a point in a flat row
     source:str="array", # what an error calls it
+    layout:str=None, # what the numbers are; None: told by the shape
 ) -> Pose:
     "An array as a `Pose`; ValueError where its shape or content is none."
     try:
         array = np.asarray(array, dtype=np.float32)
         confidence = None if confidence is None else np.asarray(confidence, dtype=np.float32)
     except (TypeError, ValueError) as e: raise ValueError(f"{source}: it does not hold numbers ({e}).") from e
-    array = unfold(array, dims, source)
+    persons, scores = 1, None
+    if array.ndim == 4 and np.ndim(confidence) == 3 and array.shape[:3] == confidence.shape:
+        array, confidence, persons = best_person(array, confidence)
+    elif array.ndim == 4: array, _, persons = best_person(array)
     if np.ndim(confidence) == 3: confidence = confidence[:, 0] if confidence.shape[1] else confidence[:, :, 0]
+    if array.ndim == 2 and array.shape[1]: layout = layout or guess_layout(array.shape[1], dims, source)
+    C = array.shape[2] if array.ndim == 3 else 0
+    if C == 4: layout = layout or "xyzv"
+    if C == 3 and not layout and (array.shape[1] == 133 or confidence is None and score_column(array)): layout = "xyv"
+    if layout and array.ndim in (2, 3): array, scores = unfold(array, layout, source)
+    if array.ndim == 3 and array.shape[1:] == (133, 3): array, scores = array[..., :2], array[..., 2]
     points = array.shape[1] if array.ndim == 3 else 0
-    scored = array.ndim == 3 and (array.shape[2] == 4 or (points, array.shape[2]) == (133, 3))
-    if scored: array, confidence = array[..., :-1], array[..., -1] if confidence is None else confidence
-    return checked(array, confidence, fps, {133: COCO_NAMES, 76: NAMES_152}.get(points), source)
+    found = checked(array, scores if confidence is None else confidence, rate(fps), {133: COCO_NAMES, 76: NAMES_152}.get(points), source)
+    return replace(found, persons=persons)
 
 # %% ../../nbs/parts/20_pose.ipynb #ArrayUnpickler
 PLAIN = {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"), ("_codecs", "encode"),
@@ -121,7 +131,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 # %% ../../nbs/parts/20_pose.ipynb #stacked
 KEYS = ("keypoints", "keypoint", "pose", "poses", "points", "landmarks", "joints", "data")
-SCORES = ("scores", "confidence", "confidences", "keypoint_scores", "visibility")
+SCORES = ("scores", "confidence", "confidences", "keypoint_scores", "keypoint_score", "visibility")
 
 def stacked(
     frames:list, # T arrays; where people come and go their first axis differs
@@ -138,21 +148,25 @@ def read_pickle(
     data:bytes, # the file's content
     dims:int=None, # coordinates of a point in a flat row
     source:str="file", # what an error calls it
+    layout:str=None, # what the numbers are; None: told by the shape
 ) -> Pose:
     """An array, a list of frames, or a dict with one under a key of `KEYS` and scores under one of `SCORES`:
-    the layouts of RTMPose pipelines such as Uni-Sign's, of OpenHands and of the T5 projects on iSign."""
+    the layouts of RTMPose pipelines such as Uni-Sign's, of OpenHands, of the T5 projects on iSign, and of MMAction2 and PYSKL,
+    whose `keypoint` and `keypoint_score` have the persons first."""
     try: content = ArrayUnpickler(io.BytesIO(data), fix_imports=False).load()
     except pickle.UnpicklingError as e: raise ValueError(f"{source}: not read as a pickle: {e}.") from e
     except Exception as e: # a damaged stream can lead the interpreter anywhere
         raise ValueError(f"{source}: not read as a pickle: {type(e).__name__}, {e}.") from e
-    scores = fps = None
+    scores = fps = frames = key = None
     if isinstance(content, dict):
         key = next((k for k in KEYS if k in content), None)
         if key is None:
             has = ", ".join(map(str, list(content)[:20]))
             raise ValueError(f"{source}: none of the keys {', '.join(KEYS)}; it has {has}.")
         scores, fps = next((content[k] for k in SCORES if k in content), None), content.get("fps")
+        frames = rate(content.get("total_frames"))
         content = content[key]
+    listed = isinstance(content, (list, tuple)) # of frames
     try:
         if isinstance(content, (list, tuple)) and len(content): content = stacked(content)
         if isinstance(scores, (list, tuple)) and len(scores): scores = stacked(scores)
@@ -160,9 +174,30 @@ def read_pickle(
         raise ValueError(f"{source}: its frames do not hold the same points ({e}).") from e
     if not isinstance(content, np.ndarray):
         raise ValueError(f"{source}: holds a {type(content).__name__}, not an array of keypoints.")
-    return from_array(content, scores, fps, dims, source)
+    scores = None if scores is None else np.asarray(scores)
+    if content.ndim == 4 and not listed:
+        people_first = content.shape[0] <= content.shape[1] if key == "keypoint" else None
+        content, scores = people_second(content, scores, frames, people_first, source)
+    found = from_array(content, scores, fps, dims, source, layout)
+    if frames and len(found.points) != frames:
+        raise ValueError(f"{source}: it says total_frames {frames:g} and holds {len(found.points)}: which axis has the frames?")
+    return found
 
 # %% ../../nbs/parts/20_pose.ipynb #find_pose
+@lru_cache(64)
+def spellings(
+    folder:Path,
+    changed:int, # when the folder was
+) -> dict: # composed name (NFC), with and without its suffix -> the name on the disk
+    "The poses of a folder: `é` may be one character in a table and two in a file's name."
+    found = {}
+    for path in sorted(folder.iterdir()) if changed else ():
+        name = unicodedata.normalize("NFC", path.name)
+        if name == path.name and name.isascii() or not path.is_file(): continue
+        found[name] = path.name
+        if path.suffix in (".pose", ".npy", ".pkl"): found.setdefault(unicodedata.normalize("NFC", path.stem), path.name)
+    return found
+
 def find_pose(
     folder:str, # where the poses are
     name:str, # file name with or without its suffix, may contain folders
@@ -173,12 +208,15 @@ def find_pose(
     if not path.is_relative_to(folder) or path == folder: raise ValueError(f"{name}: leads out of the pose folder {folder}.")
     for candidate in (path, *(path.with_name(path.name + s) for s in (".pose", ".npy", ".pkl"))):
         if candidate.is_file(): return candidate
+    changed = path.parent.stat().st_mtime_ns if path.parent.is_dir() else 0
+    if same := spellings(path.parent, changed).get(unicodedata.normalize("NFC", path.name)): return path.with_name(same)
     raise FileNotFoundError(f"{folder}: no pose {name} (looked for .pose, .npy, .pkl).")
 
 # %% ../../nbs/parts/20_pose.ipynb #read_pose
 def read_pose(
     path:str, # a .pose, .npy or .pkl file
-    dims:int=None, # coordinates of a point in a flat row of an array; None: told by its width
+    dims:int=None, # coordinates wanted of a point in a flat row of an array; None: told by its width
+    layout:str=None, # what the numbers of an array are, see `layout_of`; None: told by its shape
 ) -> Pose:
     "The pose in a file. FileNotFoundError; ValueError with file and reason where it is unreadable or empty."
     path = Path(path)
@@ -187,13 +225,14 @@ def read_pose(
     except OSError as e: raise ValueError(f"{path}: cannot be read ({e.strerror}).") from e
     if not data: raise ValueError(f"{path}: the file is empty.")
     if path.suffix == ".pose": return read_dot_pose(data, str(path))
-    if path.suffix in (".pkl", ".pickle"): return read_pickle(data, dims, str(path))
+    if path.suffix in (".pkl", ".pickle"): return read_pickle(data, dims, str(path), layout)
     if path.suffix != ".npy":
         raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not a pose format (.pose, .npy, .pkl).")
     try: array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as e: # a damaged header is evaluated as a literal, and may fail in any way
         raise ValueError(f"{path}: not a complete .npy array of numbers ({e}).".replace("\n", " ")) from e
-    return from_array(array, dims=dims, source=str(path))
+    if array.ndim == 4: array, _ = people_second(array, source=str(path))
+    return from_array(array, dims=dims, source=str(path), layout=layout)
 
 # %% ../../nbs/parts/20_pose.ipynb #1cd61cfe
 BODY_11 = ("nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow "
@@ -250,7 +289,7 @@ def keypoints(
     absent = [n for n in picked if n not in at]
     if absent:
         has = ", ".join(f"{c} ({sum(n.startswith(c + ':') for n in names)})" for c in components)
-        raise ValueError(f"{source}: {keep} needs {absent[0]} ({len(absent)} absent) and it has {has}; "
+        raise Unfit("keypoints", f"{source}: {keep} needs {absent[0]} ({len(absent)} absent) and it has {has}; "
                          "choose from hands, left, right, body, face, 152, 266, all and these components.")
     return np.array([at[n] for n in picked])
 
@@ -264,9 +303,9 @@ def select(
 ) -> Pose:
     "The chosen points of a pose. ValueError where the file lacks them or none is seen."
     T, K, C = pose.points.shape
-    if C < dims: raise ValueError(f"{source}: the points have {C} coordinates, not {dims}.")
+    if C < dims: raise Unfit("dims", f"{source}: the points have {C} coordinates, not {dims}.")
     if pose.names is None and keep != "all":
-        raise ValueError(f"{source}: its {K} points have no names to choose {keep} by; use all.")
+        raise Unfit("keypoints", f"{source}: its {K} points have no names to choose {keep} by; use all.")
     i = np.arange(K) if keep == "all" else keypoints(pose.names, keep, source)
     points, confidence = pose.points[:, i, :dims].copy(), pose.confidence[:, i]
     points[confidence < min_confidence] = np.nan

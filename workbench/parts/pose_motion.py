@@ -132,8 +132,9 @@ def resample(
     fps:float, # frames a second as they are
     target:float, # frames a second wanted
 ) -> np.ndarray: # [N, K, C]
-    "The same motion at another frame rate."
-    return at_frames(points, np.arange(0, len(points) - 1 + 1e-6, fps / target))
+    "The same motion at another frame rate: as many seconds, and frame i at i / target."
+    n = max(1, round(len(points) * target / fps))
+    return at_frames(points, np.minimum(np.arange(n) * (fps / target), len(points) - 1))
 
 # %% ../../nbs/parts/22_pose_motion.ipynb #rotation
 def rotation(

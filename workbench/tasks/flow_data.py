@@ -172,6 +172,7 @@ def tokenizer_of(
     "(tokenizer, where it came from). A named one that is nowhere to be had is replaced on a CPU by one that is learnt, and that is said. Raises `Refused`."
     from workbench.parts.hub import fetch, locate
     from workbench.parts.text import load_tokenizer, train_tokenizer
+    from workbench.parts.written import check_writes
 
     t = cfg.model.text
     if assets and (assets / "tokenizer").is_dir():
@@ -182,7 +183,9 @@ def tokenizer_of(
             source = locate(name, "auto" if t.encoder == "own" else "pretrained", "tokenizer", device_kind())
             if source.kind == "pretrained":
                 source = fetch(source, "tokenizer")
-                return load_tokenizer(source.at, (), captions[0]), source.record()
+                tok = load_tokenizer(source.at)
+                check_writes(tok, captions, 0.1)  # a caption is read, not written: a rare letter may be unknown
+                return tok, source.record()
             origin = source.record()
         else:
             origin = {"kind": "scratch", "why": "learnt from the training captions"}

@@ -149,7 +149,8 @@ def predict(
         free = tuple(i for i in tok.all_special_ids if i not in (tok.eos_token_id, blank_id(model)))
         more["logits_processor"] = [JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc, blank_id(model), free)]
     language = ctx.data.own["language_id"]
-    ids = generate(model, hidden, mask, g.max_length, g.num_beams, g.length_penalty, g.no_repeat_ngram, language, **more)
+    ids = generate(model, hidden, mask, g.max_length, g.num_beams, g.length_penalty,
+                   ctx.data.own["no_repeat_ngram"], language, **more)
     return [{"uid": u, "reference": t, "hypothesis": h}
             for u, t, h in zip(batch["uid"], batch["text"], decode_texts(tok, ids))]
 
@@ -159,7 +160,7 @@ def score(
     data: Data,
 ) -> dict[str, float]:
     "BLEU-1..4, chrF, ROUGE-L, WER, CER, distinct-n, exact match."
-    return text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows])
+    return text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows], data.own["bleu"])
 
 
 def scores(cfg) -> list[str]:
@@ -172,7 +173,7 @@ def baseline(
     split: str,
 ) -> dict[str, float]:
     "The best constant answer, found on the training texts."
-    return constant_scores(data.own["texts"]["train"], data.own["texts"][split])
+    return constant_scores(data.own["texts"]["train"], data.own["texts"][split], data.own["bleu"])
 
 
 def expect(
