@@ -13,7 +13,8 @@ from runs import again, config, done, end, go, lines, same_bits, surroundings, t
 
 from workbench.core import checkpoint, pipeline, presets
 from workbench.core.config import Refused
-from workbench.core.run import alive, create, metrics_of, process, read_json, status_of, update_status, write_json
+from workbench.core.lock import alive, process
+from workbench.core.run import create, metrics_of, read_json, status_of, update_status, write_json
 from workbench.lab import launch
 
 

@@ -15,8 +15,9 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from .lock import alive, owned
 from .loop import Failed, Loop, last_good
-from .run import alive, overwrite_status, read_json, update_status
+from .run import overwrite_status, read_json, update_status
 
 # %% ../../nbs/core/89_ending.ipynb #listen
 def listen() -> list:
@@ -72,11 +73,11 @@ def has_the_word(
     run: Path,
     sentence: str,  # why this rank fails
 ) -> bool:
-    "Whether this rank is to say why the run failed: not if another has said it, nor if rank 0 died and left it alone."
+    "Whether this rank is to say why the run failed: not if another has said it, rank 0 died and left it alone, or another attempt trains here."
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
         time.sleep(1)  # it lost another rank, which may not have written yet
     status = read_json(run / "status.json", {})
-    return status.get("state") != "failed" and (os.environ.get("RANK", "0") == "0" or alive(status))
+    return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0" or alive(status))
 
 
 def give_up(

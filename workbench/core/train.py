@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['prepare', 'enter', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'rest', 'after_step', 'train', 'use_data',
-           'close_stage', 'main']
+           'close_stage', 'main', 'attempt']
 
 # %% ../../nbs/core/90_train.ipynb #a9a57c8d
 import os
 import sys
 import time
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from .data import budget_for, epoch_plan, loader, slots_for, stream
 from .deep import demand
 from .ending import die_with_parent, explain, give_up, listen
 from .evaluate import add, to_device
+from .lock import hold, process
 from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, memory_held, record_stage, reserve_seconds, reset_peak, validate, write_plan
 from .resume import adopt_assets, begin_from, restore, save
-from .run import config_of, cut_metrics, process, read_json, update_status
+from .run import config_of, cut_metrics, make_folders, read_json, update_status
 from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
 from .task import get
@@ -269,12 +271,27 @@ def close_stage(
 def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
-    "Train a run folder from where it stands; returns the exit status."
-    run, loop, asked = Path(run), None, listen()
+    "Train a run folder from where it stands; returns the exit status. Nothing is written where another process trains."
+    asked = listen()
     die_with_parent()
-    if os.environ.get("RANK", "0") == "0":
-        update_status(run, state="running", error=None, reason=None, **process())
     try:
+        with hold(Path(run)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            return attempt(Path(run), asked)
+    except (Refused, OSError) as e:
+        print(e, file=sys.stderr, flush=True)
+        return 2 if isinstance(e, Refused) else 1
+
+
+def attempt(
+    run: Path,
+    asked: list,  # signals that asked for a stop
+) -> int:
+    "Train a run that this process holds."
+    loop = None
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            make_folders(run)
+            update_status(run, state="running", error=None, reason=None, **process())
         loop = prepare(run)
         loop.asked = asked
         write_plan(loop, plan_of)
