@@ -22,6 +22,7 @@ from pydantic import BaseModel, create_model
 from .config import Core, Refused, merge, nearest
 from .dialect import document, document_task, translate
 from .mistakes import validate
+from .modules import own_module
 
 # %% ../../nbs/core/05_presets.ipynb #Loader
 class _Loader(yaml.SafeLoader):
@@ -131,22 +132,20 @@ def device_kind() -> str:
 
 
 def task_module(
-    name: str,  # a task of the workbench ("sign") or any importable module
+    name: str,  # a task of the workbench ("sign"), or a module that the user named
 ):
     "The module of a task, which has `task: Task`. Raises `Refused` with the nearest name."
     folder = Path(presets_folder).parent / "tasks"
     stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
-    target = f"workbench.tasks.{name}" if name in ours else name
-    try:
-        module = import_module(target)
-    except ModuleNotFoundError as e:
-        if e.name and not target.startswith(e.name):
-            raise
-        raise Refused(f"There is no task `{name}`{nearest(name, ours)}. Tasks: {', '.join(ours)}; or the name of an "
-                      "importable module.") from e
+    name = name.removeprefix("workbench.tasks.")
+    module = import_module(f"workbench.tasks.{name}") if name in ours else own_module(name)
+    if module is None:
+        raise Refused(f"There is no task `{name}`{nearest(name, ours)}. Tasks: {', '.join(ours)}. A configuration alone imports no "
+                      f"other code: if you trust the module `{name}`, name it yourself, as `--task-from {name}` (or its .py file) on "
+                      f"the command line, WORKBENCH_TASKS={name} in your environment, or task_from=\"{name}\" in Python.")
     if not hasattr(module, "task"):
-        raise Refused(f"The module {target} has no `task` (a workbench.core.task.Task).")
+        raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module
 
 

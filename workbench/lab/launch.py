@@ -24,6 +24,7 @@ from ..core import checkpoint, presets
 from ..core.changes import changes
 from ..core.config import Refused
 from ..core.lock import acquire, alive, process, release
+from ..core.modules import environment
 from ..core.pipeline import Position, check_trackers, complete, stages
 from ..core.run import config_of, create, make_folders, read_json, status_of, update_status, write_json, write_text
 
@@ -75,7 +76,7 @@ def launch(
     module = ["-m", "workbench.core.train", str(folder)]
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command = [sys.executable, *(many if nproc > 1 else []), *module]
-    env = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"PYTHONUNBUFFERED": "1", "WORKBENCH_TICKET": ticket}
+    env = {"OMP_WAIT_POLICY": "PASSIVE"} | environment() | {"PYTHONUNBUFFERED": "1", "WORKBENCH_TICKET": ticket}
     with open(folder / "log.txt", "ab") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                                  start_new_session=True)
