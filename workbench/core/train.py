@@ -18,7 +18,7 @@ import numpy as np
 
 from . import checkpoint
 from .config import Refused
-from .data import budget_for, epoch_plan, loader, slots_for, stream
+from .data import budget_for, data_print, epoch_plan, loader, slots_for, stream
 from .deep import demand
 from .ending import die_with_parent, explain, give_up, listen
 from .evaluate import add, to_device
@@ -27,7 +27,7 @@ from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
 from .report import final_evaluation, memory_held, record_stage, reserve_seconds, reset_peak, validate, write_plan
-from .resume import adopt_assets, begin_from, restore, save
+from .resume import adopt_assets, begin_from, restore, same_data, save, within_epoch
 from .run import config_of, cut_metrics, make_folders, read_json, update_status
 from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
@@ -51,6 +51,7 @@ def prepare(
         adopt_assets(stage.begin_from, run / "assets")
     with accelerator.main_process_first():
         use_data(loop)
+        same_data(loop, state)
         if accelerator.is_main_process and loop.data.save:
             loop.data.save(run / "assets")
     loop.tell("model")
@@ -140,6 +141,8 @@ def train_stage(
 ) -> str:
     "Train until the stage ends or the run must stop; returns why it must stop, or nothing."
     plan, at, train = plan_of(loop), loop.at, loop.stage.cfg.train
+    if resumed:
+        within_epoch(loop, len(plan(at.epoch)), bool(read_json(resumed / "state.json").get("data")))
     begin_stage(loop, plan)
     if resumed:
         restore(loop, resumed)
@@ -255,6 +258,7 @@ def use_data(
     key = loop.stage.cfg.model_dump_json(exclude=apart)
     if loop.data_key != key:
         loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
+        loop.data_print = data_print(loop.data)
 
 
 def close_stage(
