@@ -19,7 +19,7 @@ from .data import data_changes
 from .loop import Failed, Loop, flush, last_good
 from .optim import named_parameters, set_modes
 from .pipeline import stages
-from .run import config_of, metrics_size, read_json
+from .run import config_of, metrics_size, read_json, sync
 from .task import get
 
 # %% ../../nbs/core/88_resume.ipynb #save
@@ -54,7 +54,9 @@ def write(
             base.parent.mkdir(exist_ok=True)
             aside = base.with_suffix(".part")
             checkpoint.save_tensors(aside, frozen)
+            sync(aside)
             os.replace(aside, base)
+            sync(base.parent)
         if loop.average:
             tensors[f"ema.{name}"] = {k: means.get(t.data_ptr(), t) for k, t in tensors[f"net.{name}"].items()}
     for work in loop.works:

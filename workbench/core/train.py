@@ -20,7 +20,7 @@ from . import checkpoint
 from .config import Refused
 from .data import budget_for, data_print, epoch_plan, loader, slots_for, stream
 from .deep import demand
-from .ending import die_with_parent, explain, give_up, listen
+from .ending import die_with_parent, explain, give_up, gone, listen
 from .evaluate import add, to_device
 from .lock import hold, process
 from .loop import Loop, agree, flush, log, make_accelerator, update
@@ -279,6 +279,8 @@ def main(
     asked = listen()
     die_with_parent()
     try:
+        if gone(Path(run)):
+            raise Refused(f"{run} is not a run folder (it has no config.yaml).")
         with hold(Path(run)) if os.environ.get("RANK", "0") == "0" else nullcontext():
             return attempt(Path(run), asked)
     except (Refused, OSError) as e:
@@ -303,12 +305,10 @@ def attempt(
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")
         return 0
-    except Refused as e:
-        give_up(run, str(e), refused=True)
-        return 2
     except Exception as e:  # whatever it is, the run folder says it, and the log has the traceback
-        give_up(run, explain(e, loop, run), refused=False)
-        return 1
+        refused = isinstance(e, Refused) and not gone(run)
+        give_up(run, str(e) if refused else explain(e, loop, run), refused)
+        return 2 if refused else 1
 
 
 if __name__ == "__main__" and "__file__" in globals():

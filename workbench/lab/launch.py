@@ -43,6 +43,8 @@ class Run:
     def status(self) -> dict:
         if self.process:
             self.process.poll()  # reap it, so that it is not taken for alive
+            if not (self.folder / "status.json").exists():
+                raise Failed(f"The run folder {self.folder} was deleted or moved while the run trained.")
         return status_of(self.folder)
 
     @property
@@ -151,7 +153,7 @@ def go_on_from(
     wait_for_launcher(folder)
     go_on(folder)
     make_folders(folder)
-    write_text(folder / "config.yaml", presets.dump(changed))
+    write_text(folder / "config.yaml", presets.dump(changed), durable=True)
     update_status(folder, state="starting", attempt=status.get("attempt", 1) + 1, error=None, reason=None, changed=said)
     return launch(folder, ticket, nproc)
 
