@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .config import Refused
+from .lines import forget, lines_from, note, places, rows_at
 from .lock import alive, elsewhere, hold, read_lock, silence
 from .presets import dump, read_yaml, resolve
 
@@ -177,17 +178,21 @@ def append_metrics(
 ):
     "Add one line to metrics.jsonl."
     with open(run / "metrics.jsonl", "a", encoding="utf8") as f:
+        at = f.seek(0, os.SEEK_END)
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if row.get("split") != "train":
+        note(run / "metrics.jsonl", at)
 
 
 def metrics_of(
     run: Path,
     split: str | None = None,  # only the lines of this split
 ) -> list[dict]:
-    "The lines of metrics.jsonl; a torn last line is left out."
+    "The lines of metrics.jsonl; a torn last line is left out. Lines that are not of training are found without reading the others."
     path = Path(run) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf8").split("\n")[:-1] if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    if not path.exists():
+        return []
+    rows = rows_at(path, places(path, split)) if split not in (None, "train") else (json.loads(line) for _, line in lines_from(path))
     return [r for r in rows if split in (None, r.get("split"))]
 
 
@@ -205,6 +210,7 @@ def cut_metrics(
 ):
     "Forget what was logged after a checkpoint."
     if (run / "metrics.jsonl").exists():
+        forget(run / "metrics.jsonl", size)
         os.truncate(run / "metrics.jsonl", min(size, metrics_size(run)))
 
 # %% ../../nbs/core/20_run.ipynb #write_rows
