@@ -41,15 +41,26 @@ def _compiled():
     return search
 
 
+@torch.library.custom_op("workbench::monotonic_search", mutates_args=())
+def _search(scores: torch.Tensor, symbol_lengths: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    "The search as an operation of torch: the planner knows its result's shape, see `core.memory`."
+    out = np.zeros((scores.shape[0], scores.shape[2]), np.int64)
+    _compiled()(scores.float().cpu().numpy(), symbol_lengths.cpu().numpy(), frame_lengths.cpu().numpy(), out)
+    return torch.from_numpy(out).to(scores.device)
+
+
+@_search.register_fake
+def _(scores, symbol_lengths, frame_lengths):
+    return torch.empty(scores.shape[0], scores.shape[2], dtype=torch.int64, device=scores.device)
+
+
 def search(
     scores: torch.Tensor,  # [B, T, S], any device: how well a symbol explains a frame
     symbol_lengths: torch.Tensor,  # [B]
     frame_lengths: torch.Tensor,  # [B]
 ) -> torch.Tensor:  # [B, S], whole numbers
     "Frames of each symbol on the best monotonic path; where a row has fewer frames than symbols, its last symbols get none."
-    out = np.zeros((scores.shape[0], scores.shape[2]), np.int64)
-    _compiled()(scores.detach().float().cpu().numpy(), symbol_lengths.cpu().numpy(), frame_lengths.cpu().numpy(), out)
-    return torch.from_numpy(out).to(scores.device)
+    return _search(scores.detach(), symbol_lengths, frame_lengths)
 
 # %% ../../nbs/parts/66_align.ipynb #frames_to_symbols
 def frames_to_symbols(
