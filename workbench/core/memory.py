@@ -79,7 +79,7 @@ def fullest(
 # %% ../../nbs/core/70_memory.ipynb #measured
 WARM = """
 import importlib, sys
-for name in sys.argv[1:]: importlib.import_module(name)
+for name in sys.argv[1:]: getattr(importlib.import_module(name), "first_use", lambda: None)()
 import psutil, torch
 net = torch.nn.Linear(512, 512)
 opt = torch.optim.AdamW(net.parameters())
