@@ -1,6 +1,6 @@
 """Predicted against measured peak memory of the first training steps of presets, on a CPU.
 
-    python bench/memory.py                       # t5_tiny, t5_small, t5_base
+    python bench/memory.py                       # t5_tiny, t5_small, t5_base, tts_tiny
     python bench/memory.py t5_base               # one of them
 
 Measured: the largest resident set of the training process (getrusage), no validation. Predicted: core.memory, from fake tensors, for the
@@ -17,13 +17,18 @@ import numpy as np
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 STEPS = 4
-OVERRIDES = f"train.max_steps={STEPS} train.minutes=null valid.every=null valid.final=[] train.checkpoint_every=null check=false model.init=scratch"
+OVERRIDES = f"train.max_steps={STEPS} train.minutes=null valid.every=null valid.final=[] train.checkpoint_every=null check=false"
+
+
+def overrides(preset: str) -> str:
+    "Random weights, where a preset could have others."
+    return OVERRIDES + " model.init=scratch" * preset.startswith("t5")
 
 
 def measured(preset: str) -> int:
     "Bytes of the trainer at its fullest; it runs in a child of a child, so that each preset is measured alone."
     code = ("import resource, subprocess, sys; from workbench.core import presets, run; "
-            f"folder = run.create(presets.load({preset!r}, {OVERRIDES!r}), sys.argv[1]); "
+            f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
             "code = 'import workbench.core.train as t, workbench.core.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
             " t.final_evaluation = lambda loop: None; t.main(' + repr(str(folder)) + ')'; "
             "subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL); "
@@ -41,7 +46,7 @@ def predicted(preset: str) -> int:
     from workbench.core.pipeline import stages
     from workbench.core.task import Ctx, get
 
-    cfg = presets.load(preset, OVERRIDES)
+    cfg = presets.load(preset, overrides(preset))
     with tempfile.TemporaryDirectory() as folder:
         task, stage = get(cfg.task), stages(cfg, Path(folder))[0]
         data = task.data(cfg, stage)
@@ -56,6 +61,6 @@ def predicted(preset: str) -> int:
 
 if __name__ == "__main__":
     print("| preset | predicted, GB | measured, GB | predicted / measured |\n|---|---|---|---|")
-    for preset in sys.argv[1:] or ["t5_tiny", "t5_small", "t5_base"]:
+    for preset in sys.argv[1:] or ["t5_tiny", "t5_small", "t5_base", "tts_tiny"]:
         p, m = predicted(preset), measured(preset)
         print(f"| {preset} | {p / 1e9:.2f} | {m / 1e9:.2f} | {p / m:.2f} |", flush=True)

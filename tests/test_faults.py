@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from runs import again, config, done, end, go, lines, same_bits, surroundings, t
 
 from workbench.core import checkpoint, pipeline, presets
 from workbench.core.config import Refused
-from workbench.core.run import alive, create, metrics_of, process, read_json, status_of, update_status, write_json
+from workbench.core.lock import alive, process
+from workbench.core.run import create, metrics_of, read_json, status_of, update_status, write_json
 from workbench.lab import launch
 
 
@@ -248,3 +250,24 @@ def test_tensorboard_gets_the_lines(together):
     assert seen == [(r["step"], pytest.approx(r["loss"], rel=1e-6)) for r in metrics_of(run, "train")] and len(seen) == 3
     assert "valid/error" in board.Tags()["scalars"] and "test/loss" in board.Tags()["scalars"]
     json.loads((run / "plan.json").read_text())
+
+
+def test_a_folder_that_is_deleted_while_it_trains(folder):
+    "A failure in one sentence; nothing of the folder is made again."
+    run = go(folder / "deleted", "train.epochs=2000", trap="pause:0.02")
+    while not metrics_of(run.folder):
+        assert not run.over, launch.log_tail(run.folder)
+        time.sleep(0.05)
+    shutil.move(run.folder, folder / "moved")
+    with pytest.raises(launch.Failed, match="was deleted or moved while the run trained"):
+        launch.wait(run)
+    assert run.process.wait(60) == 1 and not run.folder.exists()
+    log = (folder / "moved" / "log.txt").read_text().splitlines()
+    assert "was deleted or moved while the run trained" in log[-1] and "Traceback" not in "\n".join(log)
+
+
+def test_folders_that_git_left_out_are_made_again(folder):
+    run = end(go(folder / "empty", trap="kill:2")) and folder / "empty"
+    for name in ("checkpoints", "previews", "predictions", "assets"):
+        shutil.rmtree(run / name)
+    done(again(run))

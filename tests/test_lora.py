@@ -1,4 +1,5 @@
 """Freezing, adapters and quantised loading, for every family that has them."""
+import contextlib
 import json
 
 import pytest
@@ -114,6 +115,50 @@ def test_quantised_weights_with_adapters_train_two_steps(family, bits, tmp_path)
     assert all(torch.equal(p, frozen[n]) for n, p in net.named_parameters() if n in frozen)
     hidden = seq2seq.encode(net.eval(), x, mask)
     assert seq2seq.generate(net, hidden, mask, max_new_tokens=4).shape[0] == 2
+
+
+def quantised(folder, bits=4):
+    "A small BART, loaded in so many bits."
+    pretrained.build_seq2seq({**FAMILIES["bart"], "d_model": 64}).save_pretrained(folder)
+    source = hub.locate(str(folder), "pretrained")
+    return pretrained.load_seq2seq(source.at, hub.read_config(source), quantization=lora.quantization(bits, source.kind))
+
+
+def gradients(net):
+    "The gradients of the adapters on the example batch."
+    net.zero_grad()
+    x, mask, labels = batch(net)
+    total, count = seq2seq.token_loss(logits(net, x.requires_grad_(), mask, labels), labels)
+    (total / count).backward()
+    return {n: p.grad.clone() for n, p in net.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_evaluation_leaves_quantised_weights_trainable(bits, tmp_path, monkeypatch):
+    "bitsandbytes packs 4-bit layers for inference on a CPU with AVX512-BF16; here every CPU says that it is one."
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    net = lora.add_lora(lora.prepare_quantized(quantised(tmp_path, bits)), r=4, dropout=0.0, bias="all").train()
+    before = gradients(net)
+    with torch.no_grad():
+        x, mask, labels = batch(net.eval())
+        first = logits(net, x, mask, labels)
+    after = gradients(net.train())
+    assert len(before) > 8 and all(torch.equal(after[n], g) for n, g in before.items())
+    assert max(float(g.abs().max()) for n, g in after.items() if "lora_B" in n) > 0
+    with torch.no_grad():
+        assert torch.equal(logits(net.eval(), x, mask, labels), first)
+
+
+def test_bitsandbytes_still_packs_a_layer_that_is_not_guarded(tmp_path, monkeypatch):
+    "Else the guard guards nothing, and `keep_training_layout` sets a flag that nobody reads."
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(pretrained, "keep_training_layout", lambda model: None)
+    layer = next(m for m in quantised(tmp_path).modules() if isinstance(m, modules.Linear4bit)).eval()
+    with torch.no_grad(), contextlib.suppress(RuntimeError, AttributeError):  # other CPUs lack the kernel for it
+        layer(torch.randn(2, layer.in_features))
+    assert layer.weight.quant_state.packing_format_for_cpu
 
 
 def test_quantised_loading_says_what_is_missing(monkeypatch):

@@ -308,3 +308,12 @@ def test_the_better_answer_without_the_text_is_another_clip(good):
     d.uids["lone"] = d.uids["train"][:1]
     lone, many = tts.baseline(d, "lone"), tts.baseline(d, "train")
     assert lone["mcd"] > 1 and lone["mel_error"] > 0.1 and many["mcd"] > 1 and many["length_error"] > 0
+
+
+def test_the_plan_of_a_voice_predicts_its_memory():
+    "The alignment search is an operation whose shape is known without values, and its compiler counts."
+    from workbench.core.plan import plan
+    from workbench.core.presets import load
+
+    memory = plan(load("tts_tiny"), memory=True)["memory"]
+    assert "could not be predicted" not in memory["note"] and {line["device"] for line in memory["table"]} >= {"this machine", "GPU 24 GB"}

@@ -6,29 +6,38 @@ __all__ = ["train", "resume", "load"]
 def train(
     config: str,  # a preset's name or the path of a YAML file
     overrides: str = "",  # "a.b=value c.d=value"
+    task_from: str = "",  # a module or a .py file that may be the configuration's task
     **how,  # run_dir, nproc: see `workbench.lab.launch.train`
 ):
     "Train in a process of its own and wait for it; returns the run folder. Raises `Refused` or `Failed`."
+    from workbench.core.modules import permit
     from workbench.lab.launch import train
 
+    permit(task_from)
     return train(config, overrides, **how)
 
 
 def resume(
     run: str,  # a run folder
+    task_from: str = "",  # a module or a .py file that may be the run's task
     **how,  # overrides, nproc: see `workbench.lab.launch.resume`
 ):
     "Continue a run from its last checkpoint; returns the started `Run`, see `workbench.lab.launch.wait`."
+    from workbench.core.modules import permit
     from workbench.lab.launch import resume
 
+    permit(task_from)
     return resume(run, **how)
 
 
 def load(
     run: str,  # a run folder
     which: str = "best",  # best | last | a checkpoint's name
+    task_from: str = "",  # a module or a .py file that may be the run's task
 ):
     "The nets (evaluation mode) and the data of a trained run: `nets, data = workbench.load(run, 'best')`."
+    from workbench.core.modules import permit
     from workbench.core.resume import load
 
+    permit(task_from)
     return load(run, which)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Refused
-from .run import read_json, write_json, write_text
+from .run import read_json, sync, write_json, write_text
 
 # %% ../../nbs/core/50_checkpoint.ipynb #unique_tensors
 def unique_tensors(
@@ -135,21 +135,23 @@ def save(
     folder = run / "checkpoints"
     final, aside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.{os.getpid()}"
     if final.name in named(run):  # no step since: the same tensors, and what a validation found out
-        write_json(final / "state.json", state)
+        write_json(final / "state.json", state, durable=True)
         for name in point:
-            write_text(folder / name, final.name)
+            write_text(folder / name, final.name, durable=True)
         return final
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
         for name, part in tensors.items():
             save_tensors(aside / f"{name}.safetensors", part)
-        write_json(aside / "state.json", state)
+            sync(aside / f"{name}.safetensors")
+        write_json(aside / "state.json", state, durable=True)
         if final.exists():  # whole, but a kill came before `last` named it
             shutil.rmtree(final)
         os.rename(aside, final)
+        sync(folder)
         for name in point:
-            write_text(folder / name, final.name)
+            write_text(folder / name, final.name, durable=True)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

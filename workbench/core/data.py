@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['fill', 'epoch_plan', 'shuffled', 'check_groups', 'apart', 'by_length', 'budget_for', 'padding_share', 'slots_for',
-           'stream', 'loader', 'evaluation_plan']
+           'stream', 'loader', 'evaluation_plan', 'data_print', 'data_changes']
 
 # %% ../../nbs/core/30_data.ipynb #a66f5373
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -195,3 +196,33 @@ def evaluation_plan(
     [parts] = apart([chosen], groups, 1)
     batches = [[(int(i), 0) for i in part[b:b + batch_size]] for part in parts for b in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+# %% ../../nbs/core/30_data.ipynb #data_print
+def data_print(
+    data,  # workbench.core.task.Data
+) -> dict:
+    "What identifies the rows: where they are from, the task's fingerprint, and of each split the number and a hash of ids and lengths."
+    splits = {}
+    for split, uids in data.uids.items():
+        digest = hashlib.sha256("\n".join(map(str, uids)).encode())
+        digest.update(np.ascontiguousarray(data.lengths.get(split, ()), np.float64).tobytes())
+        splits[split] = {"rows": len(uids), "print": digest.hexdigest()[:16]}
+    return {"source": str(data.facts.get("source", "")), "fingerprint": data.facts.get("fingerprint"), "splits": splits}
+
+
+def data_changes(
+    before: dict,  # of `data_print`
+    after: dict,
+) -> list[str]:
+    "What has changed, in words; [] for the same rows, wherever they lie."
+    out, old, new = [], before["splits"], after["splits"]
+    for split in dict.fromkeys([*old, *new]):
+        a, b = old.get(split, {"rows": 0}), new.get(split, {"rows": 0})
+        if a["rows"] != b["rows"]:
+            out.append(f"{split} had {a['rows']:,} rows and has {b['rows']:,}")
+        elif a != b:
+            out.append(f"{split} has {b['rows']:,} rows as before, with other ids or lengths")
+    a, b = before["fingerprint"], after["fingerprint"]
+    if a and b and a != b:
+        out.append(f"the fingerprint was {a} and is {b}" + ", so rows have another content" * (not out))
+    return out

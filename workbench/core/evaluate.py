@@ -194,7 +194,8 @@ def save_previews(
     previews: dict,  # name -> matplotlib figure | str | Sound
 ):
     "Write previews; a figure is closed afterwards. Raises TypeError for a kind that has no file."
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # no parents: a run folder that was deleted is not made again
+    folder.mkdir(exist_ok=True)
     for name, thing in previews.items():
         if hasattr(thing, "savefig"):
             import matplotlib.pyplot as plt

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn import functional as F
@@ -30,6 +31,7 @@ class Ledger(TorchDispatchMode):
     ):
         super().__init__()
         self.unit, self.events, self.alive, self.born, self.open = unit, [], {}, 0, True
+        self.homes = set()  # modules of the operations that are none of torch's own
 
     def note(
         self,
@@ -55,6 +57,8 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:
             return func(*args)
+        if made := OPDEFS.get(func._schema.name):
+            self.homes.add(made._init_fn.__module__)
         try:
             out = BRIDGES.get(func, func)(*args, **kwargs or {})
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
@@ -196,6 +200,7 @@ def trace(
             kinds = step(ledger, kinds, functools.partial(f, nets, inputs), ps, opt, precision, accumulate, clip)
         del inputs
         ledger.open = False
+    modules = tuple(sorted({*modules, *ledger.homes}))
     return Trace(tuple(ledger.events[:built]), tuple(ledger.events[built:]), kinds, rows_of(batch), modules)
 
 

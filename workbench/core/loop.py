@@ -45,6 +45,7 @@ class Loop:
     started: float = field(default_factory=time.monotonic)
     data: Data | None = None
     data_key: str = ""  # the configuration that it was made from
+    data_print: dict = field(default_factory=dict)  # what identifies its rows
     nets: dict = field(default_factory=dict)
     trainable: set = field(default_factory=set)  # qualified names that the task lets train
     ever: set = field(default_factory=set)  # those that some stage trains

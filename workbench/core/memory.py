@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 
 from .heap import growth
 from .ledger import Trace, rows_of, trace
+from .modules import environment
 
 # %% ../../nbs/core/70_memory.ipynb #Peak
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def fullest(
 # %% ../../nbs/core/70_memory.ipynb #measured
 WARM = """
 import importlib, sys
-for name in sys.argv[1:]: importlib.import_module(name)
+for name in sys.argv[1:]: getattr(importlib.import_module(name), "first_use", lambda: None)()
 import psutil, torch
 net = torch.nn.Linear(512, 512)
 opt = torch.optim.AdamW(net.parameters())
@@ -91,7 +92,7 @@ print("resident", psutil.Process().memory_info().rss)
 
 @functools.lru_cache(maxsize=None)
 def _measured(modules):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    env = environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", WARM, *modules]
     return ThreadPoolExecutor(1).submit(subprocess.run, command, env=env, text=True, capture_output=True)
 

@@ -22,6 +22,7 @@ from .asked import asked_in
 from .config import Core, Refused, merge, nearest, short, shown
 from .dialect import document, document_task, translate
 from .mistakes import validate
+from .modules import own_module
 from .yaml12 import deepest, most, read_text, read_value, read_yaml, write_yaml
 
 # %% ../../nbs/core/05_presets.ipynb #presets
@@ -120,24 +121,22 @@ def device_kind() -> str:
 
 
 def task_module(
-    name: str,  # a task of the workbench ("sign") or any importable module
+    name: str,  # a task of the workbench ("sign"), or a module that the user named
 ):
     "The module of a task, which has `task: Task`. Raises `Refused` with the nearest name."
     folder = Path(presets_folder).parent / "tasks"
     stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of an importable module.")
-    target = f"workbench.tasks.{name}" if name in ours else name
-    try:
-        module = import_module(target)
-    except ModuleNotFoundError as e:
-        if e.name and not target.startswith(e.name):
-            raise
-        raise Refused(f"There is no task `{name}`{nearest(name, ours)}. Tasks: {', '.join(ours)}; or the name of an "
-                      "importable module.") from e
+        raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of a module of your own.")
+    name = name.removeprefix("workbench.tasks.")
+    module = import_module(f"workbench.tasks.{name}") if name in ours else own_module(name)
+    if module is None:
+        raise Refused(f"There is no task `{name}`{nearest(name, ours)}. Tasks: {', '.join(ours)}. A configuration alone imports no "
+                      f"other code: if you trust the module `{name}`, name it yourself, as `--task-from {name}` (or its .py file) on "
+                      f"the command line, WORKBENCH_TASKS={name} in your environment, or task_from=\"{name}\" in Python.")
     if not hasattr(module, "task"):
-        raise Refused(f"The module {target} has no `task` (a workbench.core.task.Task).")
+        raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module
 
 

@@ -20,6 +20,7 @@ from . import checkpoint
 from .config import Refused, nearest
 from .data import padding_share
 from .evaluate import control, held_out_loss, predict_rows, save_predictions, save_previews
+from .lines import last_row
 from .loop import Loop, record
 from .optim import named_parameters, set_modes, swap
 from .outline import outline, short_of_warmup
@@ -224,8 +225,9 @@ def record_stage(
     if not loop.main:
         return
     path, name = loop.run / "stages.json", loop.stage.name
-    rows = {split: [r for r in metrics_of(loop.run, split) if r["stage"] == name] for split in ("train", "valid")}
-    last = {split: {k: v for k, v in found[-1].items() if isinstance(v, float) and k != "time"} if found else {} for split, found in rows.items()}
+    train = last_row(loop.run / "metrics.jsonl", lambda r: (r["stage"], r["split"]) == (name, "train"))
+    valid = next((r for r in reversed(metrics_of(loop.run, "valid")) if r["stage"] == name), {})
+    last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time"} for split, r in (("train", train), ("valid", valid))}
     cuda = loop.accelerator.device.type == "cuda"
     line = {"stage": name, "ended": ended(loop.at, loop.stage), "steps": loop.at.stage_step, "epochs": loop.at.epoch,
             "seconds": round(loop.at.stage_seconds, 2), **last, "gb_held": round(held, 4), "gb_freed": round(held - left, 4),

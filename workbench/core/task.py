@@ -105,7 +105,7 @@ def matches(
 
 
 def get(
-    name: str,  # "sign", or any importable module that has `task`
+    name: str,  # "sign", or a module with a `task` that the user named
 ) -> Task:
     "A task by name. Raises `Refused` with the nearest name."
     return task_module(name).task

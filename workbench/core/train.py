@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['prepare', 'enter', 'plan_of', 'begin_stage', 'end_stage', 'train_stage', 'rest', 'after_step', 'train', 'use_data',
-           'close_stage', 'main']
+           'close_stage', 'main', 'attempt']
 
 # %% ../../nbs/core/90_train.ipynb #a9a57c8d
 import os
 import sys
 import time
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,17 +18,19 @@ import numpy as np
 
 from . import checkpoint
 from .config import Refused
-from .data import budget_for, epoch_plan, loader, slots_for, stream
+from .data import budget_for, data_print, epoch_plan, loader, slots_for, stream
 from .deep import demand
-from .ending import die_with_parent, explain, give_up, listen
+from .ending import die_with_parent, explain, give_up, gone, listen
 from .evaluate import add, to_device
 from .heed import demand_known
+from .lock import hold, process
 from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import Position, due, ended, next_stage, stages, watch
-from .report import final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate, write_plan
-from .resume import adopt_assets, begin_from, restore, save
-from .run import config_of, cut_metrics, process, read_json, update_status
+from .report import (final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
+                                   write_plan)
+from .resume import adopt_assets, begin_from, restore, same_data, save, within_epoch
+from .run import config_of, cut_metrics, make_folders, read_json, update_status
 from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
 from .task import get
@@ -50,6 +53,7 @@ def prepare(
         adopt_assets(stage.begin_from, run / "assets")
     with accelerator.main_process_first():
         use_data(loop)
+        same_data(loop, state)
         if accelerator.is_main_process and loop.data.save:
             loop.data.save(run / "assets")
     loop.tell("model")
@@ -142,6 +146,8 @@ def train_stage(
 ) -> str:
     "Train until the stage ends or the run must stop; returns why it must stop, or nothing."
     plan, at, train = plan_of(loop), loop.at, loop.stage.cfg.train
+    if resumed:
+        within_epoch(loop, len(plan(at.epoch)), bool(read_json(resumed / "state.json").get("data")))
     begin_stage(loop, plan)
     if resumed:
         restore(loop, resumed)
@@ -259,6 +265,7 @@ def use_data(
     if loop.data_key != key:
         with loop.reads.during(loop.stage):
             loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
+        loop.data_print = data_print(loop.data)
 
 
 def close_stage(
@@ -275,12 +282,29 @@ def close_stage(
 def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
-    "Train a run folder from where it stands; returns the exit status."
-    run, loop, asked = Path(run), None, listen()
+    "Train a run folder from where it stands; returns the exit status. Nothing is written where another process trains."
+    asked = listen()
     die_with_parent()
-    if os.environ.get("RANK", "0") == "0":
-        update_status(run, state="running", error=None, reason=None, **process())
     try:
+        if gone(Path(run)):
+            raise Refused(f"{run} is not a run folder (it has no config.yaml).")
+        with hold(Path(run)) if os.environ.get("RANK", "0") == "0" else nullcontext():
+            return attempt(Path(run), asked)
+    except (Refused, OSError) as e:
+        print(e, file=sys.stderr, flush=True)
+        return 2 if isinstance(e, Refused) else 1
+
+
+def attempt(
+    run: Path,
+    asked: list,  # signals that asked for a stop
+) -> int:
+    "Train a run that this process holds."
+    loop = None
+    try:
+        if os.environ.get("RANK", "0") == "0":
+            make_folders(run)
+            update_status(run, state="running", error=None, reason=None, **process())
         loop = prepare(run)
         loop.asked = asked
         write_plan(loop, plan_of)
@@ -288,12 +312,10 @@ def main(
         loop.accelerator.end_training()
         update(loop, state=state, reason=why or None, phase="end")
         return 0
-    except Refused as e:
-        give_up(run, str(e), refused=True)
-        return 2
     except Exception as e:  # whatever it is, the run folder says it, and the log has the traceback
-        give_up(run, explain(e, loop, run), refused=False)
-        return 1
+        refused = isinstance(e, Refused) and not gone(run)
+        give_up(run, str(e) if refused else explain(e, loop, run), refused)
+        return 2 if refused else 1
 
 
 if __name__ == "__main__" and "__file__" in globals():

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..core.modules import environment
 from ..core.run import read_json, write_json
 from .worker import leave_with_parent
 
@@ -30,7 +31,7 @@ class Board:
         with open(self.folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workbench.lab.board", str(self.run / "events"), str(self.folder / "at.json")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True)
 
     def address(self) -> str:
         "Where it is; nothing until it is there."

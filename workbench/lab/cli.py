@@ -29,11 +29,12 @@ def parser() -> argparse.ArgumentParser:
     run = ("run", dict(metavar="RUN", help="a run folder"))
     overrides = ("--overrides", dict(default="", metavar="TEXT", help='changes: "a.b=value c.d=value"'))
     nproc = ("--nproc", dict(type=int, metavar="N", help="processes: one GPU each, or CPU processes"))
+    task = ("--task-from", dict(action="append", default=[], metavar="MODULE", help="let this module or .py file be a task"))
     folder = ("--run-dir", dict(metavar="DIR", help="the run folder (default: runs/<preset>-<time>)"))
-    command("train", "start a run and follow it", config, folder, overrides, nproc)
-    command("resume", "continue a run from its last checkpoint", run, overrides, nproc)
-    command("plan", "show what would be trained on what, without training", config, overrides)
-    command("check", "put the reality checks to a configuration, without training it", config, overrides,
+    command("train", "start a run and follow it", config, folder, overrides, nproc, task)
+    command("resume", "continue a run from its last checkpoint", run, overrides, nproc, task)
+    command("plan", "show what would be trained on what, without training", config, overrides, task)
+    command("check", "put the reality checks to a configuration, without training it", config, overrides, task,
             ("--deep", dict(type=float, default=0.0, metavar="SECONDS", help="also learn a few rows by heart, in so many seconds")))
     command("presets", "list the presets of the package")
     command("runs", "list the runs of this folder")
@@ -227,10 +228,11 @@ def main(
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
     from workbench.core.config import Refused
+    from workbench.core.modules import permit
     from workbench.lab.launch import Failed
 
-    sys.path.append(os.getcwd())  # a task may be a module of the current folder, as it may for `python -m`
     try:
+        permit(",".join(getattr(options, "task_from", [])))
         return commands[options.command](options)
     except Refused as e:
         print(f"workbench: {e}", file=sys.stderr)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..core.run import metrics_of, read_json
+from ..core.run import read_json
 from .launch import Run, wait
 from .plan import metric_of, of_stage, settings, show_facts
 from .show import Table, colours, in_notebook, number, plainly, span
@@ -101,8 +101,10 @@ def estimate(
     "How long the run will take, from its first steps; waits for them. Raises `Refused` or `Failed` as the run did."
     run = run if isinstance(run, Run) else Run(Path(run))
     budget, began = settings(run.folder)["train"]["minutes"], time.monotonic()
+    rows, at = [], 0
     while True:
-        rows = [r for r in metrics_of(run.folder, "train") if r["attempt"] == run.status["attempt"]]
+        more, at, cut = new_rows(run.folder / "metrics.jsonl", at)
+        rows = [r for r in [*rows * (not cut), *more] if (r["split"], r["attempt"]) == ("train", run.status["attempt"])]
         if len(rows) > 1 or run.over or time.monotonic() - began > patience:
             break
         time.sleep(0.2)

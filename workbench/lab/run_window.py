@@ -146,7 +146,7 @@ class RunWindow:
             return {}
         try:
             return self.handle.status if self.handle and self.handle.folder == self.run else status_of(self.run)
-        except Refused:  # its folder was removed
+        except (Refused, launch.Failed):  # its folder was removed
             return {}
 
     def look(

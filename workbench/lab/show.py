@@ -9,6 +9,7 @@ __all__ = ['colours', 'part_colours', 'number', 'amount', 'span', 'width', 'isol
 # %% ../../nbs/lab/15_show.ipynb #5d506172
 import functools
 import html
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,11 +128,8 @@ class Loud:
 
 def in_notebook() -> bool:
     "Whether a notebook's kernel runs this."
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return hasattr(get_ipython(), "kernel")
+    shell = sys.modules.get("IPython")  # whatever runs a cell has imported it
+    return bool(shell) and hasattr(shell.get_ipython(), "kernel")
 
 
 def show(

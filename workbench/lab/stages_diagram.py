@@ -11,7 +11,8 @@ import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.run import metrics_of, read_json, status_of
+from ..core.lines import last_row
+from ..core.run import read_json, status_of
 from .plan import end_line
 from .show import Table, amount, number, plainly, width
 
@@ -25,14 +26,15 @@ def stage_states(
     "Of each stage of a run its state, its optimiser steps and its last training loss."
     run, out = Path(run), {}
     status, over = status_of(run), {line["stage"]: line for line in read_json(run / "stages.json", [])}
-    train = metrics_of(run, "train")
+    last, before = last_row(run / "metrics.jsonl", lambda row: row["split"] == "train"), 0
     for stage in read_json(run / "plan.json", {}).get("stages", []):
-        name = stage["name"]
-        rows = [r for r in train if r["stage"] == name]
+        name, ended = stage["name"], over.get(stage["name"], {})
         here = status.get("stage") == name and status["state"] != "finished" and not (name in over and status["state"] == "stopped")
         state = status["state"] if here else "done" if name in over else "to come"
-        begun = rows[-1]["step"] - rows[0]["step"] + 1 if rows else 0
-        out[name] = {"state": state, "steps": over[name]["steps"] if state == "done" else begun, "loss": rows[-1]["loss"] if rows else None}
+        begun = last["step"] - before if last.get("stage") == name else 0
+        loss = last["loss"] if begun else ended.get("train", {}).get("loss")
+        out[name] = {"state": state, "steps": ended["steps"] if state == "done" else begun, "loss": loss}
+        before += ended.get("steps", 0)
     return out
 
 

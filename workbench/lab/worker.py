@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..core.config import Refused
+from ..core.modules import environment
 from ..core.presets import load
 from ..core.run import read_json, write_json
 from .cards import new_stamp, write_card
@@ -188,7 +189,7 @@ class Worker:
         with open(self.folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "workbench.lab.worker", str(self.folder)], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ, start_new_session=True)
+                stderr=log, env={"OMP_WAIT_POLICY": "PASSIVE"} | environment(), start_new_session=True)
 
     def ask(
         self,

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['config_object', 'check_value', 'override', 'set_dropout', 'fit_config', 'text_to_text', 'build_seq2seq', 'untie',
-           'fill_random', 'plain_generation', 'config_dict', 'load_seq2seq', 'freeze_unread', 'fp16_unsafe']
+           'fill_random', 'plain_generation', 'config_dict', 'keep_training_layout', 'load_seq2seq', 'freeze_unread',
+           'fp16_unsafe']
 
 # %% ../../nbs/parts/38_pretrained.ipynb #a107b0e2
 import json
@@ -208,6 +209,16 @@ def config_dict(
         out.pop(key, None)
     return out
 
+# %% ../../nbs/parts/38_pretrained.ipynb #training_layout
+def keep_training_layout(
+    model,  # loaded in 4 bits
+):
+    """Keep the layout of 4-bit weights that has a backward pass. On a CPU with AVX512-BF16, bitsandbytes packs a layer for
+    inference at its first evaluation without gradients, and `train()` does not unpack it."""
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
 # %% ../../nbs/parts/38_pretrained.ipynb #load_seq2seq
 def load_seq2seq(
     folder: str,  # with config.json and weights, as save_pretrained writes it
@@ -251,6 +262,8 @@ def load_seq2seq(
     if vocab_size > head.weight.shape[0]:
         (model.decoder if "encoder" in config else model).resize_token_embeddings(vocab_size)
     plain_generation(model)
+    if quantization:
+        keep_training_layout(model)
     return model
 
 # %% ../../nbs/parts/38_pretrained.ipynb #freeze_unread

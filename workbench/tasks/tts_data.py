@@ -130,8 +130,10 @@ def data(
     unknown = sorted({s for part in rows.values() for r in part for s in symbols.unknown(r.symbols)})
     texts = {split: [r.text for r in part] for split, part in rows.items()}
     seconds = {split: round(float(s.lengths()[:, 0].sum()) * d.mel.hop / d.mel.rate / 60, 2) for split, s in sets.items()}
-    digest = hashlib.sha256("\n".join(f"{u} {len(i)} {mels.length(u)}" for u, i in sorted(ids.items())).encode()).hexdigest()
-    facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "", "fingerprint": digest[:16], "symbols": len(symbols), "written_as": d.text.kind,
+    said = sorted(f"{r.uid}\t{r.text}\t{r.speaker}\t{mels.length(r.uid)}" for part in rows.values() for r in part)
+    digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
+    facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "", "fingerprint": digest[:16],
+             "symbols": len(symbols), "written_as": d.text.kind,
              "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
     facts |= {"columns": columns} if columns else {}
