@@ -66,7 +66,7 @@ def value_case(rng):
         value = mutations.silly(rng, usual)
         sure = mutations.must_be_refused(path, usual, value)
     change = mutations.as_override(path, value) if rng.random() < 0.7 else mutations.nested(path, value)
-    return f"{name} {'.'.join(path)}={value!r:.200}", copy.deepcopy(raw), change, [p for p in path if p], sure
+    return f"{name} {'.'.join(path)}={value!r:.200}", copy.deepcopy(raw), change, [p for p in path if p] if path != ("pipeline",) else [], sure
 
 
 def text_case(rng, folder):

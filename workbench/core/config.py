@@ -86,7 +86,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Optimizer(Section):
     "One optimiser; `train.optimizers.<name>` sets another for the optimiser of that name."
     type: Literal["AdamW", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Lion"] = "AdamW"
-    lr: float | None = Field(None, gt=0, le=1000)  # None: train.lr
+    lr: float | None = Field(None, gt=0)  # None: train.lr
     weight_decay: float = Field(0.01, ge=0, le=100)  # never applied to biases and norms
     betas: tuple[Beta, Beta] | None = None  # None: (0.9, 0.999), of Lion (0.9, 0.99)
     eps: float | None = Field(None, gt=0, le=1)  # None: torch's, of each type
@@ -137,7 +137,7 @@ class Train(Section):
     batch_size: int = Field(32, ge=1, le=65_536)  # mean rows of one micro-batch
     batch_tokens: int | None = Field(None, ge=1, le=10_000_000)  # padded length units of a micro-batch; wins over batch_size
     accumulate: int = Field(1, ge=1, le=4096)  # micro-batches in one optimiser step, over all processes
-    lr: float = Field(3e-4, gt=0, le=1000)
+    lr: float = Field(3e-4, gt=0)
     optimizer: Optimizer = Optimizer()
     optimizers: dict[str, Optimizer] = {}
     scheduler: Scheduler = Scheduler()
