@@ -69,7 +69,7 @@ def of_core(
     if cfg.train.batch_tokens:
         out["train.batch_size"] = "beside `train.batch_tokens`: leave one out (that of evaluations is `valid.batch_size`)"
     if cfg.valid.every is None:
-        out |= {k: "where `valid.every` is null" for k in ("valid.metric", "valid.mode", "train.early_stopping")}
+        out["train.early_stopping"] = "where `valid.every` is null"
         out |= {} if cfg.train.minutes else {"valid.rows": "where `valid.every` is null and no time budget is set: the final evaluation takes all rows"}
     if not stage.transition or stage.transition.mode == "epoch":
         out |= {f"transition_on.{k}": "where its mode is epoch" for k in ("window", "patience", "min_epochs")}
