@@ -14,9 +14,10 @@ pytest.importorskip("soundfile", reason="speech needs soundfile: pip install sou
 import voices  # noqa: E402
 from voices import FLOW, MELODY, batch_of, config, data_of, lively, refusal, with_times  # noqa: E402
 
+from workbench.core import presets  # noqa: E402
 from workbench.core.config import Refused  # noqa: E402
 from workbench.core.evaluate import predict_rows  # noqa: E402
-from workbench.core.plan import check  # noqa: E402
+from workbench.core.plan import check, plan  # noqa: E402
 from workbench.core.task import Ctx, Objective  # noqa: E402
 from workbench.parts.align import check_durations, frames_to_symbols, regulate  # noqa: E402
 from workbench.tasks import tts, tts_data, tts_voice  # noqa: E402
@@ -312,6 +313,5 @@ def test_the_better_answer_without_the_text_is_another_clip(good):
 
 def test_the_plan_of_a_voice_predicts_its_memory():
     "The alignment search is an operation whose shape is known without values, and its compiler counts."
-    from workbench.core.plan import plan
     memory = plan(presets.load("tts_tiny"), memory=True)["memory"]
     assert "could not be predicted" not in memory["note"] and {line["device"] for line in memory["table"]} >= {"this machine", "GPU 24 GB"}
