@@ -135,3 +135,13 @@ def test_bleu_reads_the_script(tmp_path):
     assert sign.task.baseline(d, "valid")["bleu1"] >= 0
     plain = data_of(tmp_path, f"{more} score.bleu=13a")
     assert sign.task.score(rows, plain)["bleu1"] == 0 and plain.facts["bleu"] == "13a"
+
+
+def test_captions_in_a_script_that_the_text_encoder_does_not_know(tmp_path):
+    from workbench.tasks.flow_data import tokenizer_of
+
+    named = SimpleNamespace(tokenizer=str(t5(tmp_path / "model", LATIN)), encoder="own", vocab=100)
+    cfg = SimpleNamespace(model=SimpleNamespace(text=named))
+    assert tokenizer_of(cfg, None, LATIN)[1]["via"] == "folder"
+    with pytest.raises(Refused, match="does not know .* of the letters"):
+        tokenizer_of(cfg, None, ["guten morgen", "ሰላም ዛሬ"])  # the first text is fine
