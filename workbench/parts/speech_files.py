@@ -105,10 +105,10 @@ def located(
     folder: Path,
 ) -> dict[str, tuple[str, str]]:  # name -> its uid and file, relative to the folder; or "" and the reason
     "The recordings that a table names."
-    out, inside = {}, {}
+    out, inside, home = {}, {}, PurePosixPath(folder.absolute())
     for name in dict.fromkeys(names):
         path = PurePosixPath(name.replace("\\", "/"))
-        path = path.relative_to(folder.absolute()) if path.is_relative_to(folder.absolute()) else path
+        path = path.relative_to(home) if path.is_absolute() and path.is_relative_to(home) else path
         if not path.is_absolute() and ".." not in path.parts and str(path)[1:2] != ":":
             inside[name] = str(path)
             continue
