@@ -279,7 +279,7 @@ def test_both_selections_and_arrays_without_names(tmp_path):
         (home / f"poses/s{i}.pose").unlink()
         np.save(home / f"poses/s{i}.npy", signs.motion(i, points=31))
     message = refusal(config(home))
-    assert "data.keypoints is '152', and none of 4 clips" in message and "its 31 points have no names to choose 152 by; use all" in message
+    assert "data.keypoints is 152, which fits none of the clips (4 of 4" in message and "its 31 points have no names to choose 152 by; use all" in message
     assert data_of(config(home, "data.keypoints=all")).facts["numbers_per_frame"] == 93
     np.save(home / "poses/s3.npy", signs.motion(3, points=32))
     assert "s3 has 32 points of 2 coordinates and others 31 of 2" in refusal(config(home, "data.keypoints=all"))
