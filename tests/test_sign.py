@@ -359,7 +359,8 @@ def rows_of(t):
 
 def family_config(good, folders, family, more=""):
     language = f"model.language={LANGUAGE[family]} " if family in LANGUAGE else ""
-    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 {language}{more}", WHOLE)
+    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 {language}{more}",
+                  WHOLE if "model.init=scratch" in more else {**PRESET, "model": {}})
 
 
 @pytest.mark.parametrize("family", KINDS)
