@@ -6,6 +6,8 @@
 __all__ = ['begun_from', 'demand_known', 'call_all', 'check_keys']
 
 # %% ../../nbs/core/86_heed.ipynb #heed-imports
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,17 +42,22 @@ def demand_known(
 # %% ../../nbs/core/86_heed.ipynb #check_keys
 def call_all(
     loop: Loop,
-    batch: dict,  # a few training rows
+    held_out: Callable[[], dict],  # a batch of a few validation rows
 ):
     "What a task does besides its losses, one after another: predict and score, the trivial answer, the preview, the export."
     task, device = loop.task, loop.accelerator.device
-    ctx = loop.ctx(training=False, counts=loop.data.counts(batch), generator=torch.Generator(device).manual_seed(loop.cfg.seed))
+    ctx = loop.ctx(training=False, generator=torch.Generator(device).manual_seed(loop.cfg.seed))
+
+    def answers():
+        batch = held_out()
+        task.score(task.predict(loop.nets, batch, replace(ctx, counts=loop.data.counts(batch))), loop.data)
+
     for stage in loop.stages:
         with loop.reads.during(stage):
             task.objectives(stage.cfg), task.active and task.active(stage.cfg)
     yield
     set_modes(loop.nets, False)
-    calls = [lambda: task.score(task.predict(loop.nets, batch, ctx), loop.data), lambda: task.baseline(loop.data, "valid"),
+    calls = [answers, lambda: task.baseline(loop.data, "valid"),
              lambda: task.preview(loop.nets, loop.data, ctx), lambda: task.exports and task.exports(loop.nets, loop.data)]
     for call in calls:
         with torch.no_grad(), loop.reads.during(loop.stage):
@@ -60,13 +67,13 @@ def call_all(
 
 def check_keys(
     loop: Loop,  # at the beginning of a stage; its losses have been asked for
-    batch: dict,
+    held_out: Callable[[], dict],  # a batch of a few validation rows, where they are needed
 ) -> list[Check]:
     "The keys of the task that the user set and that nothing reads, as one check; none where each is read."
     held, only = begun_from(loop), loop.cfg.pipeline and loop.cfg.pipeline.only
     alone = len(loop.stages) == 1 and not only
     left = lambda: [(s, says) for s, says in unread(loop.cfg, loop.stages, loop.reads, "checks", held) if s in (None, loop.stage)]
-    for _ in call_all(loop, batch):
+    for _ in call_all(loop, held_out):
         if not left():
             return []
     whole_run = loop.at.stage == len(loop.stages) - 1 and not only  # a key of the run may be read in a stage to come
