@@ -132,12 +132,13 @@ def tokenizer_of(
         return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     try:
         name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
+        own = (m.tokenizer_kind, m.vocab_size) if init != "pretrained" else ()  # also what `auto` may come back to
         source = locate(name, init, "tokenizer", device_kind(), revision=revision)
         if source.kind == "pretrained":
             source = fetch(source, "tokenizer", revision)
             tok = load_tokenizer(source.at, tuple(m.special_tokens), texts[0])
         else:
-            tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
+            tok = train_tokenizer(texts, *own, tuple(m.special_tokens),
                                   (m.language,) if m.language else ())
         if m.language:
             language_id(tok, m.language)
