@@ -1,4 +1,5 @@
 "No key without effect and no data but the user's: what he set is read, or it is refused with the reason, in every task."
+import contextlib
 import multiprocessing
 import shutil
 
@@ -257,6 +258,18 @@ def test_the_plan_judges_what_data_and_nets_read(tmp_path):
     plan(complete("t5_tiny", f"data.train_path={table} data.trim=false"))  # the preset's languages are not the user's
     spoken = signs(tmp_path / "spoken", header="uid,text,lang", more=",en")
     plan(complete("t5_tiny", f"data.train_path={spoken} data.trim=false data.languages=[en]"))
+
+
+def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
+    "Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it counts for nothing."
+    from workbench.core.reads import Reads
+    from workbench.tasks.sign_data import tokenizer_of
+
+    for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
+        stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], Reads()
+        with reads.during(stage), contextlib.suppress(Refused):  # the hub is not at hand
+            tokenizer_of(stage.cfg, None, ["a text"])
+        assert ("model.tokenizer_kind" in reads.keys["train"]) == read
 
 
 def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):
