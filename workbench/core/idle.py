@@ -93,9 +93,10 @@ def differs(
     stage: Stage | None,  # that it belongs to
     inner: str,  # the key within the stage
 ) -> bool:
-    "Whether a key says something other than what would hold without it."
+    "Whether a key says something other than what would hold without it, and more than none of it."
     within = stage and inner.partition(".")[0] in ("train", "valid", "data", "loss")
-    return says_something(stage.cfg, inner) if within else says_something(cfg, key)
+    held, key = (stage.cfg, inner) if within else (cfg, key)
+    return says_something(held, key) and bool(value_at(held, key))
 
 
 def known_value(
@@ -122,9 +123,9 @@ def idle_faults(
     stages: Sequence[Stage],  # all of the pipeline
     specs: Sequence[StageSpec],
     task: Task,
-) -> list[str]:
-    "Keys that the user set and that count for nothing, each with the reason."
-    reasons, out = {}, []
+) -> tuple[list[str], list[str]]:
+    "(mistakes, notes): keys that the user set and that count for nothing, with the reason. Those of later use are only noted."
+    reasons, wrong, later = {}, [], []
     for stage, spec in zip(stages, specs):
         changed = flat({k: v for k in ("train", "valid", "data", "loss") if (v := getattr(spec, k))})
         reasons[stage.name] = of_core(stage, task.objectives(stage.cfg)) | (task.idle(stage.cfg, stage.objectives) if task.idle else {})
@@ -136,12 +137,14 @@ def idle_faults(
         stage, inner = own_key(key, stages)
         if not differs(cfg, key, stage, inner):
             continue
+        section = section_at(type(cfg), tuple(inner.split(".")[:-1]))
+        out = later if section and section.judged == "never" else wrong
         if stage and (why := why_idle(reasons[stage.name], inner)):
             out.append(f"pipeline step `{stage.name}`: `{inner}` counts for nothing {why}.")
         found = [why_idle(r, key) or why_idle(r, f"own {key}") for r in reasons.values()] if not stage else []
         if found and (all(found) or key == "begin_from" and any(found)):
             out.append(f"`{key}` counts for nothing {', nor '.join(dict.fromkeys(filter(None, found)))}.")
-    return out
+    return wrong, later
 
 # %% ../../nbs/core/79_idle.ipynb #unread
 def unread(

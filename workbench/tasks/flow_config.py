@@ -152,6 +152,7 @@ class FlowLoss(Section):
 
 class Sample(Section):
     "How pictures are drawn, and which ones a person sees on the way."
+    judged = "never"  # a run draws later, too
     sampler: Literal["euler", "heun", "adaptive", "ddim"] = "heun"  # ddim: of the cosine path
     steps: int = Field(16, ge=1, le=10_000)
     guidance: float = Field(3.0, ge=0, le=1000)  # 1: none
