@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE PYTHONPATH="$PWD"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # two workers on two cores: one thread each
 
 before=$(mktemp -d)
 trap 'rm -rf "$before"' EXIT
@@ -19,4 +20,4 @@ done
 
 python -m pyflakes workbench tests
 nbdev_test --n_workers 2  # every folder but those with a .notest: their notebooks are run by tests
-python -m pytest -q tests
+python -m pytest -q -n 2 --dist loadfile tests  # a file stays with its worker: its trained runs serve all of its tests
