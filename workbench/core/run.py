@@ -16,14 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .config import Refused
 from .lines import forget, lines_from, note, places, rows_at
 from .lock import alive, elsewhere, hold, read_lock, silence
-from .presets import dump, resolve
-from .yaml12 import read_text, read_yaml
+from ..errors import Refused
 
 # %% ../../nbs/core/20_run.ipynb #write_text
 def sync(
@@ -95,6 +92,8 @@ def create(
     folder: str | Path | None = None,  # None: cfg.run_dir, else runs/<preset>-<stamp>
 ) -> Path:
     "A new run folder with its configuration, in state `starting`. Raises `Refused` if it cannot be made."
+    from workbench.core.presets import dump  # the schema: a list of runs goes without it
+
     stamp, folder = time.strftime("%Y%m%d-%H%M%S"), folder or cfg.run_dir
     run = Path(folder).expanduser() if folder else root() / f"{cfg.preset or cfg.task}-{stamp}"
     for n in range(2, 100):
@@ -119,6 +118,9 @@ def config_of(
     run: Path,
 ):
     "The configuration of a run, exactly as it was resolved. Raises `Refused` where there is no run."
+    from workbench.core.presets import resolve
+    from workbench.core.yaml12 import read_text, read_yaml
+
     path = Path(run) / "config.yaml"
     if not path.exists():
         raise Refused(f"{run} is not a run folder (it has no config.yaml).")
@@ -243,6 +245,8 @@ def git_state(
 
 def versions() -> dict:
     "Versions of what a result depends on."
+    from importlib.metadata import PackageNotFoundError, version
+
     out = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("workbench", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy"):
         try:

@@ -182,10 +182,10 @@ def run_row(
 ) -> list:
     "A run in a line: name, preset, state, step, best metric, last sign of life."
     from workbench.core.run import metrics_of, status_of
-    from workbench.lab.plan import judged, of_stage, settings
+    from workbench.lab.plan import facts_of, judged, of_stage
     from workbench.lab.show import number
 
-    chosen, status, (stage, metric, mode) = settings(run), status_of(run), judged(run)
+    chosen, status, (stage, metric, mode) = facts_of(run), status_of(run), judged(run)
     found = [v for r in of_stage(metrics_of(run, "valid"), stage) if isinstance(v := r.get(metric), (int, float)) and v == v]
     best = f"{metric} {number((min if mode == 'min' else max)(found))}" if found else "–"
     updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(status["updated"]))
@@ -227,9 +227,8 @@ def main(
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
-    from workbench.core.config import Refused
     from workbench.core.modules import permit
-    from workbench.lab.launch import Failed
+    from workbench.errors import Failed, Refused
 
     try:
         permit(",".join(getattr(options, "task_from", [])))
