@@ -42,12 +42,14 @@ BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those that need no do
 
 
 def bleu_tokenizer(
-    references: Iterable[str],
+    references: Iterable[str] | Counter,  # texts, or how often each character stands in them
 ) -> str:  # one of BLEU_TOKENIZERS
     "The tokenizer that BLEU wants for texts in this script."
-    letters, scripts = Counter(), Counter()
-    for text in references:
-        letters.update(text)
+    letters, scripts = references, Counter()
+    if not isinstance(references, Counter):
+        letters = Counter()
+        for text in references:
+            letters.update(text)
     for c, n in letters.items():
         if c.isalpha():
             scripts[unicodedata.name(c, "?").split()[0]] += n
