@@ -35,10 +35,10 @@ print("resident", psutil.Process().memory_info().rss)
 def key_of(
     modules: tuple[str, ...],
 ) -> str:
-    "What the answer depends on: versions, threads, and the file of each module with its time and size."
-    files = [getattr(sys.modules.get(name), "__file__", None) or name for name in modules]
-    states = [os.stat(f) if os.path.exists(f) else None for f in files]
-    said = [sys.executable, versions(), os.environ.get("OMP_NUM_THREADS"), modules, files, [s and (s.st_mtime_ns, s.st_size) for s in states]]
+    "What the answer depends on: versions, threads, and the files of the modules."
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
+    states = [hashlib.sha256(Path(f).read_bytes()).hexdigest() if f and os.path.isfile(f) else None for f in files]
+    said = [sys.executable, versions(), os.environ.get("OMP_NUM_THREADS"), modules, files, states]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .hub import has
-from .spelling import alphabet_of, batched
+from .spelling import alphabet_of, batched, character_counts
 
 # %% ../../nbs/parts/00_text.ipynb #unigram_pieces
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # ids 0, 1, 2, 3
@@ -56,7 +56,7 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     texts = [unicodedata.normalize("NFC", t) for t in texts]
-    letters = sorted({c for t in texts for c in t})
+    letters = sorted(character_counts(texts))
     reserved = tuple(dict.fromkeys((*SPECIAL, *special_tokens, *languages)))
     if not letters:
         raise ValueError("the tokenizer has no text to train on: check data.train_path.")
