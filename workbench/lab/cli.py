@@ -8,6 +8,7 @@ __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'all_kep
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
+import atexit
 import gc
 import os
 import signal
@@ -131,6 +132,7 @@ def all_kept():
     "Python looks for no circles of garbage: among the objects of a short process that is a third of the time, and finds next to nothing."
     was = gc.isenabled()
     gc.disable()
+    atexit.register(gc.freeze)  # nor when it ends: another second
     try:
         yield
     finally:
