@@ -5,7 +5,6 @@ __all__ = ['CUBLAS', 'Peak', 'fullest', 'predict', 'resized', 'Memory', 'device_
            'largest', 'table', 'markdown']
 
 # %% ../../nbs/core/70_memory.ipynb #6795f378
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
