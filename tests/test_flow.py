@@ -161,7 +161,7 @@ def test_a_stage_is_run_again_alone(straight, folder, home):
 def test_a_diverging_stage_leaves_the_last_good_checkpoint(folder, home):
     steps = [STEPS[0] | {"max_steps": 3}, STEPS[1] | {"lr": 1e30, "initial_clipping_norm": 1e30, "n_epochs": 20}]
     run = folder / "diverged"
-    status = end(go(run, config(home, pipeline={"steps": steps}, train={"clip": None, "checkpoint_every": 1})))
+    status = end(go(run, config(home, pipeline={"steps": steps}, train={"clip": None, "checkpoint_every": 1}, loss={}, sample={})))
     assert status["state"] == "failed" and "became" in status["error"] and "The last good checkpoint is" in status["error"]
     good = checkpoint.find(run)
     assert str(good) in status["error"] and all(torch.isfinite(t).all() for t in tensors(run, "last", ["net"]).values() if t.is_floating_point())
@@ -270,11 +270,11 @@ def test_every_mistake_of_a_pipeline_through_the_command_line(home, folder, caps
 
 def test_lpips_where_its_weights_are_not_at_hand(home, folder):
     steps = [STEPS[0] | {"use_lpips": True}]
-    status = end(go(folder / "lpips", config(home, pipeline={"steps": steps})))
+    status = end(go(folder / "lpips", config(home, pipeline={"steps": steps}, loss={}, sample={})))
     assert status["refused"] and "use_lpips: false" in status["error"]
 
 
-@pytest.mark.parametrize("more", ["model.path=cosine sample.sampler=ddim", "model.flow.kind=unet sample.sampler=adaptive",
+@pytest.mark.parametrize("more", ["model.path=cosine sample.sampler=ddim", "model.flow.kind=unet sample.sampler=adaptive sample.steps=16",
                                   "data.reduced_min_sizes=[8] data.sizes=[16,[24,16]] model.critic.layers=1 sample.sizes=[[24,16],16]"])
 def test_the_other_ways_of_a_flow(home, folder, more):
     "v-prediction with DDIM; a U-Net with an adaptive solver; several sizes in one training."

@@ -1,4 +1,5 @@
 "No key without effect and no data but the user's: what he set is read, or it is refused with the reason, in every task."
+import contextlib
 import multiprocessing
 import shutil
 
@@ -68,8 +69,8 @@ def test_a_runs_own_configuration_is_a_file_as_any_other(tmp_path):
     run = create(complete("t5_tiny", "model.ctc=false seed=4"), tmp_path / "run")  # generate.ctc of the preset counts for nothing
     cfg = complete(str(run / "config.yaml"), "train.lr=1e-3")
     assert cfg.asked == ["model.ctc", "seed", "train.lr"] and config_of(run).asked == cfg.asked[:2]
-    assert mistakes(str(run / "config.yaml"), "generate.ctc=0.3") == [
-        "`generate.ctc` counts for nothing without model.ctc=true: set that, or leave this out."]
+    assert mistakes(str(run / "config.yaml"), "loss.ctc=0.3") == [
+        "`loss.ctc` counts for nothing without model.ctc=true: set that, or leave this out."]
 
 
 # Reasons that are known
@@ -90,15 +91,13 @@ IDLE = {
         "model.strides=[] model.kernel=7": "`model.kernel` counts for nothing without `model.strides`",
         "model.vocab_size=80": "`model.vocab_size` counts for nothing with model.tokenizer_kind=char",
         "model.tokenizer=t5-base model.tokenizer_kind=bpe": "`model.tokenizer_kind` counts for nothing beside `model.tokenizer`",
-        "generate.length_penalty=2.0": "`generate.length_penalty` counts for nothing with generate.num_beams=1",
         "data.augment.tilt=3": "`data.augment.tilt` counts for nothing with data.dims=2"},
     "tts_tiny": {
-        "loss.pitch_weight=0.3": "`loss.pitch_weight` counts for nothing without model.pitch=true", "speak.steps=4": "`speak.steps` counts for nothing with",
-        "model.decoder.kind=flow loss.mel=l1": "`loss.mel` counts for nothing with", "data.text='{kind: characters, voice: de}'": "`data.text.voice` counts",
-        "model.freeze_base_rows=false": "`model.freeze_base_rows` counts for nothing without `model.base`",
+        "loss.pitch_weight=0.3": "`loss.pitch_weight` counts for nothing without model.pitch=true",
+        "model.decoder.kind=flow loss.mel=l1": "`loss.mel` counts for nothing with",
         "data.times=samples loss.align_weight=0.5": "`loss.align_weight` counts for nothing beside `data.times`"},
     "flow_tiny": {
-        "loss.r1_gamma=2": "`loss.r1_gamma` counts for nothing without gan_training", "sample.sampler=adaptive sample.steps=4": "`sample.steps` counts",
+        "loss.r1_gamma=2": "`loss.r1_gamma` counts for nothing without gan_training",
         "loss.lambda_lpips=0.3": "`loss.lambda_lpips` counts for nothing without use_lpips", "data.label_key=cls": "`data.label_key` counts for nothing where",
         "data.source=a-{000..003}.tar data.column=am": "`data.column` counts for nothing with shards",
         "model.flow.kind=unet model.flow.mlp=2.0": "`model.flow.mlp` counts for nothing with model.flow.kind=unet",
@@ -115,9 +114,24 @@ def test_a_key_that_counts_for_nothing_is_refused_with_the_reason(preset, overri
     assert len(found) == 1 and found[0].startswith(IDLE[preset][overrides]), found
 
 
+@pytest.mark.parametrize("preset, overrides, key", [
+    ("t5_tiny", "generate.length_penalty=2.0", "generate.length_penalty"), ("tts_tiny", "speak.steps=4", "speak.steps"),
+    ("tts_tiny", "data.text='{kind: characters, voice: de}'", "data.text.voice"),
+    ("flow_tiny", "sample.sampler=adaptive sample.steps=4", "sample.steps")])
+def test_a_key_of_a_later_use_is_noted(preset, overrides, key):
+    "A run may be asked for other texts, voices and pictures later: the plan says that the training has no use for the key."
+    notes = [note for stage in stages(complete(preset, overrides)) for note in stage.notes]
+    assert [note for note in notes if note.startswith(f"`{key}` counts for nothing")], notes
+
+
+def test_saying_none_of_what_does_not_happen_is_no_mistake():
+    complete("tts_tiny", "model.freeze_base_rows=false loss.pitch_weight=0")
+    complete("flow_tiny", "loss.r1_gamma=0 loss.lambda_lpips=0")
+
+
 def test_all_of_them_in_one_pass_with_other_mistakes(tmp_path):
-    found = mistakes(file_of(tmp_path, {"extends": "t5_tiny", "generate": {"length_penalty": 1.5}, "train": {"lrr": 1}}), "train.optimizer.alpha=0.5")
-    assert len(found) == 3 and [w in " ".join(found) for w in ("`train.lrr`", "`generate.length_penalty`", "`train.optimizer.alpha`")] == [True] * 3
+    found = mistakes(file_of(tmp_path, {"extends": "t5_tiny", "model": {"ctc": False}, "loss": {"ctc": 0.3}, "train": {"lrr": 1}}), "train.optimizer.alpha=0.5")
+    assert len(found) == 3 and [w in " ".join(found) for w in ("`train.lrr`", "`loss.ctc`", "`train.optimizer.alpha`")] == [True] * 3
 
 
 def test_what_counts_somewhere_is_right():
@@ -212,7 +226,7 @@ def test_tables_without_a_source_are_the_users(tmp_path, monkeypatch):
     table = signs(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     found = plan(own("data.train_path=set/mine.csv"))
-    assert found["data"]["source"] == str(tmp_path / "set") and found["splits"]["train"] == 6
+    assert found["data"]["source"] == str(tmp_path / "set") and sum(found["splits"].values()) == 6
     signs(tmp_path / "held", 3)
     poses = list(tmp_path.glob("*/*.npy"))
     (tmp_path / "all").mkdir()
@@ -257,6 +271,18 @@ def test_the_plan_judges_what_data_and_nets_read(tmp_path):
     plan(complete("t5_tiny", f"data.train_path={table} data.trim=false"))  # the preset's languages are not the user's
     spoken = signs(tmp_path / "spoken", header="uid,text,lang", more=",en")
     plan(complete("t5_tiny", f"data.train_path={spoken} data.trim=false data.languages=[en]"))
+
+
+def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
+    "Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it counts for nothing."
+    from workbench.core.reads import Reads
+    from workbench.tasks.sign_data import tokenizer_of
+
+    for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
+        stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], Reads()
+        with reads.during(stage), contextlib.suppress(Refused):  # the hub is not at hand
+            tokenizer_of(stage.cfg, None, ["a text"])
+        assert ("model.tokenizer_kind" in reads.keys["train"]) == read
 
 
 def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):

@@ -51,6 +51,7 @@ PRESET = {
 
 
 WHOLE = {**PRESET, "model": {"tokenizer_kind": "char"}}  # a model with its own sizes
+READY = {**PRESET, "model": {}}  # one with its tokenizer, too
 
 
 def config(home, overrides="", base=PRESET):
@@ -279,7 +280,7 @@ def test_both_selections_and_arrays_without_names(tmp_path):
         (home / f"poses/s{i}.pose").unlink()
         np.save(home / f"poses/s{i}.npy", signs.motion(i, points=31))
     message = refusal(config(home))
-    assert "data.keypoints is '152', and none of 4 clips" in message and "its 31 points have no names to choose 152 by; use all" in message
+    assert "data.keypoints is 152, which fits none of the clips (4 of 4" in message and "its 31 points have no names to choose 152 by; use all" in message
     assert data_of(config(home, "data.keypoints=all")).facts["numbers_per_frame"] == 93
     np.save(home / "poses/s3.npy", signs.motion(3, points=32))
     assert "s3 has 32 points of 2 coordinates and others 31 of 2" in refusal(config(home, "data.keypoints=all"))
@@ -368,7 +369,8 @@ def rows_of(t):
 
 def family_config(good, folders, family, more=""):
     language = f"model.language={LANGUAGE[family]} " if family in LANGUAGE else ""
-    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 {language}{more}", WHOLE)
+    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 {language}{more}",
+                  WHOLE if "model.init=scratch" in more else READY)
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -474,13 +476,13 @@ def test_quantised_weights_train_two_steps(good, tmp_path, bits):
     pretrained.build_seq2seq(wide).save_pretrained(tmp_path)
     save_tokenizer(tok, tmp_path)
     t = trained(config(good, f"task=sign model.name={tmp_path} model.init=pretrained "
-                             f"model.load_in_{bits}bit=true model.lora.r=2", WHOLE))
+                             f"model.load_in_{bits}bit=true model.lora.r=2", READY))
     kinds = {type(m).__name__ for m in t.nets["translator"].modules()}
     assert ("Linear8bitLt" if bits == 8 else "Linear4bit") in kinds and len(rows_of(t)) == 5
     assert all("lora_" in n for n in t.moved if n.startswith("translator."))
     assert t.nets["translator"].elsewhere == str(tmp_path)
     plain = f"task=sign model.name={tmp_path} model.init=pretrained model.load_in_{bits}bit=true"
-    assert "nothing would learn" in refusal(config(good, plain, WHOLE))
+    assert "nothing would learn" in refusal(config(good, plain, READY))
     assert "needs pretrained weights" in refusal(config(good, f"task=sign model.load_in_{bits}bit=true model.lora.r=2"))
 
 
@@ -591,7 +593,7 @@ def runs(tmp_path_factory, good, spoilt, untested, folders):
     hub_cache(cache, folders["t5"])
     hard, adapted = config(spoilt.home, HARD), config(good, ADAPTED)
     equal = config(good, EQUAL)
-    cached = config(untested, "model.name=t5-small model.init=pretrained model.freeze_encoder=true", WHOLE)
+    cached = config(untested, "model.name=t5-small model.init=pretrained model.freeze_encoder=true", READY)
     with ThreadPoolExecutor(2) as pool:
         yield {
             "hard": pool.submit(lambda: end(go(home / "hard", hard))),

@@ -74,13 +74,13 @@ def spoil(home):
             "not_there": "text without audio", "../outside": "leads out of the folder", rows()[3][0]: "stands twice"}
 
 
-SMALL = {"trackers": [], "check": False, "data": {"text": {"kind": "characters", "language": "am", "voice": "am"}},
+SMALL = {"trackers": [], "check": False, "data": {"text": {"kind": "characters", "language": "am"}},
          "model": {"width": 32, "layers": 1, "hidden": 64, "prenet": 1, "decoder": {"width": 32, "blocks": 1, "together": 2}},
          "train": {"max_steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2, "scheduler": {"warmup": 1}},
-         "valid": {"every": 4, "rows": 4, "batch_size": 2}, "speak": {"f0": False, "steps": 2}}
+         "valid": {"every": 4, "rows": 4, "batch_size": 2}, "speak": {"f0": False}}
 MELODY = "model.pitch=true model.energy=true"
-FLOW = f"model.decoder.kind=flow {MELODY}"
-TIMES = "data.text.kind=phones"  # beside data.times: the folder has phones.json and times.json
+FLOW = f"model.decoder.kind=flow speak.steps=2 {MELODY}"
+TIMES = "data.text.kind=phones data.text.voice=am"  # beside data.times: the folder has phones.json and times.json
 
 
 def config(home, overrides="", **more):

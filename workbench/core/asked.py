@@ -45,10 +45,12 @@ def set_keys(
 def listed(
     given: Any,  # a configuration, or a part of one
 ) -> Any:
-    "With the stages of a pipeline as a list, also where overrides name them one by one; the document's defaults are for any stage to come."
+    "With the stages of a pipeline as a list, also where overrides name them one by one; what the document gives all stages is any one's to use."
     if not isinstance(given, dict):
         return given
-    steps = given.get("steps")
+    steps, training = given.get("steps"), given.get("training")
+    if isinstance(training, dict) and ("pipeline" in training or "pipeline" in given):
+        given = given | {"training": {k: v for k, v in training.items() if k == "pipeline"}}
     out = {k: listed(v) if k in ("training", "pipeline") else v for k, v in given.items() if k != "defaults"}
     return out | {"steps": [{"name": k} | v for k, v in steps.items() if isinstance(v, dict)]} if isinstance(steps, dict) else out
 

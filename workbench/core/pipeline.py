@@ -8,7 +8,7 @@ __all__ = ['whole_run', 'check_trackers', 'make_stage', 'stages', 'complete', 'P
 
 # %% ../../nbs/core/80_pipeline.ipynb #d0df9230
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,11 +96,10 @@ def stages(
             errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
                           f"{nearest(named, before)}.")
     every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, []) for i, spec in enumerate(specs)]
-    idle = idle_faults(cfg, every, specs, get(cfg.task))
-    errors += map(also_called, idle) if cfg.pipeline else idle
-    if errors:
-        raise Refused("\n".join(dict.fromkeys(errors)))
-    return out
+    idle, noted = ([also_called(line) if cfg.pipeline else line for line in lines] for lines in idle_faults(cfg, every, specs, get(cfg.task)))
+    if errors + idle:
+        raise Refused("\n".join(dict.fromkeys(errors + idle)))
+    return [replace(stage, notes=(*stage.notes, *noted)) for stage in out]
 
 
 def complete(

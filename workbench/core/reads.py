@@ -33,7 +33,7 @@ class Reads:
     def __init__(self):
         self.known: dict[int, tuple[str, Section]] = {}  # held, so that no other object takes a place in memory
         self.keys: dict[str, set[str]] = {}  # stage -> keys
-        self.kinds: dict[str, set[tuple[type, str]]] = {}  # stage -> fields of sections that the task made for itself
+        self.kinds: dict[str, set[tuple[str, str]]] = {}  # stage -> (class, field) of sections that the task made for itself
 
     @contextmanager
     def during(
@@ -48,7 +48,7 @@ class Reads:
             if id(section) in self.known:
                 keys.add(f"{self.known[id(section)][0]}.{name}".lstrip("."))
             else:
-                kinds.add((type(section), name))
+                kinds.add((f"{type(section).__module__}.{type(section).__qualname__}", name))
 
         def looked(section, name):
             fields = type(section).__pydantic_fields__
@@ -73,6 +73,5 @@ class Reads:
         stages: list[str],
     ) -> bool:
         "Whether a key was read in one of the stages."
-        name = key.rpartition(".")[2]
-        return any(key in self.keys.get(s, ()) or any(field == name and issubclass(kind, made) for made, field in self.kinds.get(s, ()))
-                   for s in stages)
+        same = (f"{kind.__module__}.{kind.__qualname__}", key.rpartition(".")[2])
+        return any(key in self.keys.get(s, ()) or same in self.kinds.get(s, ()) for s in stages)

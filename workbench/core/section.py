@@ -48,7 +48,7 @@ def exact(
 class Section(BaseModel):
     "A part of the configuration: unknown keys, wrong types, endless numbers and keys that nothing reads are errors."
     model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), frozen=True, allow_inf_nan=False)
-    judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"  # when all that reads the keys has been called
+    judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"  # when all readers of the keys have been called; never: later uses read them
     unread: ClassVar[dict[str, str]] = {}  # key -> why nothing reads it, where that can be
 
     @classmethod

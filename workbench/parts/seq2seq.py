@@ -124,9 +124,12 @@ def generate(
     **more,  # any other argument of transformers' generate
 ):  # [B, ≤ max_new_tokens] long: without the start token, padded
     "The best text for every source, by beam search; the same input gives the same ids."
+    from transformers import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
 
     net = base(model)
+    if getattr(net.config, "num_decoder_layers", 0) > getattr(net.config, "num_layers", float("inf")):  # T5's own cache is as deep as its encoder
+        more = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} | more
     limit = max_positions(net.config)[1]
     longest = min(max_new_tokens, limit - 1) if limit else max_new_tokens
     settings = {"max_new_tokens": longest, "do_sample": False, "num_beams": num_beams,

@@ -32,10 +32,10 @@ class FlowData(Section):
     unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
     source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"  # samples, a folder, or shards: a-{000..010}.tar, also http
     captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
-    column: str = Field("caption", min_length=1)  # of tables with a header; the samples have am and group, too
-    image_key: str = Field("png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm", min_length=1)  # of shards: suffixes, by preference
-    label_key: str = Field("json;txt", min_length=1)
-    caption_key: str = Field("caption", min_length=1)  # inside a json label
+    column: Named = "caption"  # of tables with a header; the samples have am and group, too
+    image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
+    label_key: Named = "json;txt"
+    caption_key: Named = "caption"  # inside a json label
     sizes: Sizes = [32]  # pixels
     shapes: bool = False  # a side also stands for sizes of other shapes (5:4 … 2:1) with that shorter side
     reduced_min_sizes: list[Pixels] = Field([], max_length=100)  # each picture is trained at these smaller sizes, too
@@ -152,6 +152,7 @@ class FlowLoss(Section):
 
 class Sample(Section):
     "How pictures are drawn, and which ones a person sees on the way."
+    judged = "never"  # a run draws later, too
     sampler: Literal["euler", "heun", "adaptive", "ddim"] = "heun"  # ddim: of the cosine path
     steps: int = Field(16, ge=1, le=10_000)
     guidance: float = Field(3.0, ge=0, le=1000)  # 1: none

@@ -132,6 +132,7 @@ class SignLoss(Section):
 
 class Generate(Section):
     "How a text is found."
+    judged = "never"  # a run writes later, too
     num_beams: int = Field(5, ge=1, le=256)
     max_length: int = Field(128, ge=1, le=100_000)
     length_penalty: float = Field(0.6, ge=-100, le=100)

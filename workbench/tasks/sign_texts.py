@@ -28,13 +28,14 @@ def tokenizer_of(
     if assets and (assets / "tokenizer").is_dir():
         return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     try:
+        own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()  # also what `auto` may come back to
         name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
         source = locate(name, init, "tokenizer", device_kind(), revision=revision)
         if source.kind == "pretrained":
             source = fetch(source, "tokenizer", revision)
             tok = load_tokenizer(source.at, tuple(m.special_tokens))
         else:
-            tok = train_tokenizer(texts, m.tokenizer_kind, m.vocab_size, tuple(m.special_tokens),
+            tok = train_tokenizer(texts, *own, tuple(m.special_tokens),
                                   (m.language,) if m.language else ())
         check_language(tok, m.language)
     except (ValueError, OSError) as e:

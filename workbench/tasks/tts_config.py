@@ -114,6 +114,7 @@ class TtsLoss(Section):
 
 class Speak(Section):
     "How speech is made and judged."
+    judged = "never"  # a run speaks later, too
     vocoder: Named = "griffin_lim"  # or hifigan:<folder or hub name>
     speed: float = Field(1.0, gt=0.2, lt=5)  # times as fast
     steps: int = Field(16, ge=1, le=10_000)  # of the flow decoder
