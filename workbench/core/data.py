@@ -24,7 +24,7 @@ def fill(
     "Cut an order into batches that stay within the budget."
     batches, start, top = [], 0, [0] * lengths.shape[1]
     for i, row in enumerate(lengths[order].tolist()):
-        grown = [max(a, b) for a, b in zip(top, row)]
+        grown = [a if a > b else b for a, b in zip(top, row)]
         if i - start >= least and (i - start + 1) * sum(grown) > budget:
             batches.append(order[start:i])
             start, grown = i, row

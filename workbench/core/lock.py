@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from .config import Refused
+from ..errors import Refused
 
 # %% ../../nbs/core/18_lock.ipynb #process
 def process() -> dict:

@@ -42,12 +42,14 @@ BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")  # those that need no do
 
 
 def bleu_tokenizer(
-    references: Iterable[str],
+    references: Iterable[str] | Counter,  # texts, or how often each character stands in them
 ) -> str:  # one of BLEU_TOKENIZERS
     "The tokenizer that BLEU wants for texts in this script."
-    letters, scripts = Counter(), Counter()
-    for text in references:
-        letters.update(text)
+    letters, scripts = references, Counter()
+    if not isinstance(references, Counter):
+        letters = Counter()
+        for text in references:
+            letters.update(text)
     for c, n in letters.items():
         if c.isalpha():
             scripts[unicodedata.name(c, "?").split()[0]] += n
@@ -141,6 +143,7 @@ def text_scores(
     references: list[str],  # the true texts, one a row
     hypotheses: list[str],  # the generated texts, in the same order
     tokenize: str = "auto",  # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references
+    rouge: bool = True,  # its library takes half a second to import
 ) -> dict[str, float]:  # bleu1..4, chrf: 0..100; rouge_l, wer, cer, distinct1, distinct2, exact: fractions
     "Corpus scores. ValueError: no rows, unequal lengths, a row that is not text, unknown tokenizer."
     import jiwer
@@ -152,7 +155,7 @@ def text_scores(
     return {
         **_bleu(references, hypotheses, tokenize),
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
-        "rouge_l": _rouge_l(references, hypotheses),
+        **({"rouge_l": _rouge_l(references, hypotheses)} if rouge else {}),
         "wer": float(jiwer.wer(references, hypotheses)),
         "cer": float(jiwer.cer(references, hypotheses)),
         "distinct1": distinct(hypotheses, 1),
@@ -241,7 +244,7 @@ def ceiling_scores(
     tokenize: str = "auto",  # BLEU's tokenizer, as for `text_scores`
     at_most: int = 1000,  # rows for the scores besides `exact`: those evenly spaced
 ) -> dict[str, float]:  # {} where every reference comes back as it is
-    "The scores of a model that writes every reference as well as its tokenizer can."
+    "The scores of a model that writes every reference as well as its tokenizer can; ROUGE is not among them."
     if references == written:
         return {}
     pairs = list(zip(references, written))
@@ -249,5 +252,5 @@ def ceiling_scores(
     if same == len(pairs):
         return {}
     some = pairs[::-(-len(pairs) // at_most)]
-    found = text_scores([r for r, _ in some], [w for _, w in some], tokenize)
+    found = text_scores([r for r, _ in some], [w for _, w in some], tokenize, rouge=False)
     return {k: v for k, v in found.items() if not k.startswith("distinct")} | {"exact": same / len(pairs)}

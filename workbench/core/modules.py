@@ -10,10 +10,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from .config import Refused
+from ..errors import Refused
 
 # %% ../../nbs/core/04_modules.ipynb #named_tasks
 variable = "WORKBENCH_TASKS"  # modules and .py files, with commas between
@@ -21,6 +20,8 @@ variable = "WORKBENCH_TASKS"  # modules and .py files, with commas between
 
 def named_tasks() -> dict[str, str]:
     "What the user named: the name of a task and the module or the file that has it."
+    from importlib.metadata import entry_points
+
     words = filter(None, (word.strip() for word in os.environ.get(variable, "").split(",")))
     offered = {point.name: point.value for point in entry_points(group="workbench.tasks")}
     return offered | {Path(word).stem if is_file(word) else word: word for word in words}

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.config import Refused
-from .launch import Failed
+from ..errors import Failed, Refused
 
 # %% ../../nbs/lab/15_show.ipynb #da6db7f1
 colours = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "baseline": "#888888", "control": "#CC79A7",

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .hub import has
+from .spelling import alphabet_of, batched, character_counts
 
 # %% ../../nbs/parts/00_text.ipynb #unigram_pieces
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")  # ids 0, 1, 2, 3
@@ -55,7 +56,7 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     texts = [unicodedata.normalize("NFC", t) for t in texts]
-    letters = sorted({c for t in texts for c in t})
+    letters = sorted(character_counts(texts))
     reserved = tuple(dict.fromkeys((*SPECIAL, *special_tokens, *languages)))
     if not letters:
         raise ValueError("the tokenizer has no text to train on: check data.train_path.")
@@ -230,6 +231,7 @@ class Targets:
     ends: np.ndarray  # int64 [N + 1]: where each text begins and the last one ends
     max_length: int
     end: int = 1  # tokens at the end of each text that must stay
+    certain: np.ndarray | None = None  # bool [N]: texts that are known to be what their tokens decode to; None: of none it is known
 
     def whole(self, text: str) -> np.ndarray:
         i = self.rows[text]
@@ -255,12 +257,18 @@ def targets_of(
 ) -> Targets:
     "Every different text encoded once, some at a time: what transformers makes of a batch takes fifty times the room of its ids."
     rows = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    distinct, parts, sizes, end = list(rows), [], [0], 1
-    for i in range(0, len(distinct), 1000):
-        found, end = encode_whole(tok, distinct[i:i + 1000], language)
-        parts.append(np.fromiter(chain.from_iterable(found), np.int32))
-        sizes += map(len, found)
-    return Targets(rows, np.concatenate(parts) if parts else np.zeros(0, np.int32), np.cumsum(sizes), max_length, end)
+    parts, sizes, certain, end, table = [np.zeros(0, np.int32)], [[0]], [np.zeros(0, bool)], 1, alphabet_of(rust(tok))
+    for some in batched(rows, 1000):
+        sure = table.sure(some) if table else np.zeros(len(some), bool)
+        if sure.all():
+            tokens, size = table.encode(some, [language_id(tok, language)] if language else [])
+        else:
+            found, end = encode_whole(tok, some, language)
+            tokens, size = np.fromiter(chain.from_iterable(found), np.int32), list(map(len, found))
+        parts.append(tokens)
+        sizes.append(size)
+        certain.append(sure & np.fromiter((t == t.strip() for t in some), bool, len(some)))
+    return Targets(rows, np.concatenate(parts), np.cumsum(np.concatenate(sizes)), max_length, end, np.concatenate(certain))
 
 # %% ../../nbs/parts/00_text.ipynb #decode_texts
 def decode_texts(

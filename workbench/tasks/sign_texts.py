@@ -120,6 +120,7 @@ def read_texts(
     texts: dict[str, list[str]],  # split -> texts
 ) -> Texts:
     "Encode all texts, and look at what becomes of them. Raises `Refused`."
+    from workbench.parts.spelling import character_counts
     from workbench.parts.text import targets_of
     from workbench.parts.written import round_trip
 
@@ -127,7 +128,7 @@ def read_texts(
     targets = targets_of(tok, every, cfg.data.max_length, cfg.model.language)
     whole, cut = round_trip(tok, targets, min(cfg.data.max_length, cfg.generate.max_length))
     asked = cfg.score.bleu
-    bleu = bleu_tokenizer(every) if asked == "auto" else asked
+    bleu = bleu_tokenizer(character_counts(every)) if asked == "auto" else asked
     n, repeats = repeat_facts(cfg, targets)
     facts = {"texts_cut_at_max_length": int((targets.lengths(every) > cfg.data.max_length).sum()),
              **check_letters(texts, whole, cfg.data.max_lost, origin.get("kind") == "scratch"), **ceilings(cfg, texts, cut, bleu), **repeats,
