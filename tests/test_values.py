@@ -232,7 +232,7 @@ def test_a_silly_value_is_told_by_its_key(name, override, words):
 
 
 @pytest.mark.parametrize("override, words", [
-    ("data.keypoints=xyz", "data.keypoints is 'xyz', and none of"), ("data.dims=3", "data.dims is 3"), ("valid.final=[nosuch]", "Splits: train, valid, test"), ("model.params.d_model=0", "model.params.d_model is 0"),
+    ("data.keypoints=xyz", "data.keypoints is xyz, which fits none of"), ("data.dims=3", "data.dims is 3"), ("valid.final=[nosuch]", "Splits: train, valid, test"), ("model.params.d_model=0", "model.params.d_model is 0"),
     ("model.params.num_layers=0", "model.params.num_layers"), ("model.params.num_layers=x", "a whole number"), ("model.params.num_layers=1000000", "from 1 to 512"), ("model.params.nm_layers=1", "num_layers"),
     ("model.name=bart-large model.params=null 'model.params={encoder_attention_heads: 5}'", "model.params"),
 ])

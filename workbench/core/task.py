@@ -72,7 +72,7 @@ class Data:
     groups: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: rows of two groups never share a batch
     blocks: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: the shard that a row stands in
     contents: dict[str, Sequence] = field(default_factory=dict)  # split -> what each row is made of: equal ones are one row; {}: told by uid
-    budgets: dict[int, float] = field(default_factory=dict)  # rows of a step -> padded units, once found
+    plans: dict[tuple, Callable] = field(default_factory=dict)  # what decides the batches -> (epoch -> its steps), once made
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)
