@@ -51,7 +51,7 @@ def within(seconds):
 def held(name):
     "(the file with what it extends, all that the configuration says)."
     raw = presets.read_file(presets.find(name))
-    return {"preset": name, **raw}, load(name).model_dump()
+    return {"preset": name, "asked": [], **raw}, load(name).model_dump()  # the file is the package's: only the change was asked for
 
 
 def value_case(rng):
