@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Every', 'Named', 'Place', 'RunPlace', 'Beta', 'Beginning', 'Refused', 'parse_every', 'from_here', 'run_and_stage',
-           'run_from_here', 'time_limit', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid', 'Transition',
-           'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest', 'short', 'shown']
+           'run_from_here', 'time_limit', 'each_once', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid',
+           'Transition', 'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest',
+           'short', 'printable', 'shown']
 
 # %% ../../nbs/core/00_config.ipynb #1ae246fa
 import difflib
 import math
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +75,15 @@ def time_limit(
     if value is None or value == "auto" or type(value) in (int, float) and 0 < value < math.inf:
         return value
     raise ValueError("write a number above 0, `auto`, or null for no limit")
+
+
+def each_once(
+    value: list,
+) -> list:
+    "Raises ValueError for a list that says something twice."
+    if twice := [v for i, v in enumerate(value) if v in value[:i]]:
+        raise ValueError(f"`{twice[0]}` stands twice: keep one")
+    return value
 
 
 Named = Annotated[str, AfterValidator(possible)]
@@ -235,7 +246,7 @@ class Core(Section):
     begin_from: Beginning = None  # a run whose nets, tokenizer and statistics this one begins with
     run_dir: Named | None = None  # the run's folder; None: runs/<preset>-<time>
     check: bool = True  # reality checks before the training starts
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], AfterValidator(each_once)] = ["tensorboard"]
     notes: list[str] = []  # what the defaults did on this machine
     asked: list[str] = []  # keys that the user set, in a file of his own or as overrides
 
@@ -286,6 +297,13 @@ def short(
     "A text that fits a sentence."
     text = str(text)
     return text if len(text) <= at_most else f"{text[:at_most - 20]}… ({len(text):,} characters)"
+
+
+def printable(
+    text: str,
+) -> str:
+    "A text for a terminal: control characters, which could rewrite what stands there, become spaces."
+    return "".join(" " if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def shown(

@@ -225,8 +225,8 @@ def record_stage(
     if not loop.main:
         return
     path, name = loop.run / "stages.json", loop.stage.name
-    train = last_row(loop.run / "metrics.jsonl", lambda r: (r["stage"], r["split"]) == (name, "train"))
-    valid = next((r for r in reversed(metrics_of(loop.run, "valid")) if r["stage"] == name), {})
+    train = last_row(loop.run / "metrics.jsonl", lambda r: (r.get("stage"), r.get("split")) == (name, "train"))
+    valid = next((r for r in reversed(metrics_of(loop.run, "valid")) if r.get("stage") == name), {})
     last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time"} for split, r in (("train", train), ("valid", valid))}
     cuda = loop.accelerator.device.type == "cuda"
     line = {"stage": name, "ended": ended(loop.at, loop.stage), "steps": loop.at.stage_step, "epochs": loop.at.epoch,
@@ -254,7 +254,7 @@ def final_evaluation(
     "results.json, predictions and previews of the best weights on the splits named by valid.final."
     found = checkpoint.find(loop.run, "best") or checkpoint.find(loop.run)
     loop.tell("evaluation")
-    state = read_json(found / "state.json")
+    state = checkpoint.state_of(found)
     checkpoint.restore_nets(loop.nets, found, "ema" if state["ema"] else "net")
     splits, _ = final_splits(loop)
     left = loop.budget() - loop.seconds() if loop.budget() else None

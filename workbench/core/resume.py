@@ -19,7 +19,7 @@ from .data import data_changes
 from .loop import Failed, Loop, flush, last_good
 from .optim import named_parameters, set_modes
 from .pipeline import stages
-from .run import config_of, metrics_size, read_json, sync
+from .run import config_of, metrics_size, sync
 from .schedule import restore as restore_schedule
 from .task import get
 
@@ -106,7 +106,7 @@ def begin_from(
     "Load the nets that the stage takes from another run, averaged where it has averages. Raises `Refused` where they do not fit."
     begin = loop.stage.begin_from
     run, folder = beginning(begin, loop.run)
-    state = read_json(folder / "state.json")
+    state = checkpoint.state_of(folder)
     kind = "ema" if state["ema"] else "net"
     there = [name for name in loop.nets if checkpoint.net_state(folder, name, kind)]
     names = begin.nets if begin.nets is not None else there
@@ -149,7 +149,7 @@ def restore(
     folder: Path,
 ):
     "Put optimisers, schedules, averages and the scaler of a stage back; the nets are loaded before."
-    state = read_json(folder / "state.json")
+    state = checkpoint.state_of(folder)
     for work in loop.works:
         for name, owner in work.owners.items():
             saved = state["optimizers"][name]
@@ -176,7 +176,7 @@ def load(
     folder = checkpoint.find(run, which) or (checkpoint.find(run) if which == "best" else None)
     if not folder:
         raise Refused(f"{run} has no checkpoint yet.")
-    state = read_json(folder / "state.json")
+    state = checkpoint.state_of(folder)
     stage = stages(cfg, run / "assets")[state["position"]["stage"]]
     task = get(cfg.task)
     data = task.data(stage.cfg, stage)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'check', 'stop', 'runs', 'presets', 'preset_table',
-           'run_row', 'check_model', 'say', 'docs', 'main']
+           'line_of', 'run_row', 'check_model', 'say', 'docs', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -149,7 +149,7 @@ def runs(options) -> int:
     from workbench.core.run import root
     from workbench.lab.show import Table, show
 
-    rows = [run_row(p.parent) for p in sorted(root().glob("*/status.json"))]
+    rows = [line_of(p.parent) for p in sorted(root().glob("*/status.json"))]
     head = ["name", "preset", "state", "step", "best", "updated"]
     show(Table(head, rows) if rows else f"There are no runs in {root()}.")
     return 0
@@ -177,12 +177,24 @@ def preset_table():  # Table
     return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 
 
+def line_of(
+    run,  # a run folder
+) -> list:
+    "`run_row`; of a damaged folder what is wrong with it, so that the list has all others."
+    from workbench.core.config import short
+
+    try:
+        return run_row(run)
+    except Exception as e:  # whatever is wrong with it, it is said
+        return [run.name, "–", "damaged", "–", short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
+
+
 def run_row(
     run,  # a run folder
 ) -> list:
     "A run in a line: name, preset, state, step, best metric, last sign of life."
-    from workbench.core.run import metrics_of, status_of
-    from workbench.lab.plan import judged, of_stage, settings
+    from workbench.core.run import metrics_of, settings, status_of
+    from workbench.lab.plan import judged, of_stage
     from workbench.lab.show import number
 
     chosen, status, (stage, metric, mode) = settings(run), status_of(run), judged(run)
@@ -227,19 +239,16 @@ def main(
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
-    from workbench.core.config import Refused
+    from workbench.core.config import Refused, printable
     from workbench.core.modules import permit
     from workbench.lab.launch import Failed
 
     try:
         permit(",".join(getattr(options, "task_from", [])))
         return commands[options.command](options)
-    except Refused as e:
-        print(f"workbench: {e}", file=sys.stderr)
-        return 2
-    except Failed as e:
-        print(f"workbench: {e}", file=sys.stderr)
-        return 1
+    except (Refused, Failed) as e:
+        print(printable(f"workbench: {e}"), file=sys.stderr)
+        return 2 if isinstance(e, Refused) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.config import Refused
+from ..core.config import Refused, printable
 from .launch import Failed
 
 # %% ../../nbs/lab/15_show.ipynb #da6db7f1
@@ -137,7 +137,7 @@ def show(
 ):
     "Draw things in a notebook, print them in a terminal."
     if not in_notebook():
-        return print(*map(str, things), sep="\n", flush=True)
+        return print(printable("\n".join(map(str, things))), flush=True)
     from IPython.display import display
 
     display(*things)
