@@ -100,7 +100,7 @@ def test_a_run_folder_of_an_older_build_goes_on(two, tmp_path):
 def test_the_direction_is_the_metrics():
     mine = lambda task, **valid: stages(complete({"task": task, "train": {"max_steps": 2}, "valid": valid}))[0]
     assert all(direction(name) for name in text_scores(["a b"], ["a c"]))
-    for task, up, down in (("sign", ["bleu1", "chrf", "rouge_l", "exact"], ["cer", "wer"]), ("tts", [], ["mcd", "f0_cents", "asr_wer"])):
+    for task, up, down in (("sign", ["bleu1", "chrf", "rouge_l", "exact"], ["cer", "wer"]), ("tts", [], ["mcd", "f0_cents", "mel_error"])):
         assert {m: mine(task, metric=m).mode for m in up + down} == dict.fromkeys(up, "max") | dict.fromkeys(down, "min")
     better = get("flow").better
     assert [direction(m, better) for m in ("psnr", "ssim", "retrieval_top5", "retrieval_rank", "frechet", "kl_loss")] == ["max"] * 3 + ["min"] * 3

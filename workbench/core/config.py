@@ -132,6 +132,14 @@ class Scheduler(Section):
             raise ValueError("write steps that rise: [1000, 2000]")
         return value
 
+    @model_validator(mode="after")
+    def drops(self):
+        if self.type == "MultiStepLR" and not self.milestones:
+            raise ValueError("write the steps at which MultiStepLR drops the rate into `milestones`, as [1000, 2000]")
+        if self.type == "ReduceLROnPlateau" and self.factor == 1:
+            raise ValueError("`factor` is what is left of the rate: of ReduceLROnPlateau, write a number below 1")
+        return self
+
 
 class EarlyStopping(Section):
     "Stop when the validation metric has not improved by more than `min_delta` for `patience` validations."

@@ -8,7 +8,7 @@ __all__ = ['whole_run', 'check_trackers', 'make_stage', 'stages', 'complete', 'P
 
 # %% ../../nbs/core/80_pipeline.ipynb #d0df9230
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,6 +90,11 @@ def stages(
     chosen = [s for s in specs if s.name in (only or names)]
     chosen = chosen or list(specs)  # `only` is wrong: what else is wrong is told as well
     out = [make_stage(cfg, i, spec, assets, errors) for i, spec in enumerate(chosen)]
+    if chosen[0] is not specs[0] and not out[0].begin_from:
+        before = ", ".join(s.name for s in specs[: specs.index(chosen[0])])
+        untrained = (f"Stage `{out[0].name}` begins with untrained nets: {before} stand before it, and are left out by pipeline.only. To begin "
+                     "where they ended, set begin_from to a run that has trained them.")
+        out[0] = replace(out[0], notes=[*out[0].notes, untrained])
     for i, stage in enumerate(out):
         place, named = run_and_stage(stage.begin_from.run) if stage.begin_from else ("none", "")
         if not place and named not in (before := [s.name for s in out[:i]]):

@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -110,11 +111,12 @@ def create(
 ) -> Path:
     "A new run folder with its configuration, in state `starting`. Raises `Refused` if it cannot be made."
     stamp, folder = time.strftime("%Y%m%d-%H%M%S"), folder or cfg.run_dir
-    run = Path(folder).expanduser() if folder else root() / f"{cfg.preset or cfg.task}-{stamp}"
+    name = re.sub(r"[/\\\s]|^\.+", "-", cfg.preset or cfg.task)[:100]  # one folder in that of the runs
+    run = Path(folder).expanduser() if folder else root() / f"{name}-{stamp}"
     for n in range(2, 100):
         if folder or not run.exists():
             break
-        run = run.with_name(f"{cfg.preset or cfg.task}-{stamp}-{n}")
+        run = run.with_name(f"{name}-{stamp}-{n}")
     try:
         run.mkdir(parents=True, exist_ok=True)
         with hold(run):
