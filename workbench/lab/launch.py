@@ -187,7 +187,8 @@ def stop(
     if status["state"] not in ("running", "paused"):
         return False
     if elsewhere(status):
-        raise Refused(f"{run} runs on {status.get('host', 'another host')} or in another container: stop it there.")
+        here = status.get("host") == process()["host"]
+        raise Refused(f"{run} runs {'in another container' if here else 'on ' + status.get('host', 'another host')}: stop it there.")
     os.kill(status["pid"], signal.SIGTERM)
     return True
 
