@@ -181,3 +181,9 @@ def test_json_of_ours_is_told_by_name(run):
         with pytest.raises(Refused, match="manifest.json is damaged .*: delete it"):
             read_json(run / "manifest.json", {})
     assert json.loads((run / "status.json").read_text()) == status_of(run)
+
+
+def test_a_budget_without_a_step_is_no_training(tmp_path, capsys):
+    run = create(complete(config("train.minutes=1e-9")), tmp_path / "run")
+    assert training.main(run) == 2 and "the time was over before the first step" in status_of(run)["error"]
+    assert not (run / "results.json").exists()

@@ -252,6 +252,8 @@ def train(
             update(loop, stage=loop.stage.name)
             demand(loop, plan_of(loop))
         why = train_stage(loop, resumed)
+        if why == "time budget" and not loop.at.step:
+            raise Refused(f"train.minutes is {loop.cfg.train.minutes:g}: the time was over before the first step. Give more, or null for no limit.")
         if why:
             if loop.at.stage_step or not checkpoint.find(loop.run):  # else the end of the stage before is the place
                 save(loop)
