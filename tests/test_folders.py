@@ -13,6 +13,7 @@ from workbench.core import train as training
 from workbench.core.config import Refused
 from workbench.core.lock import demand_inside
 from workbench.core.pipeline import complete
+from workbench.core.resume import load
 from workbench.core.run import create, metrics_of, read_json, status_of, write_json
 from workbench.lab import launch
 from workbench.lab.cli import main
@@ -125,6 +126,17 @@ def test_a_damaged_checkpoint_is_named_and_another_one_serves(run, name, harm, c
     assert "damaged" in says or f"{path} is missing" in says
     (run / "checkpoints" / "last").write_text("step_00000012")  # as it says
     assert launch.resume(run) == 0 and [r["step"] for r in metrics_of(run, "train")] == list(range(1, 25))
+
+
+def test_lost_assets_are_told(run, capsys):
+    "A tokenizer that is learnt anew is another one."
+    state = run / "checkpoints" / "step_00000014" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"kept": ["tokenizer"]}))
+    assert f"{run}/assets lacks tokenizer, which its nets were trained with" in told(run, capsys)
+    with pytest.raises(Refused, match="lacks tokenizer"):
+        load(run, "last")
+    (run / "assets" / "tokenizer").mkdir()
+    assert launch.resume(run) == 0
 
 
 def test_nothing_outside_the_folder_is_written(run, capsys):

@@ -29,7 +29,7 @@ from .optim import freeze, named_parameters, set_modes, update_ema
 from .pipeline import due, ended, next_stage, position_in, stages, watch
 from .report import (final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
                                    write_plan)
-from .resume import adopt_assets, begin_from, restore, same_data, save, within_epoch
+from .resume import adopt_assets, begin_from, demand_assets, restore, same_data, save, within_epoch
 from .run import config_of, cut_metrics, make_folders, status_in, update_status
 from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
@@ -45,6 +45,7 @@ def prepare(
     accelerator = make_accelerator(cfg, run)
     found = checkpoint.find(run)
     state = checkpoint.state_of(found) if found else {}
+    demand_assets(run, state)
     steps, at = stages(cfg, run / "assets"), position_in(state)
     if at.stage >= len(steps):
         raise Refused(f"{run} stands in stage {at.stage + 1}, and its config.yaml has {len(steps)}: put the stages back that have been trained.")
