@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 
 from ..core import checkpoint, presets
-from ..core.changes import changes
+from ..core.changes import changes, moved
 from ..core.config import Refused
 from ..core.lines import last_row
 from ..core.lock import acquire, alive, elsewhere, process, release
 from ..core.modules import environment
-from ..core.pipeline import Position, check_trackers, complete, position_in, stages
+from ..core.pipeline import check_trackers, complete, position_in, stages
 from ..core.run import config_of, create, make_folders, read_json, status_of, update_status, write_json, write_text
 
 # %% ../../nbs/lab/10_launch.ipynb #Failed
@@ -145,8 +145,11 @@ def go_on_from(
         raise Refused(f"{folder} is {status['state']} (process {status['pid']} of {status['host']}): stop it first.")
     changed = presets.resolve(cfg.model_dump(), str(folder / "config.yaml"), presets.parse_overrides(overrides))
     found = checkpoint.find(folder)
-    at = position_in(checkpoint.state_of(found)) if found else Position()
-    said = changes(cfg, changed, at)
+    state = checkpoint.state_of(found) if found else {}
+    said = changes(cfg, changed, position_in(state))
+    if state and not state.get("data") and (place := [line for line in said if any(key in line for key in moved)]):
+        raise Refused(f"{place[0]}: {folder} is of an older build, whose checkpoint does not say which rows it was trained on, so nothing can tell "
+                      "whether these are the same. Put the data back where it was.")
     before = read_json(folder / "launch.json", {}).get("nproc", 1)
     nproc = nproc or (before if isinstance(before, int) else 1)
     check_trackers(changed)
