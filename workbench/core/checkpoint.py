@@ -232,7 +232,7 @@ def state_of(
     "The state.json of a checkpoint. Raises `Refused` for one that is damaged."
     run = folder.parents[1]
     try:
-        state = read_json(folder / "state.json")
+        state = read_json(folder / "state.json", {})
 
     except Refused as e:
         raise Refused(f"{e}{another(run, folder.name)}") from e

@@ -77,7 +77,7 @@ def read_json(
         return default
     try:
         tree = json.loads(path.read_text(encoding="utf8"))
-        if not isinstance(tree, dict if default is None else type(default)):
+        if default is not None and not isinstance(tree, type(default)):
             raise ValueError(f"it holds a {type(tree).__name__}")
     except (ValueError, RecursionError) as e:
         mend = "delete it: no weight depends on it" if path.name in spare else "bring it back from a copy"
@@ -164,7 +164,7 @@ def status_in(
     if not path.is_file():
         return None
     with suppress(Refused):
-        found = read_json(path)
+        found = read_json(path, {})
         sound = {k: v for k, v in found.items() if k not in kinds or isinstance(v, kinds[k])}
         if sound.get("state") in states and 0 <= sound.get("updated", 0) < 1e11:
             return {"updated": path.stat().st_mtime} | sound
