@@ -255,7 +255,7 @@ def test_the_plan_of_a_pipeline(tmp_path, monkeypatch):
     assert [(s["trained"], s["frozen"]) for s in found] == [(9, 104 + 16 + 9), (138, 0), (72 + 9 + 9, 32 + 16)]
     assert [list(s["optimizers"]) for s in found] == [["fast"], ["slow", "fast", "guess"], ["slow", "fast", "guess"]]
     assert found[1]["optimizers"]["slow"] == {"type": "RMSprop", "lr": 0.001, "steps": ["body"]} and found[2]["optimizers"]["guess"]["type"] == "Lion"
-    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5, "patience": 0}} and found[0]["best"] == {"metric": "error", "mode": "max"}
+    assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5, "patience": 0}} and found[0]["best"] == {"metric": "error", "mode": "max", "every": 2}
     each = found[0]["steps_per_epoch"]
     assert [s["steps"] for s in found] == [2 * each, 6 * each, 12] and each == 8
     assert plan(complete(config(THREE, ), "pipeline.steps.all.data.rows=40"))["stages"][1]["steps"] is None  # its rows are not read
