@@ -5,15 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import again, done, end, go
+from runs import again, config, done, end, go
 
-from workbench.core import checkpoint, presets
+from workbench.core import checkpoint, presets, train
 from workbench.core.config import Refused
 from workbench.core.data import evaluation_plan
 from workbench.core.loop import record
 from workbench.core.metrics import direction, text_scores
 from workbench.core.pipeline import Position, complete, stages
-from workbench.core.run import config_of, metrics_of, read_json, write_json, write_text
+from workbench.core.report import measured
+from workbench.core.run import config_of, create, metrics_of, read_json, status_of, write_json, write_text
 from workbench.core.task import Data, get
 from workbench.core.trackers import settings_of
 from workbench.core.yaml12 import read_yaml, write_yaml
@@ -114,6 +115,22 @@ def test_the_direction_is_the_metrics():
                  "pipeline": {"steps": [{"name": "a", "valid": {"metric": "error"}}]}}
     with pytest.raises(Refused, match="step `a`: valid.metric is `error`, and nothing says"):
         complete(inherited)
+
+
+def test_a_score_that_could_not_be_measured_is_no_better():
+    "A score that the task can give, for which this validation has nothing to measure by."
+    stage = SimpleNamespace(cfg=SimpleNamespace(valid=SimpleNamespace(metric="f0")))
+    loop = SimpleNamespace(stage=stage, task=SimpleNamespace(scores=lambda cfg: ["f0", "mcd"]), at=SimpleNamespace(step=3))
+    assert measured(loop, {"loss": 1.0, "f0": 2.0}) == 2.0
+    assert not (nothing := measured(loop, {"loss": 1.0, "mcd": 2.0})) == nothing
+    loop.task.scores = lambda cfg: ["mcd"]
+    with pytest.raises(Refused, match="valid.metric is `f0`, which nothing reports"):
+        measured(loop, {"loss": 1.0, "mcd": 2.0})
+
+
+def test_a_part_of_the_loss_that_only_training_has_is_told_before_the_first_step(tmp_path):
+    run = create(complete(config("valid.metric=ramp train.max_steps=2", BASE)), tmp_path / "run")
+    assert train.main(run) == 2 and "valid.metric is `ramp`, which nothing reports" in status_of(run)["error"] and not metrics_of(run)
 
 
 class Latent(torch.nn.Module):

@@ -7,8 +7,10 @@ import torch
 from runs import config
 
 from workbench.core import checkpoint, presets, resume, train
+from workbench.core.changes import changes
 from workbench.core.config import Refused
 from workbench.core.data import data_changes, data_print
+from workbench.core.pipeline import Position, complete
 from workbench.core.run import create, metrics_of, read_json, status_of, write_json
 
 STAGES = [{"name": "a", "train": {"epochs": 1}}, {"name": "b", "data": {"rows": 20}, "train": {"epochs": 2}}]
@@ -110,3 +112,13 @@ def test_neither_places_nor_kinds_of_numbers_count():
     data = curve.data(presets.load(config()), None)
     same = replace(data, lengths={k: torch.tensor(v).numpy() for k, v in data.lengths.items()}, facts={"source": "there"})
     assert data_changes(data_print(data), data_print(same)) == []
+
+
+def test_the_same_data_in_another_place(tmp_path):
+    "Where the rows stand may change: they are compared before the first step. What a checkpoint of an older build was trained on cannot be."
+    there = complete("tts_tiny", f"data.source={tmp_path}")
+    assert changes(complete("tts_tiny"), there, Position()) == [f"data.source 'samples' → '{tmp_path}'"]
+    pictures = complete("flow_tiny", f"data.source={tmp_path}")
+    assert any("data.source 'samples'" in line for line in changes(complete("flow_tiny"), pictures, Position(stage=1)))
+    with pytest.raises(Refused, match="data.trim was -40"):
+        changes(complete("tts_tiny"), complete("tts_tiny", "data.trim=-30"), Position())

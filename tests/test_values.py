@@ -226,9 +226,22 @@ def test_an_override_is_the_text_that_the_shell_leaves():
     ("flow_tiny", "model.text.width=130", "`model.text`: width 130"), ("flow_tiny", "model.flow.kind=unet model.flow.heads=7", "`model.flow`"), ("flow_tiny", "sample.sampler=ddim", "cosine path"), ("tts_tiny", "data.mel.win=2048", "`data.mel`"),
     ("t5_tiny", "model.params=5", "`model.params`"), ("t5_tiny", "data.languages=[]", "`data.languages`"), ("t5_tiny", "data.source=''", "`data.source`"), ("flow_tiny", "model.vae.multiply=[1,2,3,4,5]", "multiply"),
     ("flow_tiny", "pipeline.steps.vae_off.gan_training=true model.critic.layers=6", "model.critic.layers"), ("t5_tiny", "train.epochs=true", "not true"), ("t5_tiny", "'train.lr=\"1e-4\"'", "without quotes: 1e-4"),
+    ("t5_tiny", "train.scheduler.type=MultiStepLR", "milestones"), ("t5_tiny", "train.scheduler.type=ReduceLROnPlateau train.scheduler.factor=1", "below 1"),
+    ("t5_tiny", "trackers=[tensorboard,tensorboard]", "stands twice"), ("t5_tiny", "task=workbench.core", "There is no task `workbench.core`"),
 ])
 def test_a_silly_value_is_told_by_its_key(name, override, words):
     assert words in refusal(name, override)
+
+
+def test_a_schedule_and_a_patience_that_never_come_are_notes():
+    "The number of steps may be an estimate, so they are no refusal."
+    toy = {"task": "curve", "trackers": [], "valid": {"every": 5}, "train": {"minutes": None, "max_steps": 20, "early_stopping": {"patience": 4}}}
+    for spec, says in (({"type": "MultiStepLR", "milestones": [10, 20]}, "milestones is 20"), ({"type": "StepLR", "step_size": 30}, "step_size is 30")):
+        notes = plan(complete(toy | {"train": toy["train"] | {"scheduler": spec}}))["notes"]
+        assert [says in notes[0], "validated 4 times: it never stops early" in notes[1]] == [True] * 2 and len(notes) == 2, notes
+    steps = [{"name": name, "train": {"max_steps": 4}} for name in "ab"]
+    only = lambda name: [n for n in plan(complete({"task": "curve", "trackers": [], "pipeline": {"steps": steps, "only": [name]}}))["notes"] if "untrained" in n]
+    assert only("a") == [] and "a stand before it, and are left out by pipeline.only" in only("b")[0]
 
 
 @pytest.mark.parametrize("override, words", [

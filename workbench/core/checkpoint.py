@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['unique_tensors', 'save_tensors', 'load_tensors', 'optimizer_state', 'restore_optimizer', 'checkpoint_name', 'named',
-           'end_of', 'save', 'forget_best', 'prune', 'find', 'split_state', 'net_state', 'restore_nets']
+           'pointed', 'end_of', 'save', 'forget_best', 'prune', 'find', 'another', 'state_of', 'split_state',
+           'net_state', 'restore_nets']
 
 # %% ../../nbs/core/50_checkpoint.ipynb #1f27728a
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,18 @@ def load_tensors(
     path: Path,
     device: str = "cpu",
 ) -> dict:
-    "What `save_tensors` wrote, aliases included."
-    from safetensors import safe_open
+    "What `save_tensors` wrote, aliases included. Raises `Refused` for a file that is damaged or not there."
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="pt", device=device) as f:
-        state = {name: f.get_tensor(name) for name in f.keys()}
-        aliases = json.loads((f.metadata() or {}).get("aliases", "{}"))
+    try:
+        with safe_open(str(path), framework="pt", device=device) as f:
+            state = {name: f.get_tensor(name) for name in f.keys()}
+            aliases = json.loads((f.metadata() or {}).get("aliases", "{}"))
+    except (SafetensorError, FileNotFoundError) as e:
+        what = "is missing" if isinstance(e, FileNotFoundError) else f"is damaged ({e})"
+        place = path.parent
+        more = another(place.parents[1], place.name) if place.name.startswith("step_") else ""
+        raise Refused(f"{path} {what}: bring it back from a copy.{more}") from e
     return state | {alias: state[name] for alias, name in aliases.items()}
 
 # %% ../../nbs/core/50_checkpoint.ipynb #optimizer_state
@@ -114,7 +122,16 @@ def named(
     run: Path,
 ) -> set[str]:
     "The checkpoints that have a name: `last`, `best`, and the ends of stages."
-    return {p.read_text().strip() for p in (run / "checkpoints").glob("[!.]*") if p.is_file()}
+    return {name for p in (run / "checkpoints").glob("[!.]*") if p.is_file() and (name := pointed(p))}
+
+
+def pointed(
+    path: Path,  # checkpoints/last
+) -> str:
+    "The checkpoint that a file names; nothing where it holds no name of one, which never leads to another folder."
+    with open(path, "rb") as file:
+        text = file.read(100).decode("ascii", errors="replace").strip()
+    return text if re.fullmatch(r"step_\d+", text) else ""
 
 
 def end_of(
@@ -185,17 +202,43 @@ def find(
 ) -> Path | None:
     "The folder of a checkpoint; None if the run has none. Raises `Refused` for a name that is not there."
     folder = Path(run) / "checkpoints"
-    name = which
-    if which in ("last", "best"):
-        if not (folder / which).exists():
-            return None
-        name = (folder / which).read_text().strip()
-    elif (folder / which).is_file():
-        name = (folder / which).read_text().strip()
-    if not (folder / name / "state.json").exists():
+    named = folder / which
+    if which == "last" and not named.exists():  # a kill came before the first checkpoint had this name, or it was lost
+        return max((p for p in folder.glob("step_*") if (p / "state.json").is_file()), default=None)
+    if which == "best" and not named.exists():
+        return None
+    name = pointed(named) if named.is_file() else which
+    if Path(name).name != name or not (folder / name / "state.json").is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("[!.]*") if p.name != "base")) or "none"
-        raise Refused(f"{run} has no checkpoint `{name}`; there: {there}.")
+        says = f"{named} names `{name or 'nothing'}`, which is no checkpoint" if named.is_file() else f"{run} has no checkpoint `{which}`"
+        mend = f" Delete {named}: the last checkpoint is then taken." if which == "best" else another(run) if named.is_file() else ""
+        raise Refused(f"{says}; there: {there}.{mend}")
     return folder / name
+
+
+def another(
+    run: Path,
+    damaged: str = "",  # the checkpoint that is of no use
+) -> str:
+    "What to do where a checkpoint is of no use."
+    folder = Path(run) / "checkpoints"
+    whole = [p.name for p in folder.glob("step_*") if p.name != damaged and (p / "state.json").is_file()]
+    return f" To go on from another one, write its name, as {max(whole)}, into {folder / 'last'}." if whole else ""
+
+
+def state_of(
+    folder: Path,  # a checkpoint
+) -> dict:
+    "The state.json of a checkpoint. Raises `Refused` for one that is damaged."
+    run = folder.parents[1]
+    try:
+        state = read_json(folder / "state.json", {})
+
+    except Refused as e:
+        raise Refused(f"{e}{another(run, folder.name)}") from e
+    if not state:
+        raise Refused(f"{folder / 'state.json'} is damaged (it is empty): bring it back from a copy.{another(run, folder.name)}")
+    return state
 
 # %% ../../nbs/core/50_checkpoint.ipynb #split_state
 def split_state(
@@ -226,7 +269,7 @@ def restore_nets(
     "Load the nets' weights. Raises `Refused` naming what is missing or of another shape."
     for name, net in nets.items():
         state = net_state(folder, name, prefix)
-        elsewhere = read_json(folder / "state.json")["elsewhere"].get(name)
+        elsewhere = state_of(folder)["elsewhere"].get(name)
         own = net.state_dict()
         odd = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
         odd += [k for k in own if k not in state and not elsewhere]

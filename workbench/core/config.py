@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Every', 'Named', 'Place', 'RunPlace', 'Beta', 'Beginning', 'parse_every', 'from_here', 'run_and_stage',
-           'run_from_here', 'time_limit', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid', 'Transition',
-           'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest', 'short', 'shown']
+           'run_from_here', 'time_limit', 'each_once', 'Optimizer', 'Scheduler', 'EarlyStopping', 'Train', 'Valid',
+           'Transition', 'BeginFrom', 'one_run', 'StageSpec', 'Pipeline', 'Core', 'merge', 'merge_named', 'nearest',
+           'short', 'shown']
 
 # %% ../../nbs/core/00_config.ipynb #1ae246fa
 import difflib
@@ -71,6 +72,15 @@ def time_limit(
     raise ValueError("write a number above 0, `auto`, or null for no limit")
 
 
+def each_once(
+    value: list,
+) -> list:
+    "Raises ValueError for a list that says something twice."
+    if twice := [v for i, v in enumerate(value) if v in value[:i]]:
+        raise ValueError(f"`{twice[0]}` stands twice: keep one")
+    return value
+
+
 Named = Annotated[str, AfterValidator(possible)]
 Place = Annotated[str, AfterValidator(from_here)]
 RunPlace = Annotated[str, AfterValidator(run_from_here)]
@@ -116,6 +126,14 @@ class Scheduler(Section):
         if any(b <= a for a, b in zip(value, value[1:])):
             raise ValueError("write steps that rise: [1000, 2000]")
         return value
+
+    @model_validator(mode="after")
+    def drops(self):
+        if self.type == "MultiStepLR" and not self.milestones:
+            raise ValueError("write the steps at which MultiStepLR drops the rate into `milestones`, as [1000, 2000]")
+        if self.type == "ReduceLROnPlateau" and self.factor == 1:
+            raise ValueError("`factor` is what is left of the rate: of ReduceLROnPlateau, write a number below 1")
+        return self
 
 
 class EarlyStopping(Section):
@@ -231,7 +249,7 @@ class Core(Section):
     begin_from: Beginning = None  # a run whose nets, tokenizer and statistics this one begins with
     run_dir: Named | None = None  # the run's folder; None: runs/<preset>-<time>
     check: bool = True  # reality checks before the training starts
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], AfterValidator(each_once)] = ["tensorboard"]
     notes: list[str] = []  # what the defaults did on this machine
     asked: list[str] = []  # keys that the user set, in a file of his own or as overrides
 

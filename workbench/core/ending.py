@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .lock import alive, owned
 from .loop import Failed, Loop, last_good
-from .run import overwrite_status, read_json, update_status
+from .run import overwrite_status, status_in, update_status
 
 # %% ../../nbs/core/89_ending.ipynb #listen
 def listen() -> list:
@@ -85,7 +85,7 @@ def has_the_word(
     "Whether this rank is to say why the run failed: not if another has said it, rank 0 died and left it alone, or another attempt trains here."
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
         time.sleep(1)  # it lost another rank, which may not have written yet
-    status = read_json(run / "status.json", {})
+    status = status_in(run) or {}
     return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0" or alive(status))
 
 

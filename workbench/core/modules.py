@@ -53,7 +53,7 @@ def own_module(
     "The module of a task that the user named or has imported; None for any other. Raises `Refused` where it is not found."
     if name not in (named := named_tasks()):
         module = sys.modules.get(name) if name != "__main__" else None
-        if hasattr(module, "task"):
+        if hasattr(getattr(module, "task", None), "config"):  # a Task: many a module has something of this name
             permit(name)  # what this process has run, its processes may run
             return module
         return None

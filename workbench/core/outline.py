@@ -112,11 +112,19 @@ def short_of_warmup(
     loop: Loop,
     lines: list[dict],  # from `outline`
 ) -> list[str]:
-    "What the plan says of stages that are over before their warm-up is."
+    "What the plan says of stages that are over before their schedule, or their patience, has come to anything."
     out = []
     for stage, line in zip(loop.stages, lines):
         train = stage.cfg.train
         specs = {"scheduler": train.scheduler, **{f"schedulers.{n}": s for n, s in train.schedulers.items()}}
         out += [f"train.{key}.warmup is {spec.warmup:g} steps, and stage {stage.name} has {line['steps']}: the rate never comes to its top."
                 for key, spec in specs.items() if line["steps"] and spec.type in warmed and spec.warmup >= max(1, line["steps"])]
+        for key, spec in specs.items():
+            drops = {"MultiStepLR": spec.milestones, "StepLR": [spec.step_size] if spec.step_size else []}.get(spec.type, [])
+            if line["steps"] and (late := [n for n in drops if n >= line["steps"]]):
+                what = "milestones" if spec.type == "MultiStepLR" else "step_size"
+                out.append(f"train.{key}.{what} is {late[0]:,}, and stage {stage.name} is over after {line['steps']:,} steps: the rate does not drop there.")
+        each, stop = stage.cfg.valid.every, train.early_stopping
+        if stop and line["steps"] and isinstance(each, int) and stop.patience >= (times := line["steps"] // each):
+            out.append(f"train.early_stopping.patience is {stop.patience}, and stage {stage.name} is validated {times} times: it never stops early.")
     return out

@@ -132,10 +132,10 @@ def task_module(
     name = name.removeprefix("workbench.tasks.")
     module = import_module(f"workbench.tasks.{name}") if name in ours else own_module(name)
     if module is None:
-        raise Refused(f"There is no task `{name}`{nearest(name, ours)}. Tasks: {', '.join(ours)}. A configuration alone imports no "
+        raise Refused(f"There is no task `{name}`{nearest(name, ours) or '.'} Tasks: {', '.join(ours)}. A configuration alone imports no "
                       f"other code: if you trust the module `{name}`, name it yourself, as `--task-from {name}` (or its .py file) on "
                       f"the command line, WORKBENCH_TASKS={name} in your environment, or task_from=\"{name}\" in Python.")
-    if not hasattr(module, "task"):
+    if not hasattr(getattr(module, "task", None), "config"):
         raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module
 

@@ -6,7 +6,6 @@
 __all__ = ['identity', 'settings_of', 'begin', 'scalars', 'lines_from', 'tell_again', 'to_tensorboard']
 
 # %% ../../nbs/core/85_trackers.ipynb #trackers-imports
-import json
 import os
 import uuid
 import wave
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import checkpoint_name
+from .lines import parsed
 from .run import read_json, write_json
 
 # %% ../../nbs/core/85_trackers.ipynb #settings
@@ -84,7 +84,7 @@ def lines_from(
         size = f.seek(0, 2)
         f.seek(max(0, size - bytes_))
         whole = f.read().split(b"\n")[size > bytes_:-1]
-    return [row for row in map(json.loads, whole) if row["step"] >= step]
+    return [row for line in whole if (row := parsed(line)) and row["step"] >= step]
 
 
 def tell_again(

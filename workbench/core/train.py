@@ -26,11 +26,11 @@ from .heed import demand_known
 from .lock import hold, process
 from .loop import Loop, agree, flush, log, make_accelerator, update
 from .optim import freeze, named_parameters, set_modes, update_ema
-from .pipeline import Position, due, ended, next_stage, stages, watch
+from .pipeline import due, ended, next_stage, position_in, stages, watch
 from .report import (final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
                                    write_plan)
-from .resume import adopt_assets, begin_from, restore, same_data, save, within_epoch
-from .run import config_of, cut_metrics, make_folders, read_json, update_status
+from .resume import adopt_assets, begin_from, demand_assets, demand_checkpoint, restore, same_data, save, within_epoch
+from .run import config_of, cut_metrics, make_folders, status_in, update_status
 from .stage import Stage, last_epoch
 from .step import build, optimiser_step, prove_gradients
 from .task import Data, get
@@ -41,11 +41,16 @@ def prepare(
 ) -> Loop:
     "A loop at its beginning or at its last checkpoint: configuration, data, nets with their weights."
     cfg = config_of(run)
+    demand_checkpoint(run)
     accelerator = make_accelerator(cfg, run)
     found = checkpoint.find(run)
-    state = read_json(found / "state.json") if found else {}
-    loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), accelerator, Position(**state.get("position", {})),
-                read_json(run / "status.json", {}).get("attempt", 1), state.get("world0", accelerator.num_processes))
+    state = checkpoint.state_of(found) if found else {}
+    demand_assets(run, state)
+    steps, at = stages(cfg, run / "assets"), position_in(state)
+    if at.stage >= len(steps):
+        raise Refused(f"{run} stands in stage {at.stage + 1}, and its config.yaml has {len(steps)}: put the stages back that have been trained.")
+    loop = Loop(run, cfg, get(cfg.task), steps, accelerator, at,
+                (status_in(run) or {}).get("attempt", 1), state.get("world0", accelerator.num_processes))
     stage, loop.began = loop.stage, loop.at.step
     loop.tell("data")
     update(loop)
@@ -161,7 +166,7 @@ def train_stage(
     "Train until the stage ends or the run must stop; returns why it must stop, or nothing."
     plan, at, train = plan_of(loop), loop.at, loop.stage.cfg.train
     if resumed:
-        within_epoch(loop, len(plan(at.epoch)), bool(read_json(resumed / "state.json").get("data")))
+        within_epoch(loop, len(plan(at.epoch)), bool(checkpoint.state_of(resumed).get("data")))
     begin_stage(loop, plan)
     if resumed:
         restore(loop, resumed)
@@ -251,6 +256,8 @@ def train(
             update(loop, stage=loop.stage.name)
             demand(loop, plan_of(loop))
         why = train_stage(loop, resumed)
+        if why == "time budget" and not loop.at.step:
+            raise Refused(f"train.minutes is {loop.cfg.train.minutes:g}: the time was over before the first step. Give more, or null for no limit.")
         if why:
             if loop.at.stage_step or not checkpoint.find(loop.run):  # else the end of the stage before is the place
                 save(loop)

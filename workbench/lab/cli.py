@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'all_kept', 'check', 'stop', 'runs', 'presets',
-           'preset_table', 'run_row', 'check_model', 'say', 'docs', 'main']
+           'preset_table', 'line_of', 'run_row', 'check_model', 'say', 'docs', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -166,7 +166,7 @@ def runs(options) -> int:
     from workbench.core.run import root
     from workbench.lab.show import Table, show
 
-    rows = [run_row(p.parent) for p in sorted(root().glob("*/status.json"))]
+    rows = [line_of(p.parent) for p in sorted(root().glob("*/status.json"))]
     head = ["name", "preset", "state", "step", "best", "updated"]
     show(Table(head, rows) if rows else f"There are no runs in {root()}.")
     return 0
@@ -192,6 +192,18 @@ def preset_table():  # Table
         return comment.partition(". ")[0].rstrip(".")
 
     return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
+
+
+def line_of(
+    run,  # a run folder
+) -> list:
+    "`run_row`; of a damaged folder what is wrong with it, so that the list has all others."
+    from workbench.core.config import short
+
+    try:
+        return run_row(run)
+    except Exception as e:  # whatever is wrong with it, it is said
+        return [run.name, "–", "damaged", "–", short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
 
 
 def run_row(
@@ -244,18 +256,16 @@ def main(
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
+    from workbench.lab.show import printable
     from workbench.core.modules import permit
     from workbench.errors import Failed, Refused
 
     try:
         permit(",".join(getattr(options, "task_from", [])))
         return commands[options.command](options)
-    except Refused as e:
-        print(f"workbench: {e}", file=sys.stderr)
-        return 2
-    except Failed as e:
-        print(f"workbench: {e}", file=sys.stderr)
-        return 1
+    except (Refused, Failed) as e:
+        print(printable(f"workbench: {e}"), file=sys.stderr)
+        return 2 if isinstance(e, Refused) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`

@@ -10,7 +10,6 @@ __all__ = ['logs', 'heads', 'all_runs', 'named', 'labels', 'log_of', 'git_line',
 # %% ../../nbs/lab/80_compare.ipynb #7c24126e
 import functools
 import html
-import json
 import shlex
 import time
 from pathlib import Path
@@ -18,10 +17,11 @@ from pathlib import Path
 import yaml
 
 from ..core.config import Refused, nearest
+from ..core.lines import parsed
 from ..core.presets import flat
-from ..core.run import read_json, root, status_of, write_rows, write_text
+from ..core.run import read_json, root, settings, status_of, write_rows, write_text
 from .chart import Log
-from .plan import judged, of_stage, settings
+from .plan import judged, of_stage
 from .show import Table, number, span
 
 # %% ../../nbs/lab/80_compare.ipynb #all_runs
@@ -88,13 +88,13 @@ def glance(
     "(the metric at each validation, seconds of training without the pauses between attempts)."
     text = path.read_bytes()[:size]
     lines = text[:text.rfind(b"\n") + 1].splitlines()
-    valid = [json.loads(line) for line in lines if b'"split": "valid"' in line]
-    seconds = 0.0
-    for attempt in range(1, 1 + (json.loads(lines[-1]).get("attempt", 0) if lines else 0)):
+    valid = [row for line in lines if b'"split": "valid"' in line and (row := parsed(line)) is not None]
+    seconds, attempts = 0.0, max((row.get("attempt", 0) for line in lines[-1:] if (row := parsed(line))), default=0)
+    for attempt in range(1, 1 + min(attempts, len(lines))):
         mark = b'"attempt": %d,' % attempt
         first, last = text.find(mark), text.rfind(mark)
-        ends = [json.loads(text[text.rfind(b"\n", 0, at) + 1:text.find(b"\n", at)]) for at in (first, last) if at >= 0]
-        seconds += ends[-1]["time"] - ends[0]["time"] if ends else 0.0
+        ends = [parsed(text[text.rfind(b"\n", 0, at) + 1:text.find(b"\n", at)]) or {} for at in (first, last) if at >= 0]
+        seconds += ends[-1]["time"] - ends[0]["time"] if ends and all("time" in e for e in ends) else 0.0
     return tuple(r[metric] for r in of_stage(valid, stage) if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.run import metrics_of, read_json
-from .plan import fell_back, metric_of, settings
+from ..core.run import metrics_of, read_json, settings
+from .plan import fell_back, metric_of
 from .show import Table, colours, part_colours
 
 # %% ../../nbs/lab/25_curves.ipynb #thin

@@ -7,9 +7,9 @@ __all__ = ['dry_run']
 
 # %% ../../nbs/lab/36_dry_run.ipynb #5c8c800b
 from ..core.pipeline import complete
-from ..core.run import read_json, status_of
+from ..core.run import read_json, settings, status_of
 from .parameters import asked
-from .plan import settings, show_facts
+from .plan import show_facts
 from .show import Table, plainly
 from .stages_diagram import Stages, diagram
 

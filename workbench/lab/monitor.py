@@ -7,15 +7,15 @@ __all__ = ['show_plan', 'new_rows', 'progress', 'progress_line', 'estimate', 'ba
 
 # %% ../../nbs/lab/20_monitor.ipynb #c35dba6f
 import html
-import json
 import sys
 import time
 from pathlib import Path
 
-from ..core.run import read_json
+from ..core.lines import parsed
+from ..core.run import read_json, settings
 from .launch import Run, wait
-from .plan import metric_of, of_stage, settings, show_facts
-from .show import Table, colours, in_notebook, number, plainly, span
+from .plan import metric_of, of_stage, show_facts
+from .show import Table, colours, in_notebook, number, plainly, printable, span
 
 # %% ../../nbs/lab/20_monitor.ipynb #show_plan
 @plainly
@@ -47,7 +47,7 @@ def new_rows(
         f.seek(0 if cut else at)
         text = f.read()
     whole = text[:text.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], (0 if cut else at) + len(whole), cut
+    return [row for line in whole.splitlines() if (row := parsed(line)) is not None], (0 if cut else at) + len(whole), cut
 
 # %% ../../nbs/lab/20_monitor.ipynb #progress
 def progress(
@@ -139,13 +139,13 @@ def screen():
         handle = display({"text/plain": ""}, raw=True, display_id=True)
         return lambda share, line, important: handle.update(bar(share, line), raw=True)
     if sys.stderr.isatty():
-        return lambda share, line, important: print(f"\r\x1b[2K{line[:150]}", end="", file=sys.stderr, flush=True)
+        return lambda share, line, important: print(f"\r\x1b[2K{printable(line[:150])}", end="", file=sys.stderr, flush=True)
     said = [0.0]
 
     def sparse(share, line, important):
         if important or time.monotonic() - said[0] > 60:
             said[0] = time.monotonic()
-            print(line.rstrip(), file=sys.stderr, flush=True)
+            print(printable(line.rstrip()), file=sys.stderr, flush=True)
     return sparse
 
 
@@ -166,7 +166,8 @@ def follow(
 ) -> dict:
     "Show a run's progress until it is over; returns its status. Raises `Refused` or `Failed` as the run did."
     run = run if isinstance(run, Run) else Run(Path(run))
-    chosen, draw, budget = settings(run.folder), screen(), settings(run.folder)["train"]["minutes"]
+    chosen, draw = settings(run.folder), screen()
+    budget = chosen["train"]["minutes"]
     seen = {"at": 0, "train": [], "valid": {}, "line": ""}
 
     def look(_):
@@ -176,7 +177,7 @@ def follow(
         rows, seen["at"], cut = new_rows(run.folder / "metrics.jsonl", seen["at"])
         if cut:
             seen.update(train=[], valid={})
-        here = [r for r in rows if r["attempt"] == status["attempt"]]
+        here = [r for r in rows if r.get("attempt") == status.get("attempt")]
         seen["train"] = [*seen["train"], *(r for r in here if r["split"] == "train")][-20:]
         valid = [r for r in here if r["split"] == "valid"]
         seen["valid"] = valid[-1] if valid else seen["valid"]

@@ -17,13 +17,13 @@ import numpy as np
 import psutil
 
 from ..core.config import Refused
-from ..core.run import status_of
+from ..core.run import settings, status_of
 from . import launch
 from .board import Board
 from .chart import Line, Log, chart, legend
 from .curves import parts_of
 from .monitor import bar, last_line, progress, progress_line
-from .plan import metric_of, settings
+from .plan import metric_of
 from .results import Gallery
 from .show import colours, part_colours
 from .stations import ACTIVE

@@ -175,10 +175,10 @@ def tokenizer_of(
     from workbench.parts.written import check_writes
 
     t = cfg.model.text
-    if assets and (assets / "tokenizer").is_dir():
-        return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     name = t.tokenizer if t.tokenizer != "own" else t.encoder
     try:
+        if assets and (assets / "tokenizer").is_dir():
+            return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
         if name != "own":
             source = locate(name, "auto" if t.encoder == "own" else "pretrained", "tokenizer", device_kind())
             if source.kind == "pretrained":

@@ -25,9 +25,9 @@ def tokenizer_of(
     from workbench.parts.text import check_language, load_tokenizer, train_tokenizer
 
     m = cfg.model
-    if assets and (assets / "tokenizer").is_dir():
-        return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
     try:
+        if assets and (assets / "tokenizer").is_dir():
+            return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
         own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()  # also what `auto` may come back to
         name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
         source = locate(name, init, "tokenizer", device_kind(), revision=revision)
