@@ -192,7 +192,9 @@ LAYOUTS = {
     "normalised": (["path", lambda i, t: t.replace("every", "12"), "text"], {}, 1, "path, text, normalised text"),
     "normalised alike": (["path", "text", "text"], {"path": "c{}"}, 1, "path, text, normalised text"),
     "language": (["path", "text", lambda i, t: LONG[i % 2], lambda i, t: "en"], {}, 2, "path, text, speaker (2), language (1: en)"),
-    "language in capitals": (["path", lambda i, t: ("EN", "German")[i % 2], "text"], {}, 1, "path, language (2: EN, German), text"),
+    "language in capitals": (["path", lambda i, t: ("EN", "deu")[i % 2], "text"], {}, 1, "path, language (2: EN, deu), text"),
+    "counted": ([lambda i, t: str(i + 1), "path", "text"], {}, 1, "path, text"),
+    "a prompt": (["path", "text", lambda i, t: "wavs/c0.wav"], {"path": "c{}"}, 1, "path, text"),
     "other files": (["path", lambda i, t: f"pitch/c{i}.npy", "text", lambda i, t: f"mel-{i}.pt"], {}, 1, "path, text"),
     "size in a header": (["path", lambda i, t: str(7 * i), "text"], {"head": "wav_filename|wav_filesize|transcript\n"}, 1, "path, text"),
     "language first": (["path", lambda i, t: "en", "text"], {}, 1, "path, language (1: en), text"),
@@ -290,6 +292,8 @@ def test_lists_with_bars_under_other_names(tmp_path):
     with pytest.raises(ValueError, match="train.2.txt and train_list.txt are both for `train`"):
         read_source(tmp_path)
     assert len(read_source(voices(tmp_path / "one", ["path", "text"], "transcripts.txt"))[0]) == len(SAID)
+    (tmp_path / "one/SPEAKERS.txt").write_text("ID|SEX\n19|F\n")
+    assert len(read_source(tmp_path / "one")[0]) == len(SAID)
     deep = voices(tmp_path / "three/by/one", ["path", "text"])
     with pytest.raises(ValueError, match="by/one/metadata.csv: give that folder"):
         read_source(deep.parents[1])

@@ -48,9 +48,9 @@ def by_names(
 # %% ../../nbs/parts/71_columns.ipynb #Column
 NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 FILE = re.compile(r"\S+\.[A-Za-z][A-Za-z0-9]{1,4}")
-LANGUAGES = {"en": "english", "zh": "chinese", "cn": "mandarin", "ja": "japanese", "jp": "jp", "ko": "korean", "kr": "kr", "de": "german", "fr": "french",
-             "es": "spanish", "it": "italian", "pt": "portuguese", "ru": "russian", "nl": "dutch", "pl": "polish", "tr": "turkish", "ar": "arabic",
-             "hi": "hindi", "am": "amharic"}  # in any case, as a speaker is hardly called
+LANGUAGES = set("""en eng english zh zho cmn cn chinese mandarin ja jp jpn japanese ko kr kor korean de deu ger german fr fra fre french es spa spanish
+    it ita italian pt por portuguese ru rus russian nl nld dutch pl pol polish tr tur turkish ar ara arabic hi hin hindi am amh amharic sv swe swedish
+    uk ukr ukrainian vi vie vietnamese sw swa swahili""".split())  # in any case, as a speaker is hardly called
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def is_code(
     "Whether CLDR knows it as a language: `de`, `en-US`, `pt_BR`; of the large ones also `DE` and `German`."
     from babel.localedata import exists
 
-    if value.lower() in LANGUAGES or value.lower() in LANGUAGES.values():
+    if value.lower() in LANGUAGES:
         return True
 
     head = re.split("[-_]", value)
@@ -178,15 +178,16 @@ def by_content(
     cells = [[c.strip() for c in column] for column in zip(*rows)]
     looks = [column(c) for c in cells]
     named = [[recording(c) for c in column] for column in cells]
-    share = [sum(map(bool, n)) + sum("." in c[-5:] for c, n in zip(column, n) if n) / 2 for column, n in zip(cells, named)]
+    share = [len(set(n) - {""}) + sum("." in c[-5:] for c, n in zip(column, n) if n) / 2 for column, n in zip(cells, named)]
     path = share.index(max(share))
     rest = [c for c in range(len(cells)) if c != path]
     words = [c for c in rest if looks[c].kind == "words" and not (any(named[c]) and named[c] == named[path])] or \
         [c for c in rest if looks[c].kind == "words"][:1]
     some = range(0, len(rows), max(1, len(rows) // 40))
     lengths = [seconds(cells[path][i]) for i in some] if any(looks[c].kind == "whole" for c in rest) else []
-    wholes = [c for c in rest if looks[c].kind == "whole" and not grows_with([cells[c][i] for i in some], lengths)]
-    found = {"path": path, "seconds": next((c for c in rest if looks[c].kind in ("whole", "seconds") and c not in wholes), None),
+    counted = [c for c in rest if looks[c].kind == "whole" and len(rows) > 3 and all(int(b) == int(a) + 1 for a, b in zip(cells[c], cells[c][1:]) if a and b)]
+    wholes = [c for c in rest if looks[c].kind == "whole" and c not in counted and not grows_with([cells[c][i] for i in some], lengths)]
+    found = {"path": path, "seconds": next((c for c in rest if looks[c].kind in ("whole", "seconds") and c not in wholes + counted), None),
              "language": next((c for c in rest if looks[c].kind == "code"), None)}
     try:
         found["text"], found["normalised text"] = texts_of(cells, looks, words)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MONEY', 'CURRENCIES', 'LOCAL', 'SCALES', 'NAMES', 'JOIN', 'TO', 'UNITS', 'PERCENT', 'DOT', 'HOURS', 'AT', 'ORDINALS',
            'DOTTED', 'RUSSIAN', 'OBLIQUE', 'currency', 'money', 'unit', 'clock', 'dated', 'day', 'hours', 'phone',
-           'decade', 'plain', 'decimal', 'ordinal', 'rules', 'minus', 'share', 'mixed', 'numbers', 'plain_digit']
+           'decade', 'plain', 'decimal', 'ordinal', 'times', 'rules', 'minus', 'share', 'mixed', 'numbers',
+           'plain_digit']
 
 # %% ../../nbs/parts/59_readings.ipynb #readings_import
 import re
@@ -181,6 +182,20 @@ def ordinal(r: Reading, written: str, ending: str = "") -> str:
     return re.sub(r"o\b", "a", said) if ending.endswith("ª") else said
 
 # %% ../../nbs/parts/59_readings.ipynb #rules
+def times(
+    r: Reading,
+) -> list[tuple[str, str | Callable]]:
+    "Patterns of the time of day and what they become."
+    out = []
+    if r.base in ("de", "nl"):
+        out += [(r"(?<![\d.:,])([01]?\d|2[0-3])[.:]([0-5]\d) (Uhr|uur)\b", lambda m: f"{m[1]} {m[3]} {int(m[2]) or ''}")]
+    if r.base in HOURS:
+        out += [(r"(?<![\d:.,])([01]?\d|2[0-3])(?:\s?h\s?([0-5]\d)?|:([0-5]\d)\s?h)(?!\w)", lambda m: hours(r, m[1], m[2] or m[3]))]
+    if r.base in AT:
+        out += [(rf"\b({AT[r.base]})\s([01]?\d|2[0-3])\.([0-5]\d)(?![\d.])", lambda m: f"{m[1]} {clock(r, int(m[2]), int(m[3]))}")]
+    return out + [(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?=(\w?))", lambda m: clock(r, int(m[1]), int(m[2])) + " " * bool(m[3]))]
+
+
 def rules(
     r: Reading,
 ) -> list[tuple[str, str | Callable]]:
@@ -208,13 +223,7 @@ def rules(
     if r.base not in JOIN:
         marks = "|".join(map(re.escape, UNITS))
         out += [(rf"({number})\s?({marks})(?!\w)", lambda m: unit(r, m[1], m[2])), (rf"%\s?({number})", lambda m: unit(r, m[1], "%"))]
-    if r.base in ("de", "nl"):
-        out += [(r"(?<![\d.:,])([01]?\d|2[0-3])[.:]([0-5]\d) (Uhr|uur)\b", lambda m: f"{m[1]} {m[3]} {int(m[2]) or ''}")]
-    if r.base in HOURS:
-        out += [(r"(?<![\d:.,])([01]?\d|2[0-3])(?:\s?h\s?([0-5]\d)?|:([0-5]\d)\s?h)(?!\w)", lambda m: hours(r, m[1], m[2] or m[3]))]
-    if r.base in AT:
-        out += [(rf"\b({AT[r.base]})\s([01]?\d|2[0-3])\.([0-5]\d)(?![\d.])", lambda m: f"{m[1]} {clock(r, int(m[2]), int(m[3]))}")]
-    out += [(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?=(\w?))", lambda m: clock(r, int(m[1]), int(m[2])) + " " * bool(m[3]))]
+    out += times(r)
     if to:
         out += [(r"(?<![^\W\u1200-\u137f])(?<![.,–-])(\d+)\s?[–-]\s?(?=\d+(?![\w–-]))", rf"\1 {to} ")]
     out += [(rf"(?<![\w.])[-−](?={p}?\d)", lambda m: minus(r) + " ")]

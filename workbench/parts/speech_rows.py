@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from .speech_files import AUDIO, TEXT, located, of_texts, one_microphone, recordings, tails, uid_of, walk
-from .transcripts import read_srt, read_tables, read_text, spoken_length, tables_of, tidy
+from .transcripts import file_lists, read_srt, read_tables, read_text, spoken_length, tables_of, tidy
 from .wave import open_wave
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #SpeechRow
@@ -135,8 +135,10 @@ def read_source(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
-    files, tables = walk(folder), tables_of(folder)
-    audio = recordings(files) if tables else one_microphone(recordings(files))
+    files = walk(folder)
+    audio = recordings(files)
+    tables = tables_of(folder) or file_lists(folder, tails(audio))
+    audio = audio if tables else one_microphone(audio)
     subtitles = [f for f in files if f.lower().endswith(".srt")]
     cut = {uid_of(f[:-len(".srt")]) for f in subtitles}
     texts = [f for f in files if PurePosixPath(f).suffix.lower() in TEXT

@@ -12,12 +12,12 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .columns import WRITE, by_content, by_names, columns_said
-from .speech_files import AUDIO
+from .speech_files import AUDIO, uid_of
 from .tables import VALID as SPLITS
 from .tables import read_cells, sign_of, split_tables
 
@@ -131,23 +131,26 @@ def tables_of(
     named = split_tables(folder, (".csv", ".tsv"))
     found = [(split, named[split]) for split in ("test", "valid", "train") if split in named]
     whole = [folder / f"metadata{suffix}" for suffix in (".csv", ".tsv")]
-    found += [("", path) for path in whole if path.is_file() and "train" not in named]
-    return found or file_lists(folder)
+    return found + [("", path) for path in whole if path.is_file() and "train" not in named]
 
 
 def file_lists(
     folder: Path,
+    names: Container[str] = (),  # of the recordings
 ) -> list[tuple[str, Path]]:  # (split, list); those that hold out rows come first
-    """Lists with bars under other names: `train_list.txt`, `filelists/x_val_filelist.txt`, `metadata_eval.csv`; of lists that are
-    for no split, the only one. Raises ValueError where two are for one split."""
+    """Lists under other names: `train_list.txt`, `filelists/x_val_filelist.txt`, `metadata_eval.csv`; one that is for no split only
+    where its second line names a recording and no other does. Raises ValueError where two are for one split."""
     found: dict[str, list[Path]] = {}
     for path in sorted(p for place in (folder, folder / "filelists") if place.is_dir() for p in place.iterdir()):
         if path.suffix.lower() not in LISTS or path.name.startswith(".") or not path.is_file() or any(path.with_suffix(s).exists() for s in AUDIO):
             continue
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            if all("|" in next(file, "") for _ in range(2)):
-                words = [VALID.get(w, w) for w in re.split(r"[\W_]+", path.stem.lower())]
-                found.setdefault(next((s for s in ("test", "valid", "train") if s in words), ""), []).append(path)
+            first, second = next(file, ""), next(file, "")
+        words = [VALID.get(w, w) for w in re.split(r"[\W_]+", path.stem.lower())]
+        split = next((s for s in ("test", "valid", "train") if s in words), "")
+        met = any(uid_of(cell.strip(' "\n')).rsplit("/", 1)[-1] in names for cell in re.split(r"[|\t]", second) if cell != second)
+        if met or split and "|" in first and "|" in second:
+            found.setdefault(split, []).append(path)
     if "train" not in found:
         return [("", path) for path in found.get("", [])] if len(found.get("", [])) == 1 and len(found) == 1 else []
     if twice := next((split for split, paths in found.items() if split and len(paths) > 1), ""):
