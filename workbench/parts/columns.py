@@ -185,7 +185,8 @@ def by_content(
         [c for c in rest if looks[c].kind == "words"][:1]
     some = range(0, len(rows), max(1, len(rows) // 40))
     lengths = [seconds(cells[path][i]) for i in some] if any(looks[c].kind == "whole" for c in rest) else []
-    counted = [c for c in rest if looks[c].kind == "whole" and len(rows) > 3 and all(int(b) == int(a) + 1 for a, b in zip(cells[c], cells[c][1:]) if a and b)]
+    counted = [c for c in rest[:1] if c == 0 and looks[c].kind == "whole" and len(rows) > 3  # row numbers stand first
+               and all(int(b or 0) == int(a or 0) + 1 for a, b in zip(cells[c], cells[c][1:]))]
     wholes = [c for c in rest if looks[c].kind == "whole" and c not in counted and not grows_with([cells[c][i] for i in some], lengths)]
     found = {"path": path, "seconds": next((c for c in rest if looks[c].kind in ("whole", "seconds") and c not in wholes + counted), None),
              "language": next((c for c in rest if looks[c].kind == "code"), None)}
