@@ -30,3 +30,20 @@ def test_any_number_in_any_language(language):
 
 def test_languages_that_num2words_lacks_keep_their_digits():
     assert numbers("12,5 %", "hi") == "12,5 %"
+
+
+@pytest.mark.parametrize("language, written, said", [
+    ("de", "30 000 Leute", "dreißigtausend Leute"), ("fr", "2.500", "deux mille cinq cents"), ("sv", "4.000", "fyratusen"),
+    ("fr-CH", "12 000.5", "douze mille virgule cinq"), ("en", "7 000", "seven thousand"), ("en", "3 400", "three four hundred"),
+    ("pt", "R$ 7", "sete Reais brasileiros"), ("es", "US$ 8", "ocho dólares estadounidenses"), ("es-MX", "$8", "ocho pesos mexicanos"),
+    ("pl", "8 zł", "osiem złotych polskich"), ("de", "8,- €", "acht Euro"), ("en", "8 Ft", "eight Ft"),
+    ("de", "Version 4.5.6", "Version vier Punkt fünf Punkt sechs"), ("de", "0221/445566", "null zwei zwei eins vier vier fünf fünf sechs sechs"),
+    ("de", "am 7. Juni", "am siebten Juni"), ("de", "die 7. Reihe", "die siebte Reihe"), ("de", "7.–9. Juni", "siebte bis neunte Juni"),
+    ("nl", "om 16.45 uur", "om zestien uur vijfenveertig"), ("id", "pukul 16.45", "pukul enam belas empat puluh lima"), ("fr", "16h45", "seize heures quarante-cinq"),
+    ("nl", "7-6-2004", "zeven juni tweeduizendvier"), ("ru", "07.06.2001", "семь июня две тысячи один"), ("ru", "3-я, 7-го, 80-е", "третья, седьмого, восьмидесятые"),
+    ("tr", "%40", "yüzde kırk"), ("tr", "40%", "yüzde kırk"), ("ko", "40%", "사십 퍼센트"), ("fa", "۴۰٪", "چهل درصد"),
+    ("en", "20%-30%", "twenty percent to thirty percent"), ("de", "20 % – 30 %", "zwanzig Prozent bis dreißig Prozent"), ("en", "$20-$30", "twenty dollars to thirty dollars"),
+    ("en", "9:20pm", "nine twenty pm"), ("en", "555-9876", "five five five nine eight seven six"), ("en", "pages 300-1200", "pages three hundred to twelve hundred"),
+    ("en", "2 3/4", "two and three fourths")])
+def test_numbers_as_people_write_them(language, written, said):
+    assert normalise(written, language) == said

@@ -192,6 +192,11 @@ LAYOUTS = {
     "normalised": (["path", lambda i, t: t.replace("every", "12"), "text"], {}, 1, "path, text, normalised text"),
     "normalised alike": (["path", "text", "text"], {"path": "c{}"}, 1, "path, text, normalised text"),
     "language": (["path", "text", lambda i, t: LONG[i % 2], lambda i, t: "en"], {}, 2, "path, text, speaker (2), language (1: en)"),
+    "language in capitals": (["path", lambda i, t: ("EN", "deu")[i % 2], "text"], {}, 1, "path, language (2: EN, deu), text"),
+    "counted": ([lambda i, t: str(i + 1), "path", "text"], {}, 1, "path, text"),
+    "a prompt": (["path", "text", lambda i, t: "wavs/c0.wav"], {"path": "c{}"}, 1, "path, text"),
+    "other files": (["path", lambda i, t: f"pitch/c{i}.npy", "text", lambda i, t: f"mel-{i}.pt"], {}, 1, "path, text"),
+    "size in a header": (["path", lambda i, t: str(7 * i), "text"], {"head": "wav_filename|wav_filesize|transcript\n"}, 1, "path, text"),
     "language first": (["path", lambda i, t: "en", "text"], {}, 1, "path, language (1: en), text"),
     "text first": (["text", "path"], {"path": "wavs\\c{}.WAV"}, 1, "text, path"),
     "third column empty": (["path", "text", lambda i, t: ""], {"end": "\r\n\r\n", "head": "\ufeff"}, 1, "path, text"),
@@ -273,3 +278,37 @@ def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
     assert not rejected and all(abs(r.seconds - 6) < 0.15 for r in rows)
     sound, facts = read_wave(rows[0].path, 16000)
     assert facts["seconds"] == pytest.approx(6, abs=0.15) and sound[-16000:].std() > 0.05
+
+
+def test_lists_with_bars_under_other_names(tmp_path):
+    voices(tmp_path, ["path", "text", lambda i, t: f"p{i % 2}"], "train_list.txt")
+    lines = (tmp_path / "train_list.txt").read_text().splitlines()
+    (tmp_path / "OOD_texts.txt").write_text("A text of nobody|x\nAnother of nobody|y\n")
+    (tmp_path / "train_list.txt").write_text("\n".join(lines[2:]))
+    (tmp_path / "val_list.txt").write_text("\n".join(lines[:2]))
+    rows, rejected = read_source(tmp_path)
+    assert not rejected and sorted(r.text for r in rows) == sorted(SAID) and [r.split for r in rows] == ["valid"] * 2 + ["train"] * 10
+    (tmp_path / "train.2.txt").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="train.2.txt and train_list.txt are both for `train`"):
+        read_source(tmp_path)
+    assert len(read_source(voices(tmp_path / "one", ["path", "text"], "transcripts.txt"))[0]) == len(SAID)
+    (tmp_path / "one/SPEAKERS.txt").write_text("ID|SEX\n19|F\n")
+    assert len(read_source(tmp_path / "one")[0]) == len(SAID)
+    deep = voices(tmp_path / "three/by/one", ["path", "text"])
+    with pytest.raises(ValueError, match="by/one/metadata.csv: give that folder"):
+        read_source(deep.parents[1])
+
+
+def test_two_microphones_and_two_forms_of_a_text(tmp_path):
+    for i in range(4):
+        for mic in (1, 2):
+            noise(tmp_path / f"a/wav48/p{i % 2}/p{i % 2}_{i}_mic{mic}.flac")
+        (tmp_path / f"a/txt/p{i % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"a/txt/p{i % 2}/p{i % 2}_{i}.txt").write_text("Good morning.")
+        noise(tmp_path / f"b/{i % 2}/{i}_0.wav")
+        (tmp_path / f"b/{i % 2}/{i}_0.original.txt").write_text("At 9, Mr. X")
+        (tmp_path / f"b/{i % 2}/{i}_0.normalized.txt").write_text("At nine, Mister X")
+    rows, rejected = read_source(tmp_path / "a")
+    assert not rejected and len(rows) == 4 and all(r.path.stem.endswith("_mic1") for r in rows) and {r.speaker for r in rows} == {"p0", "p1"}
+    rows, rejected = read_source(tmp_path / "b")
+    assert not rejected and [r.text for r in rows] == ["At nine, Mister X"] * 4 and {r.speaker for r in rows} == {"0", "1"}

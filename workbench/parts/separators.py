@@ -64,7 +64,8 @@ def reading_of(
     except (UnknownLocaleError, ValueError):
         locale = Locale.parse(cldr)
     point, group = get_decimal_symbol(locale), get_group_symbol(locale)
-    between = f"[ {SPACES}]" if group.isspace() else f"['’{SPACES}]" if group in "'’" else f"(?:{re.escape(group)}|[{SPACES}])"
-    grouped = rf"(?<!\d)\d{{1,3}}(?:{between}\d{{3}})+(?!\d)"
+    free = {",": " .", ".": ""}.get(point, " ")  # no sign of decimals, so it may stand between thousands: `20 000`, `1.000`
+    between = f"[{re.escape(free + group)}{SPACES}{'’' * (group == chr(39))}{chr(39) * (group == '’')}]"
+    grouped = rf"(?<!\d)[1-9]\d{{0,2}}(?:{between}\d{{3}})+(?!\d)|(?<!\d)[1-9]\d{{0,2}}(?: 000)+(?!\d)"
     grouped += r"|(?<![\d,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])" if group == "," else ""  # 12,34,567, as India writes
     return Reading(code, mine, locale, re.escape(point), rf"{grouped}|\d+", grouped)

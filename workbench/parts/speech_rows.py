@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .speech_files import AUDIO, TEXT, located, recordings, tails, uid_of, walk
-from .transcripts import read_srt, read_tables, read_text, spoken_length, tables_of, tidy
+from .speech_files import AUDIO, TEXT, located, of_texts, one_microphone, recordings, tails, uid_of, walk
+from .transcripts import file_lists, read_srt, read_tables, read_text, spoken_length, tables_of, tidy
 from .wave import open_wave
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #SpeechRow
@@ -109,9 +109,10 @@ def from_texts(
 ) -> tuple[list[SpeechRow], list[dict], list[str]]:  # rows, rejected, uids of recordings that are named
     "Rows of recordings with a text file each."
     rows, rejected, named = [], [], []
-    places = located(map(uid_of, texts), audio, folder)
-    for name in texts:
-        uid, file = places[uid_of(name)]
+    keys = of_texts(texts, audio)
+    places = located(keys.values(), audio, folder)
+    for name, key in keys.items():
+        uid, file = places[key]
         try:
             if not uid or uid in named:
                 raise ValueError(file if not uid else "this recording has two texts")
@@ -120,7 +121,7 @@ def from_texts(
             if not spoken_length(text):
                 raise ValueError("empty text")
         except ValueError as e:
-            rejected.append({"row": name, "uid": uid or uid_of(name), "reason": str(e)})
+            rejected.append({"row": name, "uid": uid or key, "reason": str(e)})
             continue
         rows.append(SpeechRow(uid, folder / file, text, row=name))
     return rows, rejected, named
@@ -134,14 +135,16 @@ def read_source(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
-    files, tables = walk(folder), tables_of(folder)
+    files = walk(folder)
     audio = recordings(files)
+    tables = tables_of(folder) or file_lists(folder, tails(audio))
+    audio = audio if tables else one_microphone(audio)
     subtitles = [f for f in files if f.lower().endswith(".srt")]
     cut = {uid_of(f[:-len(".srt")]) for f in subtitles}
     texts = [f for f in files if PurePosixPath(f).suffix.lower() in TEXT
              and (PurePosixPath(f).stem.lower() not in ABOUT or uid_of(f) in audio) and uid_of(f) not in cut]
     if not tables and not subtitles and not texts:
-        below = [f for f in files if f.count("/") == 1 and f.endswith(("/metadata.csv", "/train.csv"))]
+        below = [f for f in files if f.endswith(("/metadata.csv", "/train.csv"))]
         hint = f" There is a {below[0]}: give that folder." if below else ""
         raise ValueError(f"{folder}: no metadata.csv or train.csv, no .srt and no .txt beside recordings.{hint}")
     try:
