@@ -419,3 +419,33 @@ def test_one_name_in_two_spellings(tmp_path):
         with pytest.raises(FileNotFoundError): P.find_pose(home, "fr/Koln e")
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(FileNotFoundError): P.find_pose(tmp_path, "pipe")
+
+
+def test_scores_beside_the_coordinates_choose_the_person(tmp_path):
+    points, scores = np.stack([walk(), walk(seed=1)], 1), np.broadcast_to(np.array([0.2, 0.9])[:, None, None], (2, 17, 1))
+    both = np.concatenate([points, np.broadcast_to(scores, (30, 2, 17, 1))], -1)  # x, y, score in one array
+    np.save(tmp_path / "two.npy", both)
+    (tmp_path / "two.pkl").write_bytes(pickle.dumps({"keypoint": both.swapaxes(0, 1), "total_frames": 30}))
+    np.save(tmp_path / "flat.npy", both[:, 1].reshape(30, -1))
+    for name in ("two.npy", "two.pkl", "flat.npy"):
+        got = P.read_pose(tmp_path / name, 3 if name == "flat.npy" else None)
+        np.testing.assert_allclose(got.points, walk(seed=1), atol=1e-3)
+        np.testing.assert_allclose(got.confidence, 0.9, atol=1e-6)
+
+
+def test_suffixes_in_capitals(tmp_path):
+    np.save(tmp_path / "x.npy", walk())
+    (tmp_path / "x.npy").rename(tmp_path / "CLIP.NPY")
+    assert len(P.read_pose(P.find_pose(tmp_path, "CLIP")).points) == 30
+
+
+def test_a_table_asks_for_shifts_that_can_be(tmp_path):
+    from workbench.parts.pose_rows import read_table
+
+    for header, value in (("tempo", "0"), ("tempo", "nan"), ("rotate", "inf"), ("drop", "1")):
+        (tmp_path / "t.csv").write_text(f"uid,text,{header}\na,x,{value}\n")
+        with pytest.raises(ValueError, match=f"line 2: {header} is {value}: write a number from"):
+            read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("uid, text, lang, pose\na, x, ase, p + _ + q\n")
+    rows, rejected = read_table(tmp_path / "t.csv", ["ase"])
+    assert [r.clips for r in rows] == [("p", "_", "q")] and not rejected
