@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MONEY', 'CURRENCIES', 'LOCAL', 'SCALES', 'NAMES', 'JOIN', 'TO', 'UNITS', 'PERCENT', 'DOT', 'HOURS', 'AT', 'ORDINALS',
            'DOTTED', 'RUSSIAN', 'OBLIQUE', 'currency', 'money', 'unit', 'clock', 'dated', 'day', 'hours', 'phone',
-           'decade', 'plain', 'decimal', 'ordinal', 'times', 'rules', 'minus', 'share', 'mixed', 'numbers',
+           'decade', 'plain', 'decimal', 'ordinal', 'ranges', 'times', 'rules', 'minus', 'share', 'mixed', 'numbers',
            'plain_digit']
 
 # %% ../../nbs/parts/59_readings.ipynb #readings_import
@@ -183,6 +183,14 @@ def ordinal(r: Reading, written: str, ending: str = "") -> str:
     return re.sub(r"o\b", "a", said) if ending.endswith("ª") else said
 
 # %% ../../nbs/parts/59_readings.ipynb #rules
+def ranges(
+    until: str,  # a word, or a dash that is no minus
+) -> list[tuple[str, str]]:
+    "Patterns of ranges of money and percents, `$5-10`, `5%-10%`, `%5-10`, and what they become."
+    return [(r"([€£$])\s?(\d[\d.,]*)\s?[–-]\s?(?=\d)", rf"\2 {until} \1"), (r"(%\s?\d[\d.,]*)\s?[–-]\s?(?=%?\s?\d)", rf"\1 {until} "),
+            (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "), (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
+
+
 def times(
     r: Reading,
 ) -> list[tuple[str, str | Callable]]:
@@ -214,9 +222,7 @@ def rules(
            (r"(?<=\d),[-–—]+(?!\d)", "")]  # `5,- €`
     if r.base == "en":
         out += [(r"(?<![\w-])[2-9]\d\d-\d{4}(?<!00)(?![\w-])", lambda m: r.digits(m[0]))]
-    until = to or "–"  # a dash that is no minus
-    out += [(r"([€£$])\s?(\d[\d.,]*)\s?[–-]\s?(?=\d)", rf"\2 {until} \1"), (r"(%\s?\d[\d.,]*)\s?[–-]\s?(?=%?\s?\d)", rf"\1 {until} "),
-            (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "), (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
+    out += ranges(to or "–")
     if r.base != "am":
         out += [(r"(?<![\d.-])(1[6-9]\d\d|2[01]\d\d)-(\d\d)-(\d\d)(?![\d-])", lambda m: dated(r, *m.groups(), m[0])),
                 (r"(?<![\d./-])(\d\d?)([./-])(\d\d?)\2(1[6-9]\d\d|2[01]\d\d)(?![\d/])", lambda m: dated(r, m[1], m[3], m[4], m[0]))]
