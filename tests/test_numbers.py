@@ -44,6 +44,8 @@ def test_languages_that_num2words_lacks_keep_their_digits():
     ("tr", "%40", "yüzde kırk"), ("tr", "40%", "yüzde kırk"), ("ko", "40%", "사십 퍼센트"), ("fa", "۴۰٪", "چهل درصد"),
     ("en", "20%-30%", "twenty percent to thirty percent"), ("de", "20 % – 30 %", "zwanzig Prozent bis dreißig Prozent"), ("en", "$20-$30", "twenty dollars to thirty dollars"),
     ("en", "9:20pm", "nine twenty pm"), ("en", "555-9876", "five five five nine eight seven six"), ("en", "pages 300-1200", "pages three hundred to twelve hundred"),
-    ("en", "2 3/4", "two and three fourths")])
+    ("en", "$6-7", "six to seven dollars"), ("en", "€3-4 million", "three to four million euros"), ("en", "3°C-4°C", "three degrees Celsius to four degrees Celsius"),
+    ("tr", "%30-40", "yüzde otuz – kırk"), ("hu", "3%-4%", "három százalék – négy százalék"), ("es", "a las 16.45", "a las dieciséis cuarenta y cinco"),
+    ("fr", "la 1ère", "la première"), ("en", "2 3/4", "two and three fourths")])
 def test_numbers_as_people_write_them(language, written, said):
     assert normalise(written, language) == said

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MONEY', 'CURRENCIES', 'LOCAL', 'SCALES', 'NAMES', 'JOIN', 'TO', 'UNITS', 'PERCENT', 'DOT', 'HOURS', 'AT', 'ORDINALS',
            'DOTTED', 'RUSSIAN', 'OBLIQUE', 'currency', 'money', 'unit', 'clock', 'dated', 'day', 'hours', 'phone',
-           'decade', 'plain', 'decimal', 'ordinal', 'times', 'rules', 'minus', 'share', 'mixed', 'numbers',
+           'decade', 'plain', 'decimal', 'ordinal', 'ranges', 'times', 'rules', 'minus', 'share', 'mixed', 'numbers',
            'plain_digit']
 
 # %% ../../nbs/parts/59_readings.ipynb #readings_import
@@ -45,7 +45,7 @@ DOT = {"de": "Punkt", "nl": "punt", "fr": "point", "es": "punto", "it": "punto",
        "pl": "kropka", "cs": "tečka", "sk": "bodka", "sv": "punkt", "da": "punktum", "no": "punktum", "fi": "piste", "hu": "pont", "tr": "nokta", "id": "titik",
        "vi": "chấm"}  # between the parts of a version, which are no decimals
 HOURS = {"fr": ("heure", "heures"), "pt": ("hora", "horas"), "es": ("hora", "horas")}
-AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat", "it": "ore|alle|dalle", "pl": r"godz\.?|godzinie"}
+AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat", "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}
 
 
 def currency(r: Reading, sign: str) -> str:
@@ -179,9 +179,18 @@ def ordinal(r: Reading, written: str, ending: str = "") -> str:
         ending = RUSSIAN.get(ending) or ("ые" if number % 10 == 0 else "ое")
         return said[:-2] + ("ь" + {"ая": "я", "ую": "ю", "ое": "е", "ые": "и", "ых": "их", "ой": "ей"}.get(ending, "е" + ending[1:])
                             if said.endswith("третий") else ending)
+    said = "première" if ending in ("re", "ère") and number == 1 else said
     return re.sub(r"o\b", "a", said) if ending.endswith("ª") else said
 
 # %% ../../nbs/parts/59_readings.ipynb #rules
+def ranges(
+    until: str,  # a word, or a dash that is no minus
+) -> list[tuple[str, str]]:
+    "Patterns of ranges of money and percents, `$5-10`, `5%-10%`, `%5-10`, and what they become."
+    return [(r"([€£$])\s?(\d[\d.,]*)\s?[–-]\s?(?=\d)", rf"\2 {until} \1"), (r"(%\s?\d[\d.,]*)\s?[–-]\s?(?=%?\s?\d)", rf"\1 {until} "),
+            (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "), (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
+
+
 def times(
     r: Reading,
 ) -> list[tuple[str, str | Callable]]:
@@ -213,8 +222,7 @@ def rules(
            (r"(?<=\d),[-–—]+(?!\d)", "")]  # `5,- €`
     if r.base == "en":
         out += [(r"(?<![\w-])[2-9]\d\d-\d{4}(?<!00)(?![\w-])", lambda m: r.digits(m[0]))]
-    if to:
-        out += [(r"(?<=\d)(\s?[%€£$°])\s?[–-]\s?(?=\d)", rf"\1 {to} "), (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {to} ")]
+    out += ranges(to or "–")
     if r.base != "am":
         out += [(r"(?<![\d.-])(1[6-9]\d\d|2[01]\d\d)-(\d\d)-(\d\d)(?![\d-])", lambda m: dated(r, *m.groups(), m[0])),
                 (r"(?<![\d./-])(\d\d?)([./-])(\d\d?)\2(1[6-9]\d\d|2[01]\d\d)(?![\d/])", lambda m: dated(r, m[1], m[3], m[4], m[0]))]

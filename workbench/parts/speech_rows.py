@@ -19,7 +19,7 @@ from .transcripts import file_lists, read_srt, read_tables, read_text, spoken_le
 from .wave import open_wave
 
 # %% ../../nbs/parts/74_speech_rows.ipynb #SpeechRow
-ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog"}  # texts that nobody speaks, where no recording has their name
+ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog", "speaker-info", "speakers", "books", "chapters"}  # texts that nobody speaks, where no recording has their name
 
 
 @dataclass(frozen=True)
