@@ -507,3 +507,25 @@ def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
         fetch.fetch("http://127.0.0.1:9/x.tar", tmp_path, retries=1, wait=0.001)
     with pytest.raises(ValueError, match="needs a cache folder"):
         shards.index(["http://127.0.0.1:9/x.tar"])
+
+
+def test_the_label_that_has_the_caption_counts(tmp_path):
+    photo = saved(Image.new("RGB", (8, 8)))
+    write_tar(tmp_path / "s.tar", [("a.png", photo), ("a.json", b'{"width": 8}'), ("a.txt", b"from the text"),
+                                   ("b.png", photo), ("b.json", b'{"text": "x"}'), ("c.png", photo), ("c.cls", b"3")])
+    rows, rejected = shards.index([str(tmp_path / "s.tar")])
+    assert [(r.uid, r.caption) for r in rows] == [("a", "from the text")]
+    assert [r["reason"].rpartition(": ")[2] for r in rejected] == ["name the right key in data.caption_key", "name the right one in data.label_key"]
+    assert [r.caption for r in shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")[0]] == ["3"]
+
+
+def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    for table, name in (("train.csv", "a"), ("train.tsv", "b"), ("val.csv", "c")):
+        sign = "," if table.endswith(".csv") else "\t"
+        (tmp_path / table).write_text(f"image{sign}caption\n{name}.png{sign}x\n")
+    rows, _ = read_folder(tmp_path, tmp_path / "train.tsv")
+    assert {split: [r.uid for r in part] for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
+    (tmp_path / "train.tsv").rename(tmp_path / "all.tsv")
+    assert set(read_folder(tmp_path, tmp_path / "all.tsv")[0]) == {"train"}  # any other table is the whole

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from .examined import examined
 from .speech_files import walk
-from .tables import columns, read_cells, split_tables
+from .tables import columns, read_cells, split_of, split_tables
 
 # %% ../../nbs/parts/78_picture_rows.ipynb #PictureRow
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def of_texts(
 
 def read_folder(
     image_folder: str | Path,
-    captions_file: str | Path | None = None,  # image<TAB>caption; None: the folder's own tables or texts
+    captions_file: str | Path | None = None,  # image<TAB>caption; None: the folder's own tables or texts; its train.tsv: the others, too
     cache_file: Path | None = None,  # of `examined`
     column: str = "caption",  # of tables with a header
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:  # split -> rows; left out: {"row", "uid", "reason"}
@@ -187,7 +187,9 @@ def read_folder(
     folder = Path(image_folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
-    tables = {"train": Path(captions_file).expanduser()} if captions_file else split_tables(folder, (".tsv", ".csv"))
+    named = {"train": Path(captions_file).expanduser()} if captions_file else {}
+    beside = not named or split_of(named["train"].stem) == "train" and named["train"].resolve().parent == folder.resolve()
+    tables = named | (split_tables(folder, (".tsv", ".csv"), named) if beside else {})
     order = sorted(tables, key=lambda s: (s != "train", s != "valid", s)) or ["train"]
     found, rejected, seen, listed = {}, [], {}, lru_cache(lambda: names_of(folder))
     for split in reversed(order):  # what is held out is read first
