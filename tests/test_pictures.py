@@ -529,3 +529,20 @@ def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
     assert {split: [r.uid for r in part] for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
     (tmp_path / "train.tsv").rename(tmp_path / "all.tsv")
     assert set(read_folder(tmp_path, tmp_path / "all.tsv")[0]) == {"train"}  # any other table is the whole
+
+
+def test_what_is_held_out_is_not_trained_on_by_a_column_or_a_folder(tmp_path):
+    from workbench.parts.pose_rows import read_table
+
+    for split in ("train", "Dev", "test"):
+        (tmp_path / "texts" / split).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "texts" / split / "a.png")
+        (tmp_path / "texts" / split / "a.txt").write_text(split)
+    rows, rejected = read_folder(tmp_path / "texts")
+    assert {k: [r.caption for r in v] for k, v in rows.items()} == {"train": ["train"], "valid": ["Dev"], "test": ["test"]} and not rejected
+    (tmp_path / "texts" / "train").rename(tmp_path / "texts" / "cats")
+    assert len(read_folder(tmp_path / "texts")[0]["train"]) == 3  # a kind of pictures may be called test
+    (tmp_path / "train.csv").write_text("image,uid,caption,text,Split\na.png,a,x,x,train\nb.png,b,y,y,val\n")
+    for read in (read_folder, lambda folder: read_table(folder / "train.csv")):
+        with pytest.raises(ValueError, match="its column split has train, val: write a table for each"):
+            read(tmp_path)
