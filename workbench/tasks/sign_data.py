@@ -167,7 +167,7 @@ def clip_facts(
 ) -> dict[str, str]:
     "Frame rates and persons of the pose files, for the plan."
     said = {fps: n for fps, n in clips.rates.items() if fps}
-    rate = f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are" + f", and data.fps = {asked:g} changes nothing" * bool(asked)
+    rate = f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are" + f", and data.fps = {asked or 0:g} changes nothing" * bool(asked)
     other = [f"{n} clips of {fps} fps resampled" for fps, n in said.items() if abs(float(fps) - clips.fps) > 0.005 * clips.fps]
     silent = [f"{clips.rates['']} clips say no rate and are taken as they are"] if said and clips.rates.get("") else []
     crowd = {"persons": f"{clips.crowded} clips show several: the one who is seen best is read"} if clips.crowded else {}
