@@ -252,3 +252,10 @@ def test_notebooks_carry_no_outputs_and_a_kernel():
         notebook = nbformat.read(path, 4)
         assert notebook.metadata.get("kernelspec", {}).get("name") == "python3", path
         assert path.parent != home / "nbs" or not any(c.get("outputs") for c in notebook.cells), path
+
+
+def test_overrides_that_stand_twice_count_twice():
+    from workbench.lab import cli
+
+    asked = cli.parser().parse_args(["plan", "x", "--overrides", "a=1 b=2", "--overrides", "c=3"])
+    assert asked.overrides == "a=1 b=2 c=3" and cli.parser().parse_args(["plan", "x"]).overrides == ""

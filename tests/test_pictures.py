@@ -507,3 +507,42 @@ def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
         fetch.fetch("http://127.0.0.1:9/x.tar", tmp_path, retries=1, wait=0.001)
     with pytest.raises(ValueError, match="needs a cache folder"):
         shards.index(["http://127.0.0.1:9/x.tar"])
+
+
+def test_the_label_that_has_the_caption_counts(tmp_path):
+    photo = saved(Image.new("RGB", (8, 8)))
+    write_tar(tmp_path / "s.tar", [("a.png", photo), ("a.json", b'{"width": 8}'), ("a.txt", b"from the text"),
+                                   ("b.png", photo), ("b.json", b'{"text": "x"}'), ("c.png", photo), ("c.cls", b"3")])
+    rows, rejected = shards.index([str(tmp_path / "s.tar")])
+    assert [(r.uid, r.caption) for r in rows] == [("a", "from the text")]
+    assert [r["reason"].rpartition(": ")[2] for r in rejected] == ["name the right key in data.caption_key", "name the right one in data.label_key"]
+    assert [r.caption for r in shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")[0]] == ["3"]
+
+
+def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    for table, name in (("train.csv", "a"), ("train.tsv", "b"), ("val.csv", "c")):
+        sign = "," if table.endswith(".csv") else "\t"
+        (tmp_path / table).write_text(f"image{sign}caption\n{name}.png{sign}x\n")
+    rows, _ = read_folder(tmp_path, tmp_path / "train.tsv")
+    assert {split: [r.uid for r in part] for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
+    (tmp_path / "train.tsv").rename(tmp_path / "all.tsv")
+    assert set(read_folder(tmp_path, tmp_path / "all.tsv")[0]) == {"train"}  # any other table is the whole
+
+
+def test_what_is_held_out_is_not_trained_on_by_a_column_or_a_folder(tmp_path):
+    from workbench.parts.pose_rows import read_table
+
+    for split in ("train", "Dev", "test"):
+        (tmp_path / "texts" / split).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "texts" / split / "a.png")
+        (tmp_path / "texts" / split / "a.txt").write_text(split)
+    rows, rejected = read_folder(tmp_path / "texts")
+    assert {k: [r.caption for r in v] for k, v in rows.items()} == {"train": ["train"], "valid": ["Dev"], "test": ["test"]} and not rejected
+    (tmp_path / "texts" / "train").rename(tmp_path / "texts" / "cats")
+    assert len(read_folder(tmp_path / "texts")[0]["train"]) == 3  # a kind of pictures may be called test
+    (tmp_path / "train.csv").write_text("image,uid,caption,text,Split\na.png,a,x,x,train\nb.png,b,y,y,val\n")
+    for read in (read_folder, lambda folder: read_table(folder / "train.csv")):
+        with pytest.raises(ValueError, match="its column split has train, val: write a table for each"):
+            read(tmp_path)

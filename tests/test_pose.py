@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -449,3 +450,25 @@ def test_a_table_asks_for_shifts_that_can_be(tmp_path):
     (tmp_path / "t.csv").write_text("uid, text, lang, pose\na, x, ase, p + _ + q\n")
     rows, rejected = read_table(tmp_path / "t.csv", ["ase"])
     assert [r.clips for r in rows] == [("p", "_", "q")] and not rejected
+
+
+def test_a_rate_that_no_camera_has_is_none(tmp_path):
+    for fps, found in ((59.94, 59.94), ("29.97", 29.97), (1e-9, None), (1e12, None), (-5, None), (float("nan"), None), ("25 fps", None)):
+        assert P.read_pose(saved(tmp_path, pickle.dumps({"keypoints": walk(), "fps": fps}), "x.pkl")).fps == found
+    assert len(P.read_pose(saved(tmp_path, pickle.dumps({"keypoint": walk(2000)[None], "total_frames": 2000}), "x.pkl")).points) == 2000
+
+
+def test_a_copy_of_a_training_clip_is_told_whatever_its_name(tmp_path):
+    from workbench.core.pipeline import complete
+    from workbench.core.rows import shared_rows
+    from workbench.tasks.sign_data import data
+
+    for i in range(4):
+        np.save(tmp_path / f"c{i}.npy", walk(seed=i))
+    np.save(tmp_path / "copy.npy", walk(seed=0))
+    (tmp_path / "train.csv").write_text("uid,text\n" + "".join(f"c{i}.npy,word {i}\n" for i in range(4)))
+    (tmp_path / "valid.csv").write_text("uid,text\nc1,word 1\ncopy,word 0\n")
+    cfg = complete("t5_tiny", f"data.source={tmp_path} data.keypoints=all data.trim=false data.fps=25")
+    found = data(cfg, types.SimpleNamespace(assets=None))
+    assert "all of 2 rows of valid are training rows" in shared_rows(found)[0]
+    assert "data.fps = 25 changes nothing" in found.facts["frames_a_second"]

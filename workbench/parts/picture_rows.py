@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HEADS', 'ABOUT', 'PictureRow', 'inside', 'place_of', 'read_captions', 'composed', 'names_of', 'real_name',
-           'of_table', 'stem_of', 'of_texts', 'read_folder']
+           'of_table', 'stem_of', 'of_texts', 'by_folder', 'read_folder']
 
 # %% ../../nbs/parts/78_picture_rows.ipynb #394b0368
 import os
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from .examined import examined
 from .speech_files import walk
-from .tables import columns, read_cells, split_tables
+from .tables import check_one_split, columns, read_cells, split_of, split_tables
 
 # %% ../../nbs/parts/78_picture_rows.ipynb #PictureRow
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def read_captions(
     first = next(rows, (1, [""]))
     header = place_of(path, first[1], column)
     image, at, wide = header or (0, 1, 2)
-    for n, cells in rows if header else chain([first], rows):
+    kept = list(rows if header else chain([first], rows))
+    split = columns(path, first[1]).get("split") if header else None
+    check_one_split(path, (cells[split] for _, cells in kept if split is not None and split < len(cells)))
+    for n, cells in kept:
         name, caption = (" ".join(cells[i].split()) if i < len(cells) else "" for i in (image, at))
         why = "no caption: the line has no tab" if len(cells) == 1 else "no image" if not name else ""
         why = why or (f"{len(cells)} columns, not {wide}" if len(cells) > wide else "" if caption else "empty caption")
@@ -177,9 +180,19 @@ def of_texts(
     return found, rejected + [{"row": f, "uid": f, "reason": "caption without a picture"} for f in lone]
 
 
+def by_folder(
+    lines: list[tuple],  # (row, uid, caption, path)
+) -> dict[str, list[tuple]]:  # split -> its lines
+    "Texts in folders `train`, `valid`, `test` are of these splits; where there is no `train/`, all are to train on."
+    found = {"train": []}
+    for line in lines:
+        found.setdefault(split_of(line[1].split("/")[0]) or "train" if "/" in line[1] else "train", []).append(line)
+    return found if any(line[1].split("/")[0].lower() == "train" for line in found["train"]) else {"train": lines}
+
+
 def read_folder(
     image_folder: str | Path,
-    captions_file: str | Path | None = None,  # image<TAB>caption; None: the folder's own tables or texts
+    captions_file: str | Path | None = None,  # image<TAB>caption; None: the folder's own tables or texts; its train.tsv: the others, too
     cache_file: Path | None = None,  # of `examined`
     column: str = "caption",  # of tables with a header
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:  # split -> rows; left out: {"row", "uid", "reason"}
@@ -187,12 +200,16 @@ def read_folder(
     folder = Path(image_folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
-    tables = {"train": Path(captions_file).expanduser()} if captions_file else split_tables(folder, (".tsv", ".csv"))
+    named = {"train": Path(captions_file).expanduser()} if captions_file else {}
+    beside = not named or split_of(named["train"].stem) == "train" and named["train"].resolve().parent == folder.resolve()
+    tables = named | (split_tables(folder, (".tsv", ".csv"), named) if beside else {})
     order = sorted(tables, key=lambda s: (s != "train", s != "valid", s)) or ["train"]
     found, rejected, seen, listed = {}, [], {}, lru_cache(lambda: names_of(folder))
     for split in reversed(order):  # what is held out is read first
         found[split], bad = of_table(folder, tables[split], column, seen, listed) if tables else of_texts(folder)
         rejected += bad
+    found = found if tables else by_folder(found["train"])
+    order = list(dict.fromkeys([*order, *found]))
     if not any(found.values()) and not rejected:
         raise ValueError(f"{folder}: no train.tsv, no picture with a .txt beside it; name a captions_file.")
     known = examined([path for lines in found.values() for *_, path in lines], cache_file)

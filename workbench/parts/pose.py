@@ -32,11 +32,12 @@ class Pose:
 
 def rate(
     value, # as a file has it
+    most:float=1000, # a camera's; as `data.fps`
 ) -> float: # frames a second; None where it says nothing
     "A frame rate that can be one."
     try: found = float(value)
     except (TypeError, ValueError): return None
-    return found if math.isfinite(found) and found > 0 else None
+    return found if 1 <= found <= most else None
 
 # %% ../../nbs/parts/20_pose.ipynb #checked
 def checked(
@@ -169,7 +170,7 @@ def read_pickle(
             has = ", ".join(map(str, list(content)[:20]))
             raise ValueError(f"{source}: none of the keys {', '.join(KEYS)}; it has {has}.")
         scores, fps = next((content[k] for k in SCORES if k in content), None), content.get("fps")
-        frames = rate(content.get("total_frames"))
+        frames = rate(content.get("total_frames"), math.inf)
         content = content[key]
     listed = isinstance(content, (list, tuple)) # of frames
     try:

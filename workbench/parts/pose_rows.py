@@ -14,7 +14,7 @@ import numpy as np
 
 from .pose_clips import Clips, load_clips
 from .pose_motion import augment, compose, fill, shifted, thin
-from .tables import columns, read_cells
+from .tables import check_one_split, columns, read_cells
 
 _all_ = ["Clips", "load_clips"]  # rows and their clips come through one door
 
@@ -56,10 +56,11 @@ def read_table(
     if missing := [c for c in ("uid", "text") if c not in at]:
         has = ", ".join(filter(None, map(str.strip, header))) or "nothing"
         raise ValueError(f"{path}: the column {missing[0]} is missing; the header has {has}.")
-    rows, rejected, seen, spoken, named, unshifted = [], [], set(), set(), {}, {}
+    rows, rejected, seen, spoken, named, unshifted, splits = [], [], set(), set(), {}, {}, set()
     for line, cells in table:
         cell = {c: cells[i] if i < len(cells) else "" for c, i in at.items()}
         uid, said = (unicodedata.normalize("NFC", cell[c].strip()) for c in ("uid", "text"))
+        splits.add(cell.get("split", ""))
         if "lang" in at:
             spoken.add(cell["lang"].strip())
             if languages and cell["lang"].strip() not in languages:
@@ -80,6 +81,7 @@ def read_table(
         except ValueError as e:
             raise ValueError(f"{path}, line {line}: {e}.") from e
         rows.append(Row(line, uid, said, clips, shift or unshifted))
+    check_one_split(path, splits)
     if spoken and not rows and not rejected:
         there = ", ".join(sorted(spoken))
         raise ValueError(f"{path}: no row is of data.languages = {', '.join(languages)}; its column lang has {there}. "

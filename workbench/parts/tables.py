@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALID', 'table_text', 'sign_of', 'tokens', 'plain_cells', 'row_end', 'plain_rows', 'quoted_rows', 'read_cells',
-           'columns', 'split_of', 'split_tables']
+           'columns', 'split_of', 'check_one_split', 'split_tables']
 
 # %% ../../nbs/parts/27_tables.ipynb #tables-imports
 import csv
@@ -141,6 +141,17 @@ def split_of(
     "The split that a table is for: train, valid, test or one whose name begins with test."
     name = VALID.get(stem.lower(), stem.lower())
     return name if name in ("train", "valid") or name.startswith("test") else None
+
+
+def check_one_split(
+    path: str | Path,  # for the sentence
+    cells: Iterable[str],  # of a column `split`
+):
+    "Raises ValueError where a table has rows of several splits: what is held out must not be trained on."
+    named = sorted({cell.strip() for cell in cells} - {""})
+    if len({split_of(name) for name in named} - {None}) > 1:
+        raise ValueError(f"{path}: its column split has {', '.join(named[:6])}: write a table for each, train.csv, valid.csv and test.csv, "
+                         "or take the column out to train on all rows.")
 
 
 def split_tables(

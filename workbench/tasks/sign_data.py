@@ -148,7 +148,7 @@ def data(
 
     facts = {"source": whose(d) or "samples", "samples": "" if whose(d) else ", ".join(d.languages or ["all"]),
              "fingerprint": fingerprint, "keypoints": str(d.keypoints),
-             "numbers_per_frame": len(statistics["mean"]), **clip_facts(clips), "tokenizer": origin, "vocabulary": len(tok),
+             "numbers_per_frame": len(statistics["mean"]), **clip_facts(clips, d.fps), "tokenizer": origin, "vocabulary": len(tok),
              **said.facts, "signatures": signatures(said.bleu), **held}
     out = Data(datasets, lambda items: collate(items, said.targets, tok), lengths, count,
                {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets", "target_lengths"),
@@ -156,17 +156,18 @@ def data(
                {"tokenizer": tok, "statistics": statistics,
                 "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
                 "no_repeat_ngram": said.no_repeat_ngram, "bleu": said.bleu, "texts": texts},
-               contents={k: [(r.text, r.clips) for r in v] for k, v in rows.items()})
+               contents={k: [(r.text, tuple(clips.contents.get(c, c) for c in r.clips)) for r in v] for k, v in rows.items()})
     out.show = lambda batch: show(batch, out)
     return out
 
 
 def clip_facts(
     clips,  # pose_clips.Clips
+    asked: float | None = None,  # data.fps
 ) -> dict[str, str]:
     "Frame rates and persons of the pose files, for the plan."
     said = {fps: n for fps, n in clips.rates.items() if fps}
-    rate = f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are"
+    rate = f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are" + f", and data.fps = {asked or 0:g} changes nothing" * bool(asked)
     other = [f"{n} clips of {fps} fps resampled" for fps, n in said.items() if abs(float(fps) - clips.fps) > 0.005 * clips.fps]
     silent = [f"{clips.rates['']} clips say no rate and are taken as they are"] if said and clips.rates.get("") else []
     crowd = {"persons": f"{clips.crowded} clips show several: the one who is seen best is read"} if clips.crowded else {}
