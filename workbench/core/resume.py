@@ -68,7 +68,8 @@ def write(
     scaler = loop.accelerator.scaler
     state = {"position": vars(loop.at), "optimizers": plain, "window": loop.window, "world0": loop.world0,
              "metrics_size": metrics_size(loop.run), "elsewhere": loop.elsewhere, "ema": bool(loop.average),
-             "assets": sorted(loop.assets), "kept": sorted(p.name for p in (loop.run / "assets").iterdir()), "data": loop.data_print, "scaler": scaler.state_dict() if scaler else None}
+             "assets": sorted(loop.assets), "kept": sorted(p.name for p in (loop.run / "assets").glob("*")),
+             "data": loop.data_print, "scaler": scaler.state_dict() if scaler else None}
     if loop.assets:
         tensors["assets"] = {k: torch.as_tensor(v) for k, v in loop.assets.items()}
     checkpoint.save(loop.run, loop.at.step, tensors, state, point)
