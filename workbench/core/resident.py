@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .modules import environment
 from .run import read_json, user_cache, versions, write_json
+from ..errors import Refused
 
 # %% ../../nbs/core/69_resident.ipynb #measured
 WARM = """
@@ -59,9 +60,9 @@ def kept_numbers(
     "What the file has; nothing where it cannot be read."
     try:
         found = read_json(kept, {})
-    except (OSError, ValueError):
+    except (OSError, Refused):
         return {}
-    return {k: n for k, n in found.items() if isinstance(n, int)} if isinstance(found, dict) else {}
+    return {k: n for k, n in found.items() if isinstance(n, int)}
 
 
 def kept_or_measured(

@@ -9,7 +9,6 @@ __all__ = ['top_files', 'run_files', 'busy', 'source_files', 'run_parts', 'sha25
 
 # %% ../../nbs/lab/54_backup.ipynb #f744f2c8
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -163,7 +162,7 @@ def manifest_of(
     path = Path(folder) / "manifest.json"
     try:
         found = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except Refused as e:
         raise Refused(f"The backup is damaged: {path} cannot be read.") from e
     if found is None:
         raise Refused(f"{folder} is not a backup (it has no manifest.json).")

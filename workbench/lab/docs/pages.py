@@ -166,7 +166,9 @@ class Lookup:
             return f"{page.url}#{name}"
         first, _, rest = name.partition(".")
         if first in page.imports:
-            return self.dotted(".".join(filter(None, (page.imports[first], rest))))
+            target = ".".join(filter(None, (page.imports[first], rest)))
+            if (found := self.dotted(target)) or not target.startswith("workbench."):
+                return found  # else the module hands on what another defines
         if found := self.dotted(name) or self.dotted(f"workbench.{name}"):
             return found
         owners = self.owners.get(name, [])
