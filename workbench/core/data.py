@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['fill', 'epoch_plan', 'shuffled', 'check_groups', 'apart', 'by_length', 'budget_for', 'padding_share', 'slots_for',
-           'stream', 'loader', 'evaluation_plan', 'data_print', 'data_changes']
+           'planned', 'stream', 'loader', 'evaluation_plan', 'data_print', 'data_changes']
 
 # %% ../../nbs/core/30_data.ipynb #a66f5373
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -151,6 +152,28 @@ def slots_for(
 ) -> int:
     "The least multiple of `accumulate` that the processes can share evenly."
     return int(np.lcm(accumulate, world))
+
+# %% ../../nbs/core/30_data.ipynb #planned
+def planned(
+    data,  # core.task.Data
+    batch_size: int,
+    batch_tokens: int | None,  # wins over batch_size
+    accumulate: int,
+    world0: int,  # processes that the global batch was fixed with
+    world: int,  # processes that share it
+    seed: int,
+):
+    "epoch -> the steps of an epoch; the last two are kept."
+    slots0 = slots_for(accumulate, world0)
+    lengths, rows = np.asarray(data.lengths["train"]), batch_size * slots0
+    if batch_tokens:
+        budget = batch_tokens * slots0
+        rows = max(1, round(budget * len(lengths) / lengths.sum()))
+    else:
+        budget = budget_for(lengths, rows)
+    slots = slots_for(slots0, world)
+    near = {"groups": data.groups.get("train"), "blocks": data.blocks.get("train"), "uids": data.uids.get("train", ())}
+    return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, seed, epoch, budget, **near))
 
 # %% ../../nbs/core/30_data.ipynb #stream
 def stream(

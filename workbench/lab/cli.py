@@ -204,11 +204,11 @@ def line_of(
     run,  # a run folder
 ) -> list:
     "`run_row`; of a damaged folder what is wrong with it, so that the list has all others."
-    from workbench.core.config import short
-
     try:
         return run_row(run)
     except Exception as e:  # whatever is wrong with it, it is said
+        from workbench.core.config import short  # the schema: not loaded for a list of sound runs
+
         return [run.name, "–", "damaged", "–", short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
 
 
