@@ -22,9 +22,9 @@ import librosa
 import numpy as np
 import torch
 
-from workbench.parts.features import Clip, features
-from workbench.parts.mel import Mel, log_mels
-from workbench.parts.wave import read_wave, write_wave
+from workbench.parts.speech.mel_cache import Clip, features
+from workbench.parts.speech.mel import Mel, log_mels
+from workbench.parts.speech.wave import read_wave, write_wave
 
 mel = Mel()
 

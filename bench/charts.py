@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from workbench.core.run import write_json, write_text
-from workbench.lab.chart import Line, Log, chart
-from workbench.lab.curves import curves
+from workbench.core.run.folder import write_json, write_text
+from workbench.lab.run.chart import Line, Log, chart
+from workbench.lab.run.curves import curves
 
 CONFIG = "task: sign\npreset: t5_base\nmodel: {init: auto}\ntrain: {minutes: 4}\nvalid: {metric: cer, mode: min}\n"
 

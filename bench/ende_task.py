@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import ende
 from torch.nn import functional as F
 
-from workbench.core.config import Section
-from workbench.core.metrics import constant_scores, text_scores
+from workbench.core.config.schema import Section
+from workbench.core.data.metrics import constant_scores, text_scores
 from workbench.core.task import Data, Objective, Task
 
 HELD_OUT = 128  # the last rows of a fixed shuffle

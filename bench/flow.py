@@ -20,10 +20,10 @@ ROWS = 102
 
 def loaded(run):
     "(nets, data, configuration of the last stage, assets) of a run's best checkpoint."
-    from workbench.core import checkpoint
-    from workbench.core.pipeline import stages
-    from workbench.core.resume import load
-    from workbench.core.run import config_of
+    from workbench.core.run import checkpoint
+    from workbench.core.stages.stages import stages
+    from workbench.core.setup.resume import load
+    from workbench.core.run.folder import config_of
 
     nets, data = load(run, "best")
     return nets, data, stages(config_of(Path(run)))[-1].cfg, checkpoint.load_tensors(checkpoint.find(Path(run), "best") / "assets.safetensors")
@@ -33,9 +33,9 @@ def drawn(nets, data, cfg, assets, split, **how):
     "(scores, control) of a split's first rows."
     import torch
 
-    from workbench.core.evaluate import batches_of, control
+    from workbench.core.step.evaluate import batches_of, control
     from workbench.core.task import Ctx
-    from workbench.tasks.flow_answers import predict, score
+    from workbench.tasks.flow.evaluation import predict, score
 
     cfg = cfg.model_copy(update={"sample": cfg.sample.model_copy(update=how)})
     rows = []
@@ -71,7 +71,7 @@ def samplers(run):
 def spade(run):
     from matplotlib.figure import Figure
 
-    from workbench.core.run import metrics_of, read_json
+    from workbench.core.run.folder import metrics_of, read_json
 
     rows, ends = metrics_of(Path(run), "valid"), {line["stage"]: line for line in read_json(Path(run) / "stages.json")}
     lines = [[name, line["steps"], *(f"{line['valid'][k]:.4g}" for k in ("psnr", "ssim", "recon_loss", "frechet"))] for name, line in ends.items()]

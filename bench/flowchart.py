@@ -16,7 +16,7 @@ size = "train.max_steps=3000 valid.every=null train.checkpoint_every=1000 train.
 
 def quick():
     "Seconds from the start of a process, kernel and worker cold, to the card of the quick test."
-    code = "from workbench.lab.walk import walk; walk('t5_tiny')"
+    code = "from workbench.lab.flowchart.headless import walk; walk('t5_tiny')"
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     print(f"| plan → quick test of t5_tiny, cold | {time.monotonic() - began:.1f} s | 25 s |", flush=True)
@@ -24,7 +24,7 @@ def quick():
 
 def started():
     "A run that trains for minutes; its folder."
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     run = launch.start("t5_tiny", size)
     while run.status.get("step", 0) < 20:
@@ -42,8 +42,8 @@ def resident():
 
 def poll():
     "Processor time of a look, twice a second; memory over 3,600 looks as fast as they go."
-    from workbench.lab import launch
-    from workbench.lab.flowchart import Flowchart
+    from workbench.lab.run import launch
+    from workbench.lab.flowchart.app import Flowchart
 
     run = started()
     app = Flowchart("t5_tiny", size, str(run.folder))
@@ -95,7 +95,7 @@ def click():
         found.sort()
         print(f"| a click, while a training runs | median {statistics.median(found):.0f} ms, 95 % {found[int(0.95 * len(found))]:.0f} "
               "ms | 200 ms |", flush=True)
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     launch.stop(run.folder)
     launch.wait(run)

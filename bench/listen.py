@@ -13,10 +13,10 @@ import random
 import time
 from pathlib import Path
 
-from workbench.parts.speech_files import recordings, uid_of, walk
-from workbench.parts.speech_scores import intelligibility, listener
-from workbench.parts.transcripts import read_metadata, read_text, tidy
-from workbench.parts.wave import read_wave
+from workbench.parts.speech.files import recordings, uid_of, walk
+from workbench.parts.speech.scores import intelligibility, listener
+from workbench.parts.speech.transcripts import read_metadata, read_text, tidy
+from workbench.parts.speech.wave import read_wave
 
 
 def texts_of(folder, table):

@@ -30,7 +30,9 @@ def table(head: list[str], *rows):
 
 def prepared(folder: Path, overrides: str = "", preset: str = "t5_tiny"):
     "A loop that is about to begin."
-    from workbench.core import presets, run, train
+    from workbench.core.config import presets
+    from workbench.core.run import folder as run
+    from workbench.core.train import loop as train
 
     cfg = presets.load(preset, f"valid.every=null train.checkpoint_every=null trackers=[] {overrides}")
     return train, train.prepare(run.create(cfg, folder))
@@ -40,7 +42,7 @@ def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list
     "For each round, bare loop and workbench in turn on the same batches: (seconds, counts) of each step after the first."
     import torch
 
-    from workbench.core.optim import named_parameters
+    from workbench.core.step.optim import named_parameters
     from workbench.core.task import Ctx
 
     train, loop = prepared(folder, "train.log_every=10", preset)
@@ -127,7 +129,7 @@ def startup(rounds: int = 3):
 
 def resume(rounds: int = 5):
     "Seconds from a position to the first batch of a resumed run."
-    from workbench.core.data import loader, stream
+    from workbench.core.data.batches import loader, stream
 
     with tempfile.TemporaryDirectory() as folder:
         train, loop = prepared(Path(folder) / "run")
@@ -148,7 +150,7 @@ def resume(rounds: int = 5):
 
 def checkpoint(saves: int = 10):
     "Stall per checkpoint against the step time, saving every 50 steps."
-    from workbench.core import resume as saving
+    from workbench.core.setup import resume as saving
 
     with tempfile.TemporaryDirectory() as folder:
         train, loop = prepared(Path(folder) / "run", "train.max_steps=31")

@@ -29,7 +29,7 @@ def measured(preset: str) -> int:
     "Bytes of the trainer at its fullest; it runs in a child of a child, so that each preset is measured alone."
     code = ("import resource, subprocess, sys; from workbench.core import presets, run; "
             f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
-            "code = 'import workbench.core.train as t, workbench.core.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
+            "code = 'import workbench.core.train.loop as t, workbench.core.setup.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
             " t.final_evaluation = lambda loop: None; t.main(' + repr(str(folder)) + ')'; "
             "subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL); "
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)")
@@ -40,10 +40,10 @@ def measured(preset: str) -> int:
 
 
 def predicted(preset: str) -> int:
-    from workbench.core import presets
-    from workbench.core.data import epoch_plan
-    from workbench.core.memory import predict
-    from workbench.core.pipeline import stages
+    from workbench.core.config import presets
+    from workbench.core.data.batches import epoch_plan
+    from workbench.core.memory.predict import predict
+    from workbench.core.stages.stages import stages
     from workbench.core.task import Ctx, get
 
     cfg = presets.load(preset, overrides(preset))
@@ -56,7 +56,7 @@ def predicted(preset: str) -> int:
         batch = data.collate([data.datasets["train"][int(i), 0] for i in rows])
         ctx = Ctx(cfg=cfg, data=data, counts=data.counts(batch))
         losses = {n: (lambda nets, b, o=o: o.loss(nets, b, ctx)["loss"], list(o.trains)) for n, o in task.objectives(cfg).items()}
-        return predict(lambda: task.nets(cfg, data, True), losses, batch, imports=["workbench.core.train"], clip=cfg.train.clip).total
+        return predict(lambda: task.nets(cfg, data, True), losses, batch, imports=["workbench.core.train.loop"], clip=cfg.train.clip).total
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ EVERY = 1000  # training lines between two validations
 
 def make(folder: Path, lines: int, index: bool):
     "A finished run with so many lines."
-    from workbench.core import presets, run
+    from workbench.core.config import presets
+    from workbench.core.run import folder as run
 
     made = run.create(presets.load("t5_tiny"), folder)
     with open(made / "metrics.jsonl", "w") as file:

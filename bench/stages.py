@@ -30,11 +30,11 @@ def hand_written(loop, stage, steps: int) -> list[float]:
     "A stage as one would write it: the seconds of each step."
     import torch
 
-    from workbench.core.optim import freeze, named_parameters, update_ema
-    from workbench.core.outline import trained_names
-    from workbench.core.schedule import share
+    from workbench.core.step.optim import freeze, named_parameters, update_ema
+    from workbench.core.setup.outline import trained_names
+    from workbench.core.step.schedule import share
     from workbench.core.task import Ctx
-    from workbench.core.train import plan_of
+    from workbench.core.train.loop import plan_of
 
     cfg, data, nets = stage.cfg.train, loop.data, loop.nets
     (name,) = stage.objectives
@@ -63,7 +63,7 @@ def hand_written(loop, stage, steps: int) -> list[float]:
 
 def runner(loop, stage, steps: int) -> list[float]:
     "The same stage by the runner: the seconds of each step."
-    from workbench.core import train
+    from workbench.core.train import loop as train
 
     times, last, held = [], [0.0], train.after_step
 
@@ -86,8 +86,9 @@ def runner(loop, stage, steps: int) -> list[float]:
 
 def both(rounds: int = 6, steps: int = 30):
     "Two stages in turn by hand and by the runner, the order changing from round to round."
-    from workbench.core import run, train
-    from workbench.core.pipeline import complete
+    from workbench.core.run import folder as run
+    from workbench.core.train import loop as train
+    from workbench.core.stages.stages import complete
 
     with tempfile.TemporaryDirectory() as folder:
         loop = train.prepare(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)), Path(folder) / "run"))

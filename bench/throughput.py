@@ -104,7 +104,7 @@ def trainer(probe: Probe, table: list[dict], tokenizer, seed: int, strategy: str
 
 def bare(probe: Probe, table: list[dict], tokenizer, seed: int):
     "A torch loop with nothing in it but the batches of the workbench."
-    from workbench.core.data import epoch_plan
+    from workbench.core.data.batches import epoch_plan
 
     probe.net = net = ende.t5()
     net.train()
@@ -129,7 +129,11 @@ def workbench(probe: Probe, table: list[dict], tokenizer, seed: int):
     "The loop of the workbench, with its run folder, log lines, and random numbers seeded for every forward."
     from dataclasses import replace
 
-    from workbench.core import presets, run, train
+    from workbench.core.config import presets
+
+    from workbench.core.run import folder as run
+
+    from workbench.core.train import loop as train
 
     plain = ende_task.task
 

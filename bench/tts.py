@@ -28,7 +28,7 @@ from loop import beside, table  # noqa: E402
 def opened(run):
     "Nets, data and configuration of a run; its scores take the melody and no listener."
     import workbench
-    from workbench.core.run import config_of
+    from workbench.core.run.folder import config_of
 
     nets, data = workbench.load(run, "best")
     cfg = config_of(Path(run))
@@ -37,7 +37,7 @@ def opened(run):
 
 def answers(run, rows):
     "Split -> spoken rows; of the training set a sample of so many."
-    from workbench.core.evaluate import predict_rows
+    from workbench.core.step.evaluate import predict_rows
     from workbench.core.task import Ctx, get
 
     nets, data, cfg = opened(run)
@@ -55,8 +55,8 @@ def shuffled(texts):
 
 def heard(options):
     "Word and character error rates of a listener, in percent."
-    from workbench.parts.speech_scores import intelligibility, listener
-    from workbench.tasks.tts_answers import vocoder_of
+    from workbench.parts.speech.scores import intelligibility, listener
+    from workbench.tasks.tts.evaluation import vocoder_of
 
     data, cfg, found = answers(options.run, options.rows)
     language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own["mels"]
@@ -83,7 +83,7 @@ def heard(options):
 
 def scores(options):
     "The task's scores, beside the better of two answers that read no text."
-    from workbench.tasks.tts_answers import baseline, score
+    from workbench.tasks.tts.evaluation import baseline, score
 
     data, _, found = answers(options.run, options.rows)
     columns = {}
@@ -116,10 +116,10 @@ def align(options):
     "The search over the run's own batches, ours and the reference's in turn; the same durations are asserted."
     import numba
 
-    from workbench.core.evaluate import batches_of
-    from workbench.parts.align import search
-    from workbench.parts.speech import symbol_scores
-    from workbench.tasks.tts_voice import read
+    from workbench.core.step.evaluate import batches_of
+    from workbench.parts.speech.align import search
+    from workbench.parts.speech.nets import symbol_scores
+    from workbench.tasks.tts.synthesis import read
 
     try:
         from monotonic_alignment_search.core import maximum_path_c

@@ -20,7 +20,7 @@ def own_runs(tmp_path, monkeypatch):
 @pytest.fixture
 def train_run(tmp_path):
     "Train a configuration in its own process; returns the run folder."
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     def run(config, overrides="", folder=None, nproc=1):
         return launch.train(config, overrides, folder, nproc)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from runs import done, end, go, lines, surroundings
-from workbench.core.config import Refused
-from workbench.core.run import read_json, root, status_of, write_text
-from workbench.lab import backup, launch
+from workbench.core.config.schema import Refused
+from workbench.core.run.folder import read_json, root, status_of, write_text
+from workbench.lab.backup import copies as backup
+from workbench.lab.run import launch
 
 
 @pytest.fixture

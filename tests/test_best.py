@@ -7,21 +7,25 @@ import pytest
 import torch
 from runs import again, config, done, end, go
 
-from workbench.core import checkpoint, presets, train
-from workbench.core.config import Refused
-from workbench.core.data import evaluation_plan
-from workbench.core.loop import record
-from workbench.core.metrics import direction, text_scores
-from workbench.core.pipeline import Position, complete, stages
-from workbench.core.report import measured
-from workbench.core.run import config_of, create, metrics_of, read_json, status_of, write_json, write_text
+from workbench.core.run import checkpoint
+
+from workbench.core.config import presets
+
+from workbench.core.train import loop as train
+from workbench.core.config.schema import Refused
+from workbench.core.data.batches import evaluation_plan
+from workbench.core.setup.state import record
+from workbench.core.data.metrics import direction, text_scores
+from workbench.core.stages.stages import Position, complete, stages
+from workbench.core.train.validate import measured
+from workbench.core.run.folder import config_of, create, metrics_of, read_json, status_of, write_json, write_text
 from workbench.core.task import Data, get
-from workbench.core.trackers import settings_of
-from workbench.core.yaml12 import read_yaml, write_yaml
+from workbench.core.run.trackers import settings_of
+from workbench.core.config.yaml12 import read_yaml, write_yaml
 from workbench.lab.cli import run_row
-from workbench.lab.compare import facts_of
-from workbench.lab.plan import judged
-from workbench.lab.results import predictions, previews
+from workbench.lab.compare.tables import facts_of
+from workbench.lab.run.plan_tables import judged
+from workbench.lab.run.results import predictions, previews
 
 BASE = {"task": "scripted", "check": False, "trackers": ["tensorboard"], "train": {
     "minutes": None, "batch_size": 4, "lr": 1e-2, "log_every": 1, "checkpoint_every": None, "ema": 0.5}}

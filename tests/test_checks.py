@@ -7,12 +7,12 @@ import torch
 from runs import done, go, lines, same_bits, tensors
 from test_seq2seq import BARTISH, FAMILIES, T5ISH
 
-import workbench.core.step
-import workbench.core.train
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.core.pipeline import stages
-from workbench.core.plan import check
+import workbench.core.step.step
+import workbench.core.train.loop
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.stages.stages import stages
+from workbench.core.setup.plan import check
 from workbench.lab import cli
 
 FAULTS = {  # fault of a public project: (the check that finds it, a word of what it says)
@@ -49,8 +49,8 @@ def test_nothing_is_found_in_a_healthy_toy():
 @pytest.mark.parametrize("texts, state", [(["0", "1"] * 12, "failed"), (["Yes."] * 12, "failed"), ([f"Row {c}" for c in "abcdefghijkl"], "")])
 def test_texts_that_say_hardly_anything_are_found(texts, state, monkeypatch):
     "A column of speakers that was read as texts: the loss falls, and nothing is learnt."
-    toys = workbench.core.train.get
-    monkeypatch.setattr(workbench.core.train, "get", lambda name: replace(toys(name), data=lambda *how: with_texts(toys(name).data(*how), texts)))
+    toys = workbench.core.train.loop.get
+    monkeypatch.setattr(workbench.core.train.loop, "get", lambda name: replace(toys(name), data=lambda *how: with_texts(toys(name).data(*how), texts)))
     assert {c.name: c.state for c in check(toy()) if c.name == "texts"} == ({"texts": state} if state else {})
 
 
@@ -61,7 +61,7 @@ def with_texts(data, texts):
 
 def test_rows_frozen_by_name_do_not_decay_and_are_watched(monkeypatch):
     assert not failed(check(toy("frozen rows")))
-    monkeypatch.setattr(workbench.core.step, "hold_rows", lambda owner: None)  # as the public project had it
+    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)  # as the public project had it
     assert "`namer.table.weight, frozen rows`" in failed(check(toy("frozen rows")))["frozen"]
 
 
@@ -134,7 +134,7 @@ def test_a_checked_run_is_the_run_that_was_not_checked(tmp_path, nproc):
 
 
 def test_a_failing_check_ends_a_run_before_it_trains(tmp_path):
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     with pytest.raises(Refused, match=r"not real yet[^$]*never uses it"):
         launch.wait(launch.start(toy("never called"), run_dir=tmp_path / "run"))

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from runs import done, go
-from workbench.core.run import append_metrics, root, update_status, write_json, write_text
+from workbench.core.run.folder import append_metrics, root, update_status, write_json, write_text
 
 home = Path(__file__).parents[1]
 evil = "<img src=x onerror=alert(1)>|`"
@@ -120,7 +120,7 @@ def test_text_of_data_is_escaped(tmp_path):
 
 
 def test_the_kernel_loads_no_torch(two):
-    code = ("import sys\nfrom workbench.lab.comparison import begin\nc = begin([], 'slow fast')\n"
+    code = ("import sys\nfrom workbench.lab.compare.page import begin\nc = begin([], 'slow fast')\n"
             "for s in ('runs', 'curves', 'settings', 'previews', 'scores', 'table'):\n    c.show(s)._repr_html_()\n"
             "print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)

@@ -12,11 +12,15 @@ import psutil
 import pytest
 from runs import again, config, done, end, go, lines, same_bits, surroundings, tensors
 
-from workbench.core import checkpoint, pipeline, presets
-from workbench.core.config import Refused
-from workbench.core.lock import alive, process
-from workbench.core.run import create, metrics_of, read_json, status_of, update_status, write_json
-from workbench.lab import launch
+from workbench.core.run import checkpoint
+
+from workbench.core.stages import stages as pipeline
+
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.run.lock import alive, process
+from workbench.core.run.folder import create, metrics_of, read_json, status_of, update_status, write_json
+from workbench.lab.run import launch
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_out_of_memory_names_the_phase_and_what_helps(together):
 def test_out_of_memory_is_told_from_other_errors():
     import torch
 
-    from workbench.core.ending import out_of_memory
+    from workbench.core.train.ending import out_of_memory
 
     refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
     assert all(map(out_of_memory, (MemoryError(), torch.OutOfMemoryError("x"), refusal)))
@@ -73,7 +77,7 @@ def test_out_of_memory_is_told_from_other_errors():
 
 def limited(folder, megabytes):
     "Start a prepared run where no file may grow beyond a size, as on a full disk."
-    code = ("import resource, sys; from workbench.core.train import main; "
+    code = ("import resource, sys; from workbench.core.train.loop import main; "
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(megabytes * 2**20)},) * 2); sys.exit(main(sys.argv[1]))")
     with surroundings(""):
         return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)

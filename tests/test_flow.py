@@ -13,15 +13,17 @@ import yaml
 from runs import done, end, lines, same_bits, tensors
 
 import workbench
-from workbench.core import checkpoint, presets
-from workbench.core.config import Refused
-from workbench.core.plan import plan
-from workbench.core.rows import shared_rows
-from workbench.core.run import metrics_of, read_json
-from workbench.lab import cli, launch
-from workbench.parts.picture_rows import read_folder
-from workbench.parts.shards import write_shards
-from workbench.tasks import flow_data
+from workbench.core.run import checkpoint
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.setup.plan import plan
+from workbench.core.data.rows import shared_rows
+from workbench.core.run.folder import metrics_of, read_json
+from workbench.lab import cli
+from workbench.lab.run import launch
+from workbench.parts.image.rows import read_folder
+from workbench.parts.image.shards import write_shards
+from workbench.tasks.flow import data as flow_data
 
 SMALL = {"vae": {"width": 8, "latent": 4, "downs": 2, "blocks": [0, 1, 1], "hidden": 8}, "flow": {"width": 32, "depth": 1, "heads": 2},
          "text": {"vocab": 120, "width": 32, "layers": 1, "heads": 2}, "critic": {"width": 8, "layers": 1}}

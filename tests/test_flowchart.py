@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 import browser
-from workbench.lab import launch
+from workbench.lab.run import launch
 
 home = Path(__file__).parents[1]
 here = Path(__file__).parent

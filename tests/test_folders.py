@@ -8,16 +8,18 @@ import time
 import pytest
 from runs import config
 
-from workbench.core import checkpoint, lock
-from workbench.core import train as training
-from workbench.core.config import Refused
-from workbench.core.lock import demand_inside
-from workbench.core.pipeline import complete
-from workbench.core.resume import load
-from workbench.core.run import create, metrics_of, read_json, status_of, write_json
-from workbench.lab import launch
+from workbench.core.run import checkpoint
+
+from workbench.core.run import lock
+from workbench.core.train import loop as training
+from workbench.core.config.schema import Refused
+from workbench.core.run.lock import demand_inside
+from workbench.core.stages.stages import complete
+from workbench.core.setup.resume import load
+from workbench.core.run.folder import create, metrics_of, read_json, status_of, write_json
+from workbench.lab.run import launch
 from workbench.lab.cli import main
-from workbench.lab.compare import facts_of
+from workbench.lab.compare.tables import facts_of
 
 
 @pytest.fixture(scope="module")

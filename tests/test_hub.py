@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from test_seq2seq import FAMILIES, make
-from workbench.parts import hub, pretrained, text
+from workbench.parts.shared import hub
+from workbench.parts.text import pretrained
+from workbench.parts.text import tokenizer as text
 
 pytestmark = pytest.mark.usefixtures("online")
 DEAD = "http://127.0.0.1:9"
@@ -168,7 +170,9 @@ def test_a_folder_lends_its_configuration_to_a_scratch_run(model_folder):
 
 SCRIPT = """
 import json, sys, time
-from workbench.parts import hub, pretrained, text
+from workbench.parts.shared import hub
+from workbench.parts.text import pretrained
+from workbench.parts.text import tokenizer as text
 began = time.time()
 source = hub.fetch(hub.locate("org/tiny", "auto"))
 words = hub.fetch(hub.locate("org/tiny", "auto", need="tokenizer"), "tokenizer")

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from runs import again, done, end, go, surroundings
 
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.core.pipeline import complete, stages
-from workbench.core.plan import check, plan
-from workbench.core.run import config_of, create, read_json
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.stages.stages import complete, stages
+from workbench.core.setup.plan import check, plan
+from workbench.core.run.folder import config_of, create, read_json
 from workbench.lab import cli
-from workbench.lab.plan import data_line
+from workbench.lab.run.plan_tables import data_line
 
 SIXTH = {"task": "heedless", "trackers": [], "train": {"epochs": 1, "batch_size": 8, "lr": 0.01}}
 
@@ -178,7 +178,7 @@ def test_the_check_and_the_run_end_with_2(tmp_path, capsys):
 
 def test_a_row_in_another_process_reads_the_same_configuration():
     "The sections are pickled as ever, also while they are watched."
-    from workbench.core.reads import Reads
+    from workbench.core.config.reads import Reads
 
     stage = stages(sixth("power=3"))[0]
     with Reads().during(stage), multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -275,8 +275,8 @@ def test_the_plan_judges_what_data_and_nets_read(tmp_path):
 
 def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
     "Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it counts for nothing."
-    from workbench.core.reads import Reads
-    from workbench.tasks.sign_data import tokenizer_of
+    from workbench.core.config.reads import Reads
+    from workbench.tasks.sign.data import tokenizer_of
 
     for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
         stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], Reads()
@@ -289,10 +289,10 @@ def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):
     "Its tokenizer is that of the other run: the same kind is right, another has no effect."
     first = complete("t5_tiny", f"data.train_path={signs(tmp_path / 'set')} data.languages=null data.trim=false model.tokenizer_kind=bpe model.vocab_size=60")
     run = create(first, tmp_path / "first")
-    from workbench.core.train import prepare
+    from workbench.core.train.loop import prepare
 
     loop = prepare(run)
-    from workbench.core.resume import save
+    from workbench.core.setup.resume import save
 
     loop.works, loop.average = [], {}
     save(loop)

@@ -228,7 +228,7 @@ def test_the_index_runs(tmp_path):
 
 
 def test_the_readme_is_true():
-    from workbench.core.presets import presets
+    from workbench.core.config.presets import presets
     from workbench.lab.cli import parser, preset_table
 
     readme = (home / "README.md").read_text(encoding="utf8")

@@ -9,10 +9,10 @@ import time
 import pytest
 from runs import again, done, end, go, surroundings
 
-from workbench.core import lock
-from workbench.core.config import Refused
-from workbench.core.run import metrics_of, read_json, status_of
-from workbench.lab import launch
+from workbench.core.run import lock
+from workbench.core.config.schema import Refused
+from workbench.core.run.folder import metrics_of, read_json, status_of
+from workbench.lab.run import launch
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_nothing_is_written_where_another_trains(folder):
         again(run.folder)
     with pytest.raises(Refused, match="already holds a run|is held by process"):
         go(run.folder)
-    for words in (["workbench.core.train"], ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "workbench.core.train"]):
+    for words in (["workbench.core.train.loop"], ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "workbench.core.train.loop"]):
         second = command(*words, str(run.folder))
         assert "is held by process" in second.communicate(timeout=120)[1] and second.returncode
     assert read_json(run.folder / "status.json")["pid"] == run.process.pid

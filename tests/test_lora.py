@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from test_seq2seq import FAMILIES, batch, logits, make
-from workbench.parts import hub, lora, pretrained, seq2seq
+from workbench.parts.shared import hub
+from workbench.parts.text import lora
+from workbench.parts.text import pretrained
+from workbench.parts.text import seq2seq
 
 
 def trainable(model):

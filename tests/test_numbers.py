@@ -6,9 +6,9 @@ import pytest
 num2words = pytest.importorskip("num2words", reason="speech needs num2words: pip install num2words")
 from babel.numbers import format_decimal  # noqa: E402
 
-from workbench.parts.numerals import words_of  # noqa: E402
-from workbench.parts.readings import numbers, reading_of  # noqa: E402
-from workbench.parts.spoken import normalise  # noqa: E402
+from workbench.parts.speech.numerals import words_of  # noqa: E402
+from workbench.parts.speech.readings import numbers, reading_of  # noqa: E402
+from workbench.parts.speech.normalise import normalise  # noqa: E402
 
 WRITTEN = ["12", "3,5", "1.234", "1,234.56", "1.234,56", "1 234", "1\u202f234,5", "1'234", "12,34,567", "+49 30 123456", "$1.5bn", "50€", "€27,50",
            "5 %", "24.12.2026", "12/24/2026", "2026-02-31", "10:30", "00:00", "5-10", "ከ5-10", "the '90s", "1990s.", "1st", "1.", "2e", "1½", "⅔",

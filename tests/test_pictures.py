@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 
 import workbench
-from workbench.parts import fetch, shards
-from workbench.parts.examined import examined
-from workbench.parts.picture_rows import read_folder
-from workbench.parts.pictures import RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels
+from workbench.parts.shared import fetch
+from workbench.parts.image import shards
+from workbench.parts.image.examined import examined
+from workbench.parts.image.rows import read_folder
+from workbench.parts.image.files import RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels
 
 PACK = Path(workbench.__file__).parent / "samples/emoji"
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -481,11 +482,11 @@ def server(tmp_path):
 @pytest.mark.parametrize("codes", [[503, 503], [500, 429], ["short", "reset"]])
 def test_what_passes_is_tried_again_and_logged(codes, server, tmp_path, caplog):
     server.plan["/x-1.tar"] = list(codes)
-    with caplog.at_level(logging.WARNING, "workbench.parts.fetch"):
+    with caplog.at_level(logging.WARNING, "workbench.parts.shared.fetch"):
         rows, rejected = shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache", wait=0.001)
     assert [r.uid for r in rows] == ["x", "x"] or len({r.uid for r in rows}) == 4
     assert not rejected and len(rows) == 4 and read_picture(shards.read_member(rows[3].where)).size == (60, 40)
-    said = [r.getMessage() for r in caplog.records if r.name == "workbench.parts.fetch"]
+    said = [r.getMessage() for r in caplog.records if r.name == "workbench.parts.shared.fetch"]
     assert len(said) == 2 and "x-1.tar" in said[0] and "retry 1 of 5 in 0.001 s" in said[0] and "retry 2 of 5 in 0.002 s" in said[1]
     asked = len(server.asked)
     assert asked == 4 and shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache")[0] == rows
@@ -532,7 +533,7 @@ def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
 
 
 def test_what_is_held_out_is_not_trained_on_by_a_column_or_a_folder(tmp_path):
-    from workbench.parts.pose_rows import read_table
+    from workbench.parts.pose.rows import read_table
 
     for split in ("train", "Dev", "test"):
         (tmp_path / "texts" / split).mkdir(parents=True)

@@ -12,16 +12,16 @@ import pytest
 import yaml
 from runs import again, config, done, end, go, lines, same_bits, surroundings, tensors
 
-from workbench.core import checkpoint
-from workbench.core.config import Refused
-from workbench.core.pipeline import complete
-from workbench.core.pipeline import stages as resolved
-from workbench.core.plan import plan
-from workbench.core.resume import load
-from workbench.core.run import config_of, metrics_of, read_json
-from workbench.lab import launch
-from workbench.lab.results import stages as stages_table
-from workbench.lab.stages_diagram import diagram, stage_states
+from workbench.core.run import checkpoint
+from workbench.core.config.schema import Refused
+from workbench.core.stages.stages import complete
+from workbench.core.stages.stages import stages as resolved
+from workbench.core.setup.plan import plan
+from workbench.core.setup.resume import load
+from workbench.core.run.folder import config_of, metrics_of, read_json
+from workbench.lab.run import launch
+from workbench.lab.run.results import stages as stages_table
+from workbench.lab.run.stages_diagram import diagram, stage_states
 
 home = Path(__file__).parents[1]
 THREE = """dropout=0.2 norm=true noise=0.05 train.epochs=null train.accumulate=2 train.checkpoint_every=3 valid.every=2 pipeline.steps='[
@@ -380,7 +380,7 @@ def test_what_ways_on_says_is_true(calm, folder):
     import shlex
 
     from workbench.lab.cli import parser
-    from workbench.lab.results import ways_on
+    from workbench.lab.run.results import ways_on
 
     for about, line in ways_on(calm).rows:
         options = parser().parse_args(shlex.split(line.replace("=N", "=3").replace(": N", ": 3"))[1:])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import workbench
-from workbench.parts import pose as P
-from workbench.parts import pose_motion as M
+from workbench.parts.pose import files as P
+from workbench.parts.pose import motion as M
 
 PACK = Path(workbench.__file__).parent / "samples/sign"
 LANGUAGES = ("ase", "gsg", "ssp", "ukl")
@@ -441,7 +441,7 @@ def test_suffixes_in_capitals(tmp_path):
 
 
 def test_a_table_asks_for_shifts_that_can_be(tmp_path):
-    from workbench.parts.pose_rows import read_table
+    from workbench.parts.pose.rows import read_table
 
     for header, value in (("tempo", "0"), ("tempo", "nan"), ("rotate", "inf"), ("drop", "1")):
         (tmp_path / "t.csv").write_text(f"uid,text,{header}\na,x,{value}\n")
@@ -459,9 +459,9 @@ def test_a_rate_that_no_camera_has_is_none(tmp_path):
 
 
 def test_a_copy_of_a_training_clip_is_told_whatever_its_name(tmp_path):
-    from workbench.core.pipeline import complete
-    from workbench.core.rows import shared_rows
-    from workbench.tasks.sign_data import data
+    from workbench.core.stages.stages import complete
+    from workbench.core.data.rows import shared_rows
+    from workbench.tasks.sign.data import data
 
     for i in range(4):
         np.save(tmp_path / f"c{i}.npy", walk(seed=i))

@@ -7,15 +7,20 @@ import pytest
 import torch
 import yaml
 
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.core.mistakes import keys_of
-from workbench.core.pipeline import stages
-from workbench.parts import hub, pretrained
-from workbench.parts.seq2seq import embed_width
-from workbench.parts.text import train_tokenizer
-from workbench.parts.translator import describe, make
-from workbench.tasks import flow, flow_config, sign, tts, tts_config
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.config.mistakes import keys_of
+from workbench.core.stages.stages import stages
+from workbench.parts.shared import hub
+from workbench.parts.text import pretrained
+from workbench.parts.text.seq2seq import embed_width
+from workbench.parts.text.tokenizer import train_tokenizer
+from workbench.parts.text.translator import describe, make
+from workbench.tasks.flow import task as flow
+from workbench.tasks.flow import config as flow_config
+from workbench.tasks.sign import task as sign
+from workbench.tasks.tts import task as tts
+from workbench.tasks.tts import config as tts_config
 
 ALL = ["bart_large", "mbart", "mt5_large", "t5_3b_lora", "t5_base", "t5_large", "t5_small", "t5_tiny", "transformer"]
 SPEECH = ["amharic_tiny", "amharic_tts", "tts_full", "tts_small", "tts_tiny"]
@@ -170,7 +175,7 @@ def test_t5_3b_with_adapters_trains_what_its_file_says():
     with torch.device("meta"):
         config, origin = describe(cfg.model.name, "scratch", "cpu", train_tokenizer(["a text"]), {})
         model = make(config, origin, True, None, adapters=cfg.model.lora.model_dump())
-        from workbench.parts.reader import Reader
+        from workbench.parts.pose.reader import Reader
 
         reader = Reader(76 * 3, embed_width(model))
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -192,7 +197,7 @@ def test_adapters_of_the_preset_exist_in_its_architecture():
 
 
 def test_a_full_plan_of_the_largest_takes_seconds_and_no_memory():
-    from workbench.core.plan import plan
+    from workbench.core.setup.plan import plan
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     facts = plan(presets.load("t5_3b_lora", "data.languages=[ase]"))

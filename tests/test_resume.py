@@ -11,11 +11,11 @@ import torch
 from runs import again, done, end, go, lines, same_bits, tensors
 
 import workbench
-from workbench.core import checkpoint
-from workbench.core.config import Refused
-from workbench.core.data import epoch_plan, stream
-from workbench.core.run import metrics_of, read_json, status_of
-from workbench.lab import launch
+from workbench.core.run import checkpoint
+from workbench.core.config.schema import Refused
+from workbench.core.data.batches import epoch_plan, stream
+from workbench.core.run.folder import metrics_of, read_json, status_of
+from workbench.lab.run import launch
 
 # Mid-epoch checkpoints (6 steps an epoch, one in 4), three micro-batches a step, dropout and drawn noise, two objectives
 # with three optimisers, averaged weights, a log window that no checkpoint meets, a process that loads the data.

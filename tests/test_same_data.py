@@ -6,12 +6,18 @@ import pytest
 import torch
 from runs import config
 
-from workbench.core import checkpoint, presets, resume, train
-from workbench.core.changes import changes
-from workbench.core.config import Refused
-from workbench.core.data import data_changes, data_print
-from workbench.core.pipeline import Position, complete
-from workbench.core.run import create, metrics_of, read_json, status_of, write_json
+from workbench.core.run import checkpoint
+
+from workbench.core.config import presets
+
+from workbench.core.setup import resume
+
+from workbench.core.train import loop as train
+from workbench.core.stages.changes import changes
+from workbench.core.config.schema import Refused
+from workbench.core.data.batches import data_changes, data_print
+from workbench.core.stages.stages import Position, complete
+from workbench.core.run.folder import create, metrics_of, read_json, status_of, write_json
 
 STAGES = [{"name": "a", "train": {"epochs": 1}}, {"name": "b", "data": {"rows": 20}, "train": {"epochs": 2}}]
 

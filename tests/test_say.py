@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import workbench
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.core.run import write_text
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.run.folder import write_text
 from workbench.lab import say
 from workbench.lab.cli import main
-from workbench.parts.wave import read_wave, write_wave
-from workbench.tasks.tts_rows import home_of
+from workbench.parts.speech.wave import read_wave, write_wave
+from workbench.tasks.tts.rows import home_of
 
 SMALL = ("model.width=32 model.layers=1 model.hidden=64 model.prenet=1 model.decoder.width=32 model.decoder.blocks=1 train.max_steps=2 "
          "train.log_every=1 valid.every=null valid.final=[] data.text.kind=characters trackers=[] check=false")
@@ -75,7 +75,7 @@ def test_the_file_is_whole_after_every_sentence(voice, tmp_path, monkeypatch):
 
 def test_what_is_made_does_not_wait_for_what_follows(voice, monkeypatch):
     "The first sentence comes out when one spectrogram has been made, not three."
-    from workbench.tasks import tts_voice
+    from workbench.tasks.tts import synthesis as tts_voice
 
     count, held = [], tts_voice.sing
     monkeypatch.setattr(tts_voice, "sing", lambda *a, **k: count.append(1) or held(*a, **k))

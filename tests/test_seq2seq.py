@@ -5,7 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.parts import hub, pretrained, seq2seq
+from workbench.parts.shared import hub
+
+from workbench.parts.text import pretrained
+
+from workbench.parts.text import seq2seq
 
 V, D = 60, 32
 BARTISH = {

@@ -22,22 +22,23 @@ import torch
 from test_seq2seq import FAMILIES
 
 import workbench
-from workbench.core import checkpoint, presets
-from workbench.core.config import Refused
-from workbench.core.evaluate import predict_rows
-from workbench.core.loop import make_accelerator
-from workbench.core.metrics import text_scores
-from workbench.core.optim import freeze, named_parameters, set_modes
-from workbench.core.pipeline import stages
-from workbench.core.plan import check
-from workbench.core.rows import shared_rows
-from workbench.core.run import metrics_of, read_json
-from workbench.core.step import build, optimiser_step, prove_gradients
+from workbench.core.run import checkpoint
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.step.evaluate import predict_rows
+from workbench.core.setup.state import make_accelerator
+from workbench.core.data.metrics import text_scores
+from workbench.core.step.optim import freeze, named_parameters, set_modes
+from workbench.core.stages.stages import stages
+from workbench.core.setup.plan import check
+from workbench.core.data.rows import shared_rows
+from workbench.core.run.folder import metrics_of, read_json
+from workbench.core.step.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
-from workbench.lab import launch
-from workbench.parts import pretrained
-from workbench.parts.text import decode_texts, load_tokenizer, save_tokenizer, train_tokenizer
-from workbench.tasks import sign
+from workbench.lab.run import launch
+from workbench.parts.text import pretrained
+from workbench.parts.text.tokenizer import decode_texts, load_tokenizer, save_tokenizer, train_tokenizer
+from workbench.tasks.sign import task as sign
 
 TINY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 PRESET = {
@@ -398,7 +399,7 @@ def test_a_family_passes_the_reality_checks(good, folders, family, kind):
 
 @pytest.mark.parametrize("family", sorted(LANGUAGE))
 def test_every_text_starts_with_the_forced_language(good, folders, family):
-    from workbench.parts.seq2seq import encode, generate
+    from workbench.parts.text.seq2seq import encode, generate
 
     t = trained(family_config(good, folders, family), steps=1)
     tok = t.data.own["tokenizer"]
@@ -507,7 +508,7 @@ def test_pretrained_weights_never_meet_a_tokenizer_of_the_corpus(good, folders, 
 
 @pytest.mark.parametrize("more", ["", "model.lora.r=2 model.load_in_4bit=true"])
 def test_a_plan_of_pretrained_weights_reads_none(good, folders, monkeypatch, more):
-    from workbench.core.plan import plan
+    from workbench.core.setup.plan import plan
 
     def refuse(*args, **how):
         raise AssertionError("weights were read")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from workbench.parts.clip_check import check_clip
-from workbench.parts.speech_rows import read_source
-from workbench.parts.wave import read_wave
+from workbench.parts.speech.clip_check import check_clip
+from workbench.parts.speech.rows import read_source
+from workbench.parts.speech.wave import read_wave
 
 AMHARIC = ["ሰላም ለዓለም", "አዲስ አበባ የኢትዮጵያ ዋና ከተማ ናት", "እንኳን ደህና መጡ",
            "አማርኛ በጌዕዝ ፊደል ይጻፋል", "ኢትዮጵያ በምስራቅ አፍሪካ የምትገኝ ሀገር ናት"]
@@ -264,7 +264,7 @@ def test_names_meet_across_folders_and_unicode_forms(tmp_path):
 
 
 def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
-    from workbench.parts.mp3 import frames_in
+    from workbench.parts.speech.mp3 import frames_in
 
     wave = np.random.default_rng(0).normal(size=16000 * 6) * np.repeat([0.1, 1e-4, 0.1], 32000)
     for name in ("a", "b"):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.parts import speech_scores as S
+from workbench.parts.speech import scores as S
 
 RATE = 22050
 

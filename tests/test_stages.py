@@ -2,10 +2,12 @@
 import pytest
 from runs import again, config, done, end, go, lines, same_bits, tensors
 
-from workbench.core import checkpoint, presets
-from workbench.core.config import Refused
-from workbench.core.pipeline import stages
-from workbench.core.run import metrics_of, read_json
+from workbench.core.run import checkpoint
+
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.stages.stages import stages
+from workbench.core.run.folder import metrics_of, read_json
 from workbench.core.task import get
 
 window = 4

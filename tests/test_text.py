@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.parts import text, written
+from workbench.parts.text import tokenizer as text
+
+from workbench.parts.text import written
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "Größe, naïveté, façade",

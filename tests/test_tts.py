@@ -14,12 +14,14 @@ pytest.importorskip("soundfile", reason="speech needs soundfile: pip install sou
 import voices  # noqa: E402
 from voices import FLOW, MELODY, batch_of, config, data_of, lively, refusal, with_times  # noqa: E402
 
-from workbench.core.config import Refused  # noqa: E402
-from workbench.core.evaluate import predict_rows  # noqa: E402
-from workbench.core.plan import check  # noqa: E402
+from workbench.core.config.schema import Refused  # noqa: E402
+from workbench.core.step.evaluate import predict_rows  # noqa: E402
+from workbench.core.setup.plan import check  # noqa: E402
 from workbench.core.task import Ctx, Objective  # noqa: E402
-from workbench.parts.align import check_durations, frames_to_symbols, regulate  # noqa: E402
-from workbench.tasks import tts, tts_data, tts_voice  # noqa: E402
+from workbench.parts.speech.align import check_durations, frames_to_symbols, regulate  # noqa: E402
+from workbench.tasks.tts import task as tts
+from workbench.tasks.tts import data as tts_data
+from workbench.tasks.tts import synthesis as tts_voice  # noqa: E402
 
 
 def losses_of(cfg, nets, d, batch, training=False):
@@ -312,8 +314,8 @@ def test_the_better_answer_without_the_text_is_another_clip(good):
 
 def test_the_plan_of_a_voice_predicts_its_memory():
     "The alignment search is an operation whose shape is known without values, and its compiler counts."
-    from workbench.core.plan import plan
-    from workbench.core.presets import load
+    from workbench.core.setup.plan import plan
+    from workbench.core.config.presets import load
 
     memory = plan(load("tts_tiny"), memory=True)["memory"]
     assert "could not be predicted" not in memory["note"] and {line["device"] for line in memory["table"]} >= {"this machine", "GPU 24 GB"}

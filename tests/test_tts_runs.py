@@ -19,13 +19,15 @@ from test_resume import close  # noqa: E402
 from voices import FLOW, config, data_of, refusal  # noqa: E402
 
 import workbench  # noqa: E402
-import workbench.core.step  # noqa: E402
-from workbench.core import checkpoint, presets  # noqa: E402
-from workbench.core.config import Refused  # noqa: E402
-from workbench.core.plan import check  # noqa: E402
-from workbench.core.run import read_json, status_of  # noqa: E402
-from workbench.lab import launch  # noqa: E402
-from workbench.tasks import tts, tts_voice  # noqa: E402
+import workbench.core.step.step  # noqa: E402
+from workbench.core.run import checkpoint
+from workbench.core.config import presets  # noqa: E402
+from workbench.core.config.schema import Refused  # noqa: E402
+from workbench.core.setup.plan import check  # noqa: E402
+from workbench.core.run.folder import read_json, status_of  # noqa: E402
+from workbench.lab.run import launch  # noqa: E402
+from workbench.tasks.tts import task as tts
+from workbench.tasks.tts import synthesis as tts_voice  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_a_run_begins_with_the_weights_that_load_gives(runs):
 def test_rows_that_decay_all_the_same_are_found(runs, monkeypatch):
     cfg = config(runs["other"], f"{FINE} model.base={runs['straight']}")
     assert not [c for c in check(cfg) if c.state == "failed"]
-    monkeypatch.setattr(workbench.core.step, "hold_rows", lambda owner: None)  # as the public project had it
+    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)  # as the public project had it
     found = {c.name: c.says for c in check(cfg) if c.state == "failed"}
     assert "`encoder.embed.weight, frozen rows`" in found["frozen"]
     loose = config(runs["other"], f"{FINE} model.base={runs['straight']} model.freeze_base_rows=false")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import workbench
-from workbench.parts.phone_times import durations_of, read_times
-from workbench.parts.phones import available, phones, read_phones
-from workbench.parts.spoken import leftovers, normalise
-from workbench.parts.symbols import is_pause
+from workbench.parts.speech.phone_times import durations_of, read_times
+from workbench.parts.speech.phones import available, phones, read_phones
+from workbench.parts.speech.normalise import leftovers, normalise
+from workbench.parts.speech.symbols import is_pause
 
 soundfile = pytest.importorskip("soundfile", reason="reading the clips needs soundfile: pip install soundfile")
 PACKS = Path(workbench.__file__).parent / "samples/tts"

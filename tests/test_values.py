@@ -13,12 +13,12 @@ import pytest
 import yaml
 from mutations import rng_of
 
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.core.pipeline import complete
-from workbench.core.plan import plan
-from workbench.core.presets import load, parse_overrides
-from workbench.core.yaml12 import read_yaml
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.stages.stages import complete
+from workbench.core.setup.plan import plan
+from workbench.core.config.presets import load, parse_overrides
+from workbench.core.config.yaml12 import read_yaml
 from workbench.lab import cli
 
 CASES = int(os.environ.get("WORKBENCH_MUTATIONS", 2000))
@@ -135,9 +135,9 @@ def test_a_mutated_configuration_that_holds_is_planned():
     "train.optimizer.eps=1", "train.scheduler.warmup=10000000", "'train.scheduler={type: MultiStepLR, milestones: [1, 9000000000]}'", "train.optimizer.type=Lion",
     "'train.scheduler={type: exponential, gamma: 1e-300}'", "seed=18446744073709551615", "train.keep=9000000000", "valid.every=9000000000", "dropout=0.99", "width=1"])
 def test_an_extreme_value_that_is_allowed_trains_two_steps(override, tmp_path):
-    from workbench.core.report import write_plan
-    from workbench.core.run import create, metrics_of
-    from workbench.core.train import plan_of, prepare, train
+    from workbench.core.train.validate import write_plan
+    from workbench.core.run.folder import create, metrics_of
+    from workbench.core.train.loop import plan_of, prepare, train
 
     cfg = complete({"task": "curve", "check": False, "trackers": []}, f"train.max_steps=2 train.log_every=1 valid.rows=3 {override}")
     loop = prepare(create(cfg, tmp_path / "run"))
@@ -269,7 +269,7 @@ def test_a_split_that_the_default_names_may_be_missing_and_that_is_said(monkeypa
 
 
 def test_a_task_that_says_no_scores_is_asked_before_the_first_step(tmp_path):
-    from workbench.core.plan import check
+    from workbench.core.setup.plan import check
 
     quiet = {"task": "curve", "trackers": [], "train": {"max_steps": 2}}
     for metric in ("time", "rows", "step", "xyz"):
@@ -281,8 +281,10 @@ def test_a_task_that_says_no_scores_is_asked_before_the_first_step(tmp_path):
 
 def test_every_number_of_every_section_is_bounded():
     "No section of ours takes a number without an end, a text for a number, or a truth: the mechanism, not the key."
-    from workbench.core.mistakes import keys_of
-    from workbench.tasks import flow_config, sign_config, tts_config
+    from workbench.core.config.mistakes import keys_of
+    from workbench.tasks.flow import config as flow_config
+    from workbench.tasks.sign import config as sign_config
+    from workbench.tasks.tts import config as tts_config
 
     for section in (sign_config.SignConfig, tts_config.TtsConfig, flow_config.FlowConfig):
         cfg = presets.schema_of(section)(task="x", sample={"sampler": "heun"}) if section is flow_config.FlowConfig else presets.schema_of(section)(task="x")

@@ -8,11 +8,13 @@ import pytest
 from runs import config
 
 import workbench
-from workbench.core import modules, presets
-from workbench.core.config import Refused
-from workbench.core.lock import process
-from workbench.core.run import create, status_of, update_status, write_text
-from workbench.lab import cli, launch
+from workbench.core.config import modules
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.core.run.lock import process
+from workbench.core.run.folder import create, status_of, update_status, write_text
+from workbench.lab import cli
+from workbench.lab.run import launch
 
 toys = Path(__file__).parent / "toys"
 MARK = "from pathlib import Path\nPath({mark!r}).touch()\n"
@@ -47,7 +49,7 @@ def test_a_file_alone_imports_nothing(handed_over, tmp_path, capsys, words):
 def test_loading_and_the_training_process_import_nothing(handed_over, tmp_path):
     with pytest.raises(Refused, match="imports no other code"):
         workbench.load(str(handed_over))
-    done = subprocess.run([sys.executable, "-m", "workbench.core.train", str(handed_over)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "workbench.core.train.loop", str(handed_over)], capture_output=True, text=True)
     assert done.returncode == 2 and "--task-from runs.shared.extra" in done.stderr and not (tmp_path / "it ran").exists()
     assert status_of(handed_over)["state"] == "failed"
 

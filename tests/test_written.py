@@ -10,11 +10,13 @@ import signs
 from transformers import (AutoTokenizer, ByT5Tokenizer, M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer, T5Config,
                           T5ForConditionalGeneration)
 
-from workbench.core.config import Refused
-from workbench.core.metrics import signatures
-from workbench.core.presets import load
-from workbench.parts import hub, text
-from workbench.tasks import sign, sign_data
+from workbench.core.config.schema import Refused
+from workbench.core.data.metrics import signatures
+from workbench.core.config.presets import load
+from workbench.parts.shared import hub
+from workbench.parts.text import tokenizer as text
+from workbench.tasks.sign import task as sign
+from workbench.tasks.sign import data as sign_data
 
 LATIN = ["guten morgen", "wo ist das haus", "danke", "bis bald", "es regnet", "der hund", "ja, gern", "nein"]
 
@@ -138,7 +140,7 @@ def test_bleu_reads_the_script(tmp_path):
 
 
 def test_captions_in_a_script_that_the_text_encoder_does_not_know(tmp_path):
-    from workbench.tasks.flow_data import tokenizer_of
+    from workbench.tasks.flow.data import tokenizer_of
 
     named = SimpleNamespace(tokenizer=str(t5(tmp_path / "model", LATIN)), encoder="own", vocab=100)
     cfg = SimpleNamespace(model=SimpleNamespace(text=named))

@@ -7,11 +7,11 @@ def train(
     config: str,  # a preset's name or the path of a YAML file
     overrides: str = "",  # "a.b=value c.d=value"
     task_from: str = "",  # a module or a .py file that may be the configuration's task
-    **how,  # run_dir, nproc: see `workbench.lab.launch.train`
+    **how,  # run_dir, nproc: see `workbench.lab.run.launch.train`
 ):
     "Train in a process of its own and wait for it; returns the run folder. Raises `Refused` or `Failed`."
-    from workbench.core.modules import permit
-    from workbench.lab.launch import train
+    from workbench.core.config.modules import permit
+    from workbench.lab.run.launch import train
 
     permit(task_from)
     return train(config, overrides, **how)
@@ -20,11 +20,11 @@ def train(
 def resume(
     run: str,  # a run folder
     task_from: str = "",  # a module or a .py file that may be the run's task
-    **how,  # overrides, nproc: see `workbench.lab.launch.resume`
+    **how,  # overrides, nproc: see `workbench.lab.run.launch.resume`
 ):
-    "Continue a run from its last checkpoint; returns the started `Run`, see `workbench.lab.launch.wait`."
-    from workbench.core.modules import permit
-    from workbench.lab.launch import resume
+    "Continue a run from its last checkpoint; returns the started `Run`, see `workbench.lab.run.launch.wait`."
+    from workbench.core.config.modules import permit
+    from workbench.lab.run.launch import resume
 
     permit(task_from)
     return resume(run, **how)
@@ -36,8 +36,8 @@ def load(
     task_from: str = "",  # a module or a .py file that may be the run's task
 ):
     "The nets (evaluation mode) and the data of a trained run: `nets, data = workbench.load(run, 'best')`."
-    from workbench.core.modules import permit
-    from workbench.core.resume import load
+    from workbench.core.config.modules import permit
+    from workbench.core.setup.resume import load
 
     permit(task_from)
     return load(run, which)

@@ -5,10 +5,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from workbench.core import checkpoint
-from workbench.core.presets import merge, parse_overrides
-from workbench.core.run import metrics_of
-from workbench.lab import launch
+from workbench.core.run import checkpoint
+from workbench.core.config.presets import merge, parse_overrides
+from workbench.core.run.folder import metrics_of
+from workbench.lab.run import launch
 
 BASE = {"task": "curve", "check": False, "trackers": [], "train": {
     "epochs": 3, "minutes": None, "batch_size": 4, "lr": 1e-2, "log_every": 1, "checkpoint_every": 4}}

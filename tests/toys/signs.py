@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import workbench
-from workbench.parts.pose import read_pose, select
+from workbench.parts.pose.files import read_pose, select
 
 CLIP = Path(workbench.__file__).parent / "samples/sign/clips/ase/y.pose"
 WORDS = {"isr": ["שלום", "בוקר טוב", "תודה רבה", "לילה", "אהבה", "בית ספר", "שָׁלוֹם עליכם", "כלב"],

@@ -1,6 +1,6 @@
 "The flow task with a trap."
 from trapped import trapped
 
-from workbench.tasks import flow
+from workbench.tasks.flow import task as flow
 
 task = trapped(flow.task)

@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 import workbench
-from workbench.core import presets
-from workbench.core.config import Refused
-from workbench.parts.wave import read_wave
-from workbench.tasks import tts
+from workbench.core.config import presets
+from workbench.core.config.schema import Refused
+from workbench.parts.speech.wave import read_wave
+from workbench.tasks.tts import task as tts
 
 PACK = Path(workbench.__file__).parent / "samples/tts/am"
 RATE = 22050

@@ -8,7 +8,15 @@ __all__ = ['TESTED', 'LANGUAGES', 'Finding', 'works', 'as_text', 'try_embeddings
 import textwrap
 from dataclasses import dataclass
 
-from ..parts import hub, lora, pretrained, seq2seq, text
+from ..parts.shared import hub
+
+from ..parts.text import lora
+
+from ..parts.text import pretrained
+
+from ..parts.text import seq2seq
+
+from ..parts.text import tokenizer as text
 
 # %% ../../nbs/lab/50_check_model.ipynb #Finding
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def watch(
     run,  # launch.Run
 ) -> int:
     "Show the plan and the progress of a run; returns the exit status."
-    from workbench.lab.monitor import follow, show_plan
-    from workbench.lab.results import places, scores
+    from workbench.lab.run.monitor import follow, show_plan
+    from workbench.lab.run.results import places, scores
     from workbench.lab.show import show
 
     asked = []
@@ -94,7 +94,7 @@ def ask_to_stop(
     run,
 ):
     "Stop a run and wait until it has saved. Raises as the run does; KeyboardInterrupt leaves it to itself."
-    from workbench.lab.launch import stop, wait
+    from workbench.lab.run.launch import stop, wait
 
     print(f"\nStopping {run.folder}: it finishes its step and saves. Once more leaves it running.", file=sys.stderr,
           flush=True)
@@ -108,26 +108,26 @@ def ask_to_stop(
 # %% ../../nbs/lab/40_cli.ipynb #train
 def train(options) -> int:
     "workbench train CONFIG"
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     return watch(launch.start(options.config, options.overrides, options.run_dir, options.nproc or 1))
 
 
 def resume(options) -> int:
     "workbench resume RUN"
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     return watch(launch.resume(options.run, options.overrides, options.nproc))
 
 
 def plan(options) -> int:
     "workbench plan CONFIG"
-    from workbench.core.pipeline import complete
-    from workbench.lab.plan import show_facts
+    from workbench.core.stages.stages import complete
+    from workbench.lab.run.plan_tables import show_facts
 
     with all_kept():
         cfg = complete(options.config, options.overrides)
-        from workbench.core.plan import plan as make  # torch: after what can be refused without it
+        from workbench.core.setup.plan import plan as make  # torch: after what can be refused without it
 
         show_facts(make(cfg, memory=True), cfg.model_dump())
     return 0
@@ -148,10 +148,10 @@ def all_kept():
 
 def check(options) -> int:
     "workbench check CONFIG"
-    from workbench.core.pipeline import complete
+    from workbench.core.stages.stages import complete
 
     cfg = complete(options.config, options.overrides)
-    from workbench.core.plan import check as find
+    from workbench.core.setup.plan import check as find
     from workbench.lab.show import Table, show
 
     found = find(cfg, options.deep)
@@ -161,7 +161,7 @@ def check(options) -> int:
 
 def stop(options) -> int:
     "workbench stop RUN"
-    from workbench.lab import launch
+    from workbench.lab.run import launch
 
     print("The run finishes its step and saves." if launch.stop(options.run) else "The run is not running.")
     return 0
@@ -169,7 +169,7 @@ def stop(options) -> int:
 
 def runs(options) -> int:
     "workbench runs"
-    from workbench.core.run import root
+    from workbench.core.run.folder import root
     from workbench.lab.show import Table, show
 
     rows = [line_of(p.parent) for p in sorted(root().glob("*/status.json"))]
@@ -188,8 +188,8 @@ def presets(options) -> int:
 
 def preset_table():  # Table
     "The presets of the package and what each says of itself: the first sentence of its file."
-    from workbench.core.presets import find
-    from workbench.core.presets import presets as names
+    from workbench.core.config.presets import find
+    from workbench.core.config.presets import presets as names
     from workbench.lab.show import Table
 
     def about(name):
@@ -207,7 +207,7 @@ def line_of(
     try:
         return run_row(run)
     except Exception as e:  # whatever is wrong with it, it is said
-        from workbench.core.config import short  # the schema: not loaded for a list of sound runs
+        from workbench.core.config.schema import short  # the schema: not loaded for a list of sound runs
 
         return [run.name, "–", "damaged", "–", short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
 
@@ -216,8 +216,8 @@ def run_row(
     run,  # a run folder
 ) -> list:
     "A run in a line: name, preset, state, step, best metric, last sign of life."
-    from workbench.core.run import metrics_of, status_of
-    from workbench.lab.plan import facts_of, judged, of_stage
+    from workbench.core.run.folder import metrics_of, status_of
+    from workbench.lab.run.plan_tables import facts_of, judged, of_stage
     from workbench.lab.show import number
 
     chosen, status, (stage, metric, mode) = facts_of(run), status_of(run), judged(run)
@@ -230,7 +230,7 @@ def run_row(
 
 def check_model(options) -> int:
     "workbench check-model NAME"
-    from workbench.core.presets import device_kind
+    from workbench.core.config.presets import device_kind
     from workbench.lab.check_model import check_model, works
     from workbench.lab.show import Table, show
 
@@ -263,7 +263,7 @@ def main(
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
     from workbench.lab.show import printable
-    from workbench.core.modules import permit
+    from workbench.core.config.modules import permit
     from workbench.errors import Failed, Refused
 
     try:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.config import Refused
-from ..core.run import config_of
-from ..tasks.tts_config import Speak, TtsConfig
+from ..core.config.schema import Refused
+from ..core.run.folder import config_of
+from ..tasks.tts.config import Speak, TtsConfig
 
 # %% ../../nbs/lab/86_say.ipynb #Voice
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def voice_of(
     cfg = config_of(run)
     if not isinstance(cfg, TtsConfig):
         raise Refused(f"{run} is a run of the task `{cfg.task}`: only a run of text to speech can say a text.")
-    from workbench.core.resume import load
+    from workbench.core.setup.resume import load
 
     return Voice(*load(run, checkpoint), cfg.speak)
 
@@ -73,8 +73,8 @@ def spoken(
     checkpoint: str = "best",
 ) -> Iterator[Sentence]:
     "The sentences of a text, each as soon as it is made. Raises `Refused` before the first for what cannot be said."
-    from workbench.parts.spoken import sentences
-    from workbench.tasks.tts_voice import synthesise
+    from workbench.parts.speech.normalise import sentences
+    from workbench.tasks.tts.synthesis import synthesise
 
     if not 0.2 < speed < 5:
         raise Refused(f"speed is {speed:g}: give a number between 0.2 and 5, 1 is the pace of the recordings.")
@@ -113,7 +113,7 @@ def say(
     checkpoint: str = "best",
 ) -> Path:
     "Speak a text into a wav file that can be listened to while it grows; a line for each sentence. Raises `Refused`."
-    from workbench.parts.wave import write_wave
+    from workbench.parts.speech.wave import write_wave
 
     out, made, took = Path(out).expanduser(), 0.0, 0.0
     if out.suffix.lower() != ".wav" or not out.parent.is_dir():

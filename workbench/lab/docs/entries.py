@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ...core.config import Refused
+from ...core.config.schema import Refused
 from .pages import functions
 
 # %% ../../../nbs/lab/docs/20_entries.ipynb #Row
@@ -132,7 +132,7 @@ def table(
 
 # %% ../../../nbs/lab/docs/20_entries.ipynb #entries
 def symbol(
-    module: str,  # workbench.core.rows
+    module: str,  # workbench.core.data.rows
     name: str,
 ):
     "What a module defines. Raises `Refused` where the notebook was not exported."
@@ -144,7 +144,7 @@ def symbol(
 
 def entries(
     source: str,  # an exported cell
-    module: str,  # workbench.core.rows
+    module: str,  # workbench.core.data.rows
     prose: Callable,  # Markdown -> HTML
 ) -> str:
     "Documentation of what a cell defines; empty where it defines no public function or class."

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 
-from ...core.config import Refused
+from ...core.config.schema import Refused
 
 # %% ../../../nbs/lab/docs/10_pages.ipynb #Page
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Lookup:
 
     def dotted(
         self,
-        name: str,  # workbench.core.rows, or a name in it
+        name: str,  # workbench.core.data.rows, or a name in it
     ) -> str | None:
         "The address of a module or of what it defines."
         if name in self.by_module:
@@ -177,7 +177,7 @@ class Lookup:
 
     def notebook(
         self,
-        link: str,  # as a notebook writes it: ../core/32_rows.ipynb#Rejected-rows
+        link: str,  # as a notebook writes it: ../core/data/10_rows.ipynb#Rejected-rows
         page: Page,  # on this page
     ) -> str | None:
         "The address of another notebook's page."
