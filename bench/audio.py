@@ -32,7 +32,8 @@ mel = Mel()
 def mel_by_librosa(wave):
     "The same log-mel, as a user of librosa writes it."
     padded = np.pad(wave, (mel.pad, mel.pad), mode="reflect")
-    found = librosa.feature.melspectrogram(y=padded, sr=mel.rate, n_fft=mel.n_fft, hop_length=mel.hop, win_length=mel.win, center=False,
+    found = librosa.feature.melspectrogram(y=padded, sr=mel.rate, n_fft=mel.n_fft, hop_length=mel.hop,
+                                           win_length=mel.win, center=False,
                                            power=1.0, n_mels=mel.bands, fmin=mel.fmin, fmax=mel.fmax)
     return np.log(np.maximum(found, mel.floor))
 
@@ -79,23 +80,31 @@ def compare(case, seconds, items, mine, theirs, rounds=3):
     pairs = [(timed(mine, items), timed(theirs, items)) for _ in range(rounds)]
     a, b = (statistics.median(side) for side in zip(*pairs))
     ratios = sorted(y / x for x, y in pairs)
-    print(f"| {case} | {b:.2f} s | {a:.2f} s | {seconds / a:,.0f} | {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) |",
+    print(f"| {case} | {b:.2f} s | {a:.2f} s | {seconds / a:,.0f} | {statistics.median(ratios):.1f} "
+          f"({ratios[0]:.1f} to {ratios[-1]:.1f}) |",
           flush=True)
 
 
 if __name__ == "__main__" and "__file__" in globals():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else home / "workbench" / "samples" / "tts" / "en" / "clips"
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3"))
+    folder = (Path(sys.argv[1]) if len(sys.argv) > 1
+              else home / "workbench" / "samples" / "tts" / "en" / "clips")
+    paths = sorted(path
+                   for path in folder.rglob("*") if path.suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3"))
     waves = [read_wave(path, mel.rate)[0] for path in paths]
     waves = [wave for wave in waves if len(wave) > mel.pad]
     seconds = sum(map(len, waves)) / mel.rate
-    worst = max(float(np.abs(mel_by_librosa(wave) - log_mels([torch.from_numpy(wave)], mel)[0].numpy().T).max()) for wave in waves[:20])
-    print(f"{len(paths)} files, {seconds / 60:.1f} min, torch {torch.__version__} with {torch.get_num_threads()} threads, librosa "
+    worst = max(float(np.abs(mel_by_librosa(wave)
+                             - log_mels([torch.from_numpy(wave)], mel)[0].numpy().T).max())
+                             for wave in waves[:20])
+    print(f"{len(paths)} files, {seconds / 60:.1f} min, torch {torch.__version__} with "
+          f"{torch.get_num_threads()} threads, librosa "
           f"{librosa.__version__}; largest difference of a log-mel {worst:.1e}\n")
-    print("| case | librosa | workbench | seconds of sound a second | times as fast |\n|---|---:|---:|---:|---:|")
+    print("| case | librosa | workbench | seconds of sound a second | times as fast "
+          "|\n|---|---:|---:|---:|---:|")
     compare(f"clip to mel, {paths[0].suffix[1:]} as it is", seconds, paths, ours, by_librosa)
     with tempfile.TemporaryDirectory() as plain:
         wavs = [write_wave(Path(plain) / f"{i}.wav", wave, mel.rate) for i, wave in enumerate(waves)]
         compare("clip to mel, wav at 22,050 Hz", seconds, wavs, ours, by_librosa)
     compare("mel only", seconds, waves, waves_ours, waves_librosa)
-    compare("mel only, librosa's filter bank made once by hand", seconds, waves, waves_ours, waves_librosa_bank)
+    compare("mel only, librosa's filter bank made once by hand", seconds, waves, waves_ours,
+            waves_librosa_bank)

@@ -16,11 +16,13 @@ from workbench.core.run.folder import write_json, write_text
 from workbench.lab.run.chart import Line, Log, chart
 from workbench.lab.run.curves import curves
 
-CONFIG = "task: sign\npreset: t5_base\nmodel: {init: auto}\ntrain: {minutes: 4}\nvalid: {metric: cer, mode: min}\n"
+CONFIG = ("task: sign\npreset: t5_base\nmodel: {init: auto}\ntrain: {minutes: 4}\nvalid: {metric: cer, mode: "
+          "min}\n")
 
 
 def log_line(step, split, **values):
-    return json.dumps({"step": step, "epoch": step // 1000, "stage": "train", "attempt": 1, "time": 1e9 + step,
+    return json.dumps({"step": step, "epoch": step // 1000, "stage": "train", "attempt": 1,
+                       "time": 1e9 + step,
                        "split": split, **values}) + "\n"
 
 
@@ -33,7 +35,8 @@ def make_run(folder, steps):
         for step in range(1, steps + 1):
             loss = 8 / step ** 0.3 + 0.2 * noise.random() + 10 * (step == steps // 2)
             parts = {"loss": loss, "ctc": 0.4 * loss, "words": 0.6 * loss}
-            f.write(log_line(step, "train", **parts, grad_norm=1.0, lr=1e-3 * (1 - step / steps), tokens_per_s=900.0))
+            f.write(log_line(step, "train", **parts, grad_norm=1.0, lr=1e-3 * (1 - step / steps),
+                             tokens_per_s=900.0))
             if step % 1000 == 0:
                 f.write(log_line(step, "valid", **parts, cer=1 / step ** 0.1, rows=12))
 
@@ -50,7 +53,8 @@ def timed(what, act, times=5):
 
 
 def panels(log):
-    lines = lambda key: [Line("training", *log.line("train", key)), Line("validation", *log.line("valid", key), "#D55E00", dots=True)]
+    lines = lambda key: [Line("training", *log.line("train", key)),
+                         Line("validation", *log.line("valid", key), "#D55E00", dots=True)]
     return [chart(lines(key), key, stages=log.stages[1:]) for key in ("loss", "ctc", "words", "lr")]
 
 

@@ -26,7 +26,8 @@ def loaded(run):
     from workbench.core.run.folder import config_of
 
     nets, data = load(run, "best")
-    return nets, data, stages(config_of(Path(run)))[-1].cfg, checkpoint.load_tensors(checkpoint.find(Path(run), "best") / "assets.safetensors")
+    return (nets, data, stages(config_of(Path(run)))[-1].cfg,
+            checkpoint.load_tensors(checkpoint.find(Path(run), "best") / "assets.safetensors"))
 
 
 def drawn(nets, data, cfg, assets, split, **how):
@@ -51,7 +52,8 @@ def scores(run):
     for split in ("valid", "test", "seen"):
         for guidance in (1.0, 2.0, 3.0):
             found, other = drawn(nets, data, cfg, assets, split, guidance=guidance)
-            lines.append([split, f"{guidance:g}", f"{found['retrieval_rank']:.3f}", f"{other['retrieval_rank']:.3f}", f"{found['retrieval_top5']:.3f}",
+            lines.append([split, f"{guidance:g}", f"{found['retrieval_rank']:.3f}",
+                          f"{other['retrieval_rank']:.3f}", f"{found['retrieval_top5']:.3f}",
                           f"{other['retrieval_top5']:.3f}", f"{found['frechet']:.2f}"])
     table(["split", "guidance", "rank", "rank, control", "top 5", "top 5, control", "frechet"], *lines)
 
@@ -61,10 +63,12 @@ def samplers(run):
 
     nets, data, cfg, assets = loaded(run)
     lines = []
-    for sampler, steps in (("euler", 6), ("euler", 12), ("euler", 24), ("heun", 6), ("heun", 12), ("adaptive", 0)):
+    for sampler, steps in (("euler", 6), ("euler", 12), ("euler", 24), ("heun", 6), ("heun", 12),
+                           ("adaptive", 0)):
         began = time.perf_counter()
         found, _ = drawn(nets, data, cfg, assets, "valid", sampler=sampler, steps=max(1, steps))
-        lines.append([sampler, steps or "–", f"{found['retrieval_rank']:.3f}", f"{found['frechet']:.2f}", f"{(time.perf_counter() - began) / ROWS * 1000:.0f}"])
+        lines.append([sampler, steps or "–", f"{found['retrieval_rank']:.3f}", f"{found['frechet']:.2f}",
+                      f"{(time.perf_counter() - began) / ROWS * 1000:.0f}"])
     table(["sampler", "steps", "rank", "frechet", "ms a picture"], *lines)
 
 
@@ -73,17 +77,22 @@ def spade(run):
 
     from workbench.core.run.folder import metrics_of, read_json
 
-    rows, ends = metrics_of(Path(run), "valid"), {line["stage"]: line for line in read_json(Path(run) / "stages.json")}
-    lines = [[name, line["steps"], *(f"{line['valid'][k]:.4g}" for k in ("psnr", "ssim", "recon_loss", "frechet"))] for name, line in ends.items()]
+    rows, ends = metrics_of(Path(run),
+                            "valid"), {line["stage"]: line for line in read_json(Path(run) / "stages.json")}
+    lines = [[name, line["steps"], *(f"{line['valid'][k]:.4g}"
+                                     for k in ("psnr", "ssim", "recon_loss", "frechet"))]
+                                     for name, line in ends.items()]
     table(["stage", "steps", "psnr, dB", "ssim", "recon_loss", "frechet"], *lines)
     figure, done = Figure(figsize=(6, 3), layout="constrained"), 0
     axes, colours = figure.subplots(), {"off": "tab:grey", "still_off": "tab:blue", "on": "tab:orange"}
     for name, line in ends.items():
         mine = [r for r in rows if r["stage"] == name]
         before = 0 if name == "off" else ends["off"]["steps"]  # both arms go on from its end
-        axes.plot([before + r["step"] - done for r in mine], [r["psnr"] for r in mine], "o-", ms=3, color=colours.get(name), label=name.replace("_", " "))
+        axes.plot([before + r["step"] - done for r in mine], [r["psnr"] for r in mine], "o-", ms=3,
+                  color=colours.get(name), label=name.replace("_", " "))
         done += line["steps"]
-    axes.set(xlabel="optimiser steps of the arm", ylabel="PSNR of held-out pictures, dB", title="The same budget, SPADE still off and on")
+    axes.set(xlabel="optimiser steps of the arm", ylabel="PSNR of held-out pictures, dB",
+             title="The same budget, SPADE still off and on")
     axes.legend()
     (here / "results").mkdir(exist_ok=True)
     figure.savefig(here / "results" / "spade.png", dpi=110)

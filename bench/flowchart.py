@@ -56,7 +56,8 @@ def poll():
         app.tick()
         time.sleep(0.5)
     used = time.process_time() - began
-    print(f"| a look at a running training, every 0.5 s | {used / n * 1e3:.1f} ms, {used / n / 0.5:.1%} of a core | 2 % |")
+    print(f"| a look at a running training, every 0.5 s | {used / n * 1e3:.1f} ms, {used / n / 0.5:.1%} of a "
+          "core | 2 % |")
     launch.stop(run.folder)
     launch.wait(run)
     for _ in range(200):
@@ -93,7 +94,8 @@ def click():
                 found.append(page.evaluate(timed, name))
                 time.sleep(0.3)
         found.sort()
-        print(f"| a click, while a training runs | median {statistics.median(found):.0f} ms, 95 % {found[int(0.95 * len(found))]:.0f} "
+        print(f"| a click, while a training runs | median {statistics.median(found):.0f} ms, 95 % "
+              f"{found[int(0.95 * len(found))]:.0f} "
               "ms | 200 ms |", flush=True)
     from workbench.lab.run import launch
 

@@ -22,12 +22,14 @@ from workbench.parts.speech.wave import read_wave
 def texts_of(folder, table):
     "uid -> text, of a table or of the .txt files."
     if table:
-        return {uid_of(entry["path"]): entry["text"] for _, entry, why in read_metadata(Path(table)) if not why}
+        return {uid_of(entry["path"]): entry["text"]
+                for _, entry, why in read_metadata(Path(table)) if not why}
     return {uid_of(f): tidy(read_text(folder / f)) for f in walk(folder) if f.endswith(".txt")}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--listener", required=True)
     parser.add_argument("--texts", default="")
@@ -53,7 +55,8 @@ def main():
         row = {"uid": uid, "heard": heard[-1]} | ({"text": texts[uid]} if texts else {})
         rows.append(row)
         print(f"{uid}\n  heard: {row['heard']}" + (f"\n  text:  {row['text']}" if texts else ""))
-    out = {"files": len(uids), "seconds": round(seconds, 1), "took_s": round(time.perf_counter() - started, 1)}
+    out = {"files": len(uids), "seconds": round(seconds, 1),
+           "took_s": round(time.perf_counter() - started, 1)}
     if texts:
         said = [texts[uid] for uid in uids]
         out |= intelligibility(said, heard, args.language)

@@ -39,7 +39,8 @@ def prepared(folder: Path, overrides: str = "", preset: str = "t5_tiny"):
 
 
 def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list[tuple[float, dict]]]]:
-    "For each round, bare loop and workbench in turn on the same batches: (seconds, counts) of each step after the first."
+    """For each round, bare loop and workbench in turn on the same batches: (seconds, counts) of each step
+    after the first."""
     import torch
 
     from workbench.core.step.optim import named_parameters
@@ -100,7 +101,8 @@ def overhead(rounds: int = 6, steps: int = 40, preset: str = "t5_tiny"):
         found = beside(preset, rounds, steps, Path(folder) / "run")
     times = [[[t for t, _ in one] for one in two] for two in found]
     middle = [1000 * statistics.median(t for two in times for t in two[k]) for k in (0, 1)]
-    table(["loop", "median ms a step", "speed × bare (median of rounds)"], ["bare torch", f"{middle[0]:.1f}", "1.000"],
+    table(["loop", "median ms a step", "speed × bare (median of rounds)"],
+          ["bare torch", f"{middle[0]:.1f}", "1.000"],
           ["workbench", f"{middle[1]:.1f}", f"{statistics.median(sum(a) / sum(b) for a, b in times):.3f}"])
 
 
@@ -117,8 +119,10 @@ def startup(rounds: int = 3):
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             began = time.time()
-            subprocess.run(["papermill", str(here.parent / "nbs/train.ipynb"), f"{folder}/out.ipynb", "-k", "python3", "-p",
-                            "overrides", "train.max_steps=1 valid.rows=4 valid.final=[]", "-p", "run_dir", f"{folder}/run", "-p", "check", "False"],
+            subprocess.run(["papermill", str(here.parent / "nbs/train.ipynb"), f"{folder}/out.ipynb", "-k",
+                            "python3", "-p",
+                            "overrides", "train.max_steps=1 valid.rows=4 valid.final=[]", "-p", "run_dir",
+                            f"{folder}/run", "-p", "check", "False"],
                            check=True, capture_output=True)
             lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
             firsts.append(json.loads(lines[0])["time"] - began)

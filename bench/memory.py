@@ -17,7 +17,8 @@ import numpy as np
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path[:0] = [str(Path(__file__).parents[1])]
 STEPS = 4
-OVERRIDES = f"train.max_steps={STEPS} train.minutes=null valid.every=null valid.final=[] train.checkpoint_every=null check=false"
+OVERRIDES = (f"train.max_steps={STEPS} train.minutes=null valid.every=null valid.final=[] "
+             "train.checkpoint_every=null check=false")
 
 
 def overrides(preset: str) -> str:
@@ -26,7 +27,8 @@ def overrides(preset: str) -> str:
 
 
 def measured(preset: str) -> int:
-    "Bytes of the trainer at its fullest; it runs in a child of a child, so that each preset is measured alone."
+    """Bytes of the trainer at its fullest; it runs in a child of a child, so that each preset is measured
+    alone."""
     code = ("import resource, subprocess, sys; from workbench.core import presets, run; "
             f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
             "code = 'import workbench.core.train.loop as t, workbench.core.setup.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
@@ -35,7 +37,8 @@ def measured(preset: str) -> int:
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)")
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        out = subprocess.run([sys.executable, "-c", code, f"{folder}/run"], capture_output=True, text=True, check=True, env=env)
+        out = subprocess.run([sys.executable, "-c", code, f"{folder}/run"], capture_output=True, text=True,
+                             check=True, env=env)
     return int(out.stdout.split()[-1])
 
 
@@ -51,12 +54,15 @@ def predicted(preset: str) -> int:
         task, stage = get(cfg.task), stages(cfg, Path(folder))[0]
         data = task.data(cfg, stage)
         lengths = np.asarray(data.lengths["train"])
-        plan = epoch_plan(lengths, cfg.train.batch_size * cfg.train.accumulate, cfg.train.accumulate, cfg.seed, 0)[:STEPS]
+        plan = epoch_plan(lengths, cfg.train.batch_size * cfg.train.accumulate, cfg.train.accumulate,
+                          cfg.seed, 0)[:STEPS]
         rows = max((slot for step in plan for slot in step), key=lambda s: len(s) * lengths[s].max(0).sum())
         batch = data.collate([data.datasets["train"][int(i), 0] for i in rows])
         ctx = Ctx(cfg=cfg, data=data, counts=data.counts(batch))
-        losses = {n: (lambda nets, b, o=o: o.loss(nets, b, ctx)["loss"], list(o.trains)) for n, o in task.objectives(cfg).items()}
-        return predict(lambda: task.nets(cfg, data, True), losses, batch, imports=["workbench.core.train.loop"], clip=cfg.train.clip).total
+        losses = {n: (lambda nets, b, o=o: o.loss(nets, b, ctx)["loss"], list(o.trains))
+                  for n, o in task.objectives(cfg).items()}
+        return predict(lambda: task.nets(cfg, data, True), losses, batch,
+                       imports=["workbench.core.train.loop"], clip=cfg.train.clip).total
 
 
 if __name__ == "__main__":

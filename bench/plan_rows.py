@@ -42,8 +42,10 @@ def plan(checkout: Path, home: Path, runs: Path) -> tuple[float, float, float]:
     began, pid = time.perf_counter(), os.fork()
     if not pid:
         os.chdir(checkout)
-        done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", "plan", "t5_tiny", "--overrides", more],
-                              env=os.environ | {"PYTHONPATH": str(checkout), "WORKBENCH_RUNS": str(runs)}, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", "plan", "t5_tiny", "--overrides",
+                               more],
+                              env=os.environ | {"PYTHONPATH": str(checkout), "WORKBENCH_RUNS": str(runs)},
+                              stdout=subprocess.DEVNULL)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         Path(runs / "used").write_text(f"{used.ru_maxrss} {used.ru_utime + used.ru_stime} {done.returncode}")
         os._exit(0)

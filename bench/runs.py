@@ -29,14 +29,19 @@ def make(folder: Path, lines: int, index: bool):
         for step in range(1, lines + 1):
             row = {"step": step, "epoch": step // 5000, "stage": "train", "split": "train", "attempt": 1}
             rest = {"tokens_per_s": 18000.0 + step % 97, "time": 1.7e9 + step / 3}
-            file.write(json.dumps(row | {"loss": 9 / step ** 0.3, "ce_loss": 8 / step ** 0.3, "ctc_loss": 1 / step ** 0.3, "grad_norm": 1.0 + step % 7,
+            file.write(json.dumps(row | {"loss": 9 / step ** 0.3, "ce_loss": 8 / step ** 0.3,
+                                         "ctc_loss": 1 / step ** 0.3, "grad_norm": 1.0 + step % 7,
                                          "lr": 3e-4 * step / lines} | rest) + "\n")
             if step % EVERY == 0:
-                file.write(json.dumps(row | {"split": "valid", "loss": 9 / step ** 0.3, "cer": 1 / step ** 0.2, "rows": 150, "time": rest["time"]}) + "\n")
+                file.write(json.dumps(row | {"split": "valid", "loss": 9 / step ** 0.3,
+                                             "cer": 1 / step ** 0.2, "rows": 150, "time": rest["time"]})
+                                             + "\n")
     if index:
         run.cut_metrics(made, run.metrics_size(made))
     run.write_json(made / "plan.json", {"preset": "t5_tiny", "task": "sign",  # as every run that has trained
-                                        "stages": [{"name": "train", "best": {"metric": "cer", "mode": "min", "every": f"{EVERY} steps"}}]})
+                                        "stages": [{"name": "train",
+                                                    "best": {"metric": "cer", "mode": "min",
+                                                             "every": f"{EVERY} steps"}}]})
     run.update_status(made, state="finished", step=lines, stage="train", pid=os.getpid())
     return run.metrics_size(made)
 
@@ -45,15 +50,18 @@ def listing(checkout: Path, runs: Path) -> tuple[float, float, float, str]:
     "(seconds, of the processor, largest resident MB, what was printed) of `workbench runs`."
     env = os.environ | {"PYTHONPATH": str(checkout), "WORKBENCH_RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", "runs"], env=env, cwd=checkout, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", "runs"], env=env, cwd=checkout,
+                             stdout=subprocess.PIPE, text=True)
     said = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0, said
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, said
+    return (time.perf_counter() - began, usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, said)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="another checkout")
@@ -69,7 +77,8 @@ def main():
                 for name, at in homes.items():
                     if build == "this" or name == "without":
                         found.setdefault((build, name), []).append(listing(checkout, at))
-    print("| build | run folder | s, median of rounds | s of the processor | s, all | largest resident MB |\n|---|---|---:|---:|---|---:|")
+    print("| build | run folder | s, median of rounds | s of the processor | s, all | largest resident MB "
+          "|\n|---|---|---:|---:|---|---:|")
     for (build, name), all_of in found.items():
         seconds, processor, memory, said = zip(*all_of)
         print(f"| {build} | {name} | {statistics.median(seconds):.2f} | {statistics.median(processor):.2f} | "

@@ -34,7 +34,8 @@ def walk(page):
 def take(page, name, folder):
     page.evaluate(alone)
     page.wait_for_timeout(1500)
-    page.locator(".jp-Notebook .jp-OutputArea:has(.wb-flow)").first.screenshot(path=str(folder / f"{name}.png"))
+    page.locator(".jp-Notebook .jp-OutputArea:has(.wb-flow)").first.screenshot(path=str(folder
+                                                                                        / f"{name}.png"))
 
 
 def main(folder):

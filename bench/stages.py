@@ -21,9 +21,11 @@ sys.path[:0] = [str(here), str(here.parent)]
 
 from loop import table
 
-OVERRIDES = ("check=false valid.every=null train.checkpoint_every=null trackers=[] pipeline.only=[vae_off,vae_on] "
+OVERRIDES = ("check=false valid.every=null train.checkpoint_every=null trackers=[] "
+             "pipeline.only=[vae_off,vae_on] "
              "pipeline.steps.vae_off.max_steps={n} pipeline.steps.vae_on.max_steps={n} "
-             "pipeline.steps.vae_on.transition_on='{{mode: loss_threshold, metric: vae_loss, threshold: -1.0}}'")
+             "pipeline.steps.vae_on.transition_on='{{mode: loss_threshold, metric: vae_loss, threshold: "
+             "-1.0}}'")
 
 
 def hand_written(loop, stage, steps: int) -> list[float]:
@@ -39,18 +41,21 @@ def hand_written(loop, stage, steps: int) -> list[float]:
     cfg, data, nets = stage.cfg.train, loop.data, loop.nets
     (name,) = stage.objectives
     objective = loop.task.objectives(stage.cfg)[name]
-    moving = trained_names(stage, {name: objective}, freeze(nets, loop.trainable, stage.freeze, stage.unfreeze))
+    moving = trained_names(stage, {name: objective},
+                           freeze(nets, loop.trainable, stage.freeze, stage.unfreeze))
     params = {n: p for n, p in named_parameters(nets).items() if n in moving}
     for n, p in named_parameters(nets).items():
         p.requires_grad_(n in params)
-    adam = torch.optim.AdamW(params.values(), lr=cfg.lr, betas=cfg.optimizer.betas, weight_decay=cfg.optimizer.weight_decay, fused=True)
+    adam = torch.optim.AdamW(params.values(), lr=cfg.lr, betas=cfg.optimizer.betas,
+                             weight_decay=cfg.optimizer.weight_decay, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: share(cfg.scheduler, k, steps))
     average = {n: p.detach().clone() for n, p in params.items()}
     plan, times = plan_of(loop, stage)(0), []
     for k in range(steps):
         began = time.perf_counter()
         batch = data.collate([data.datasets["train"][int(i), 0] for i in plan[k % len(plan)][0]])
-        ctx = Ctx(stage.name, step=k, generator=torch.Generator().manual_seed(k), counts=data.counts(batch), cfg=stage.cfg, data=data, assets=loop.assets)
+        ctx = Ctx(stage.name, step=k, generator=torch.Generator().manual_seed(k), counts=data.counts(batch),
+                  cfg=stage.cfg, data=data, assets=loop.assets)
         objective.loss(nets, batch, ctx)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(params.values(), cfg.clip)
         adam.step()
@@ -73,7 +78,7 @@ def runner(loop, stage, steps: int) -> list[float]:
         last[0] = time.perf_counter()
 
     at = loop.at
-    at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds, at.window, at.under = stage.index, 0, 0, 0, 0.0, [], 0
+    at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds, at.window, at.under = (stage.index, 0, 0, 0, 0.0, [], 0)
     train.after_step = mark
     last[0] = time.perf_counter()
     with redirect_stdout(StringIO()):
@@ -91,11 +96,13 @@ def both(rounds: int = 6, steps: int = 30):
     from workbench.core.stages.stages import complete
 
     with tempfile.TemporaryDirectory() as folder:
-        loop = train.prepare(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)), Path(folder) / "run"))
+        loop = train.prepare(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
+                                        Path(folder) / "run"))
         begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in loop.nets.items()}
 
         def pass_of(how):
-            "(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the pass)."
+            """(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the
+            pass)."""
             for name, net in loop.nets.items():
                 net.load_state_dict(begun[name])
             began, busy, times = time.perf_counter(), time.process_time(), []
@@ -110,12 +117,15 @@ def both(rounds: int = 6, steps: int = 30):
             got = {how: pass_of(how) for how in order}
             found.append((got[hand_written], got[runner]))
     middle = [1000 * statistics.median(t for one in found for t in one[k][1]) for k in (0, 1)]
-    ratio = [statistics.median(a[k] / b[k] for a, b in found) for k in (0, 2)] + [statistics.median(sum(a[1]) / sum(b[1]) for a, b in found)]
+    ratio = [statistics.median(a[k] / b[k] for a, b in found)
+             for k in (0, 2)] + [statistics.median(sum(a[1]) / sum(b[1]) for a, b in found)]
     spread = [b[0] / a[0] for a, b in found]
-    table(["two stages", "median ms a step", "steps: speed × hand-written", "whole stages: speed × hand-written", "by CPU time"],
+    table(["two stages", "median ms a step", "steps: speed × hand-written",
+           "whole stages: speed × hand-written", "by CPU time"],
           ["hand-written", f"{middle[0]:.1f}", "1.000", "1.000", "1.000"],
           ["workbench", f"{middle[1]:.1f}", f"{ratio[2]:.3f}", f"{ratio[0]:.3f}", f"{ratio[1]:.3f}"])
-    print(f"\n{rounds} rounds of 2 × {steps} steps; time × hand-written by round: {', '.join(f'{s:.3f}' for s in spread)}.")
+    print(f"\n{rounds} rounds of 2 × {steps} steps; time × hand-written by round: "
+          f"{', '.join(f'{s:.3f}' for s in spread)}.")
 
 
 if __name__ == "__main__":

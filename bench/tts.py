@@ -32,7 +32,8 @@ def opened(run):
 
     nets, data = workbench.load(run, "best")
     cfg = config_of(Path(run))
-    return nets, data, cfg.model_copy(update={"speak": cfg.speak.model_copy(update={"f0": True, "asr": None})})
+    return (nets, data,
+            cfg.model_copy(update={"speak": cfg.speak.model_copy(update={"f0": True, "asr": None})}))
 
 
 def answers(run, rows):
@@ -62,14 +63,16 @@ def heard(options):
     language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own["mels"]
     listen = listener(options.listener, language)
     make_wave = vocoder_of(cfg.speak.vocoder, mel)
-    groups = {"training": found["train"], "held out": [r for split, rows in found.items() if split != "train" for r in rows]}
+    groups = {"training": found["train"],
+              "held out": [r for split, rows in found.items() if split != "train" for r in rows]}
     lines = []
     for group, rows in groups.items():
         texts = [r["reference"] for r in rows]
         waves = {"speech of the run": [r["hypothesis"].wave for r in rows],
                  "recordings": [mels.wave(r["uid"]) for r in rows],
                  f"recordings through {cfg.speak.vocoder}": [
-                     make_wave(torch.tensor(np.asarray(mels[r["uid"]]))[None])[0].cpu().numpy() for r in rows]}
+                     make_wave(torch.tensor(np.asarray(mels[r["uid"]]))[None])[0].cpu().numpy()
+                     for r in rows]}
         for what, sounds in waves.items():
             said = listen(sounds, mel.rate)
             rates = intelligibility(texts, said, language) | {
@@ -78,7 +81,8 @@ def heard(options):
                 "asr_wer", "asr_cer", "other asr_wer", "other asr_cer"))])
             if options.verbose and what.startswith("speech"):
                 print(*(f"{t}\n    {h}" for t, h in zip(texts, said)), sep="\n", file=sys.stderr)
-    table(["what is heard", "sentences", "WER %", "CER %", "WER %, other rows' texts", "CER %, other rows' texts"], *lines)
+    table(["what is heard", "sentences", "WER %", "CER %", "WER %, other rows' texts",
+           "CER %, other rows' texts"], *lines)
 
 
 def scores(options):
@@ -92,7 +96,8 @@ def scores(options):
         if split != "train":
             columns[f"{split}, without the text"] = baseline(data, split)
     names = list(next(iter(columns.values())))
-    table(["score", *columns], *([name, *(f"{c[name]:.3f}" if name in c else "–" for c in columns.values())] for name in names))
+    table(["score", *columns], *([name, *(f"{c[name]:.3f}" if name in c else "–" for c in columns.values())]
+                                 for name in names))
 
 
 def speed(options):
@@ -113,7 +118,8 @@ def speed(options):
 
 
 def align(options):
-    "The search over the run's own batches, ours and the reference's in turn; the same durations are asserted."
+    """The search over the run's own batches, ours and the reference's in turn; the same durations are
+    asserted."""
     import numba
 
     from workbench.core.step.evaluate import batches_of
@@ -131,12 +137,14 @@ def align(options):
         sys.exit("This run takes its durations from a file: it searches no alignment.")
     cases = []
     with torch.no_grad():
-        for batch in batches_of(data, "train", cfg.train.batch_size, 12 * cfg.train.batch_size, 0, 1, cfg.seed):
+        for batch in batches_of(data, "train", cfg.train.batch_size, 12 * cfg.train.batch_size, 0, 1,
+                                cfg.seed):
             means = nets["aligner"](read(nets, batch)[0])
             s, t = batch["text_lengths"], batch["mel_lengths"]
             cases.append((symbol_scores(nets["decoder"].standardise(batch["mel"]), means, s, t), s, t))
     turned = [q.transpose(1, 2).contiguous() for q, _, _ in cases]  # [B, S, T], as the reference takes them
-    masks = [((torch.arange(q.shape[1]) < s[:, None])[:, :, None] & (torch.arange(q.shape[2]) < t[:, None])[:, None]).float()
+    masks = [((torch.arange(q.shape[1]) < s[:, None])[:, :, None]
+              & (torch.arange(q.shape[2]) < t[:, None])[:, None]).float()
              for q, (_, s, t) in zip(turned, cases)]
 
     def kernel(k):
@@ -159,7 +167,8 @@ def align(options):
 
     threads = numba.config.NUMBA_NUM_THREADS
     ways = {"reference, its compiled loop alone": kernel, "reference, tensor to tensor": whole,
-            "workbench, one thread": lambda k: ours(k, 1), f"workbench, {threads} threads": lambda k: ours(k, threads)}
+            "workbench, one thread": lambda k: ours(k, 1),
+            f"workbench, {threads} threads": lambda k: ours(k, threads)}
     times = {name: [] for name in ways}
     for i in range(-1, options.rounds):  # the first round warms up
         sums = dict.fromkeys(ways, 0.0)
@@ -168,12 +177,14 @@ def align(options):
             for name in list(ways) if i % 2 else reversed(ways):
                 took, found[name] = ways[name](k)
                 sums[name] += took
-            assert all(np.array_equal(found[name], next(iter(found.values()))) for name in found), "other durations"
+            assert all(np.array_equal(found[name], next(iter(found.values())))
+                       for name in found), "other durations"
         if i >= 0:
             [times[name].append(took / len(cases)) for name, took in sums.items()]
     base = times["reference, tensor to tensor"]
     table(["search", "ms a batch (median)", "speed × reference, tensor to tensor"],
-          *([name, f"{1000 * statistics.median(t):.2f}", f"{statistics.median(b / a for a, b in zip(t, base)):.2f}"]
+          *([name, f"{1000 * statistics.median(t):.2f}",
+             f"{statistics.median(b / a for a, b in zip(t, base)):.2f}"]
             for name, t in times.items()))
     size = [float(np.mean([q.shape[d] for q, _, _ in cases])) for d in (0, 1, 2)]
     print("\nA batch: {:.0f} rows, {:.0f} frames, {:.0f} symbols on the average.".format(*size))
@@ -189,11 +200,13 @@ def loop(options):
     rates = [[rate(a), rate(b)] for a, b in found]
     table(["loop", "frames per second (median of rounds)", "× bare (median of rounds)"],
           ["bare torch", f"{statistics.median(a for a, _ in rates):,.0f}", "1.000"],
-          ["workbench", f"{statistics.median(b for _, b in rates):,.0f}", f"{statistics.median(b / a for a, b in rates):.3f}"])
+          ["workbench", f"{statistics.median(b for _, b in rates):,.0f}",
+           f"{statistics.median(b / a for a, b in rates):.3f}"])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", choices=["heard", "scores", "speed", "align", "loop"])
     parser.add_argument("run", nargs="?")
     parser.add_argument("--listener", help="a whisper's folder or hub name, or faster-whisper:FOLDER")
@@ -205,7 +218,8 @@ def main():
     options = parser.parse_args()
     if options.question != "loop" and not options.run or options.question == "heard" and not options.listener:
         parser.error(f"{options.question} needs a run" + " and --listener" * (options.question == "heard"))
-    {"heard": heard, "scores": scores, "speed": speed, "align": align, "loop": loop}[options.question](options)
+    {"heard": heard, "scores": scores, "speed": speed, "align": align,
+     "loop": loop}[options.question](options)
 
 
 if __name__ == "__main__":

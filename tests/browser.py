@@ -11,7 +11,8 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-flags = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+flags = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update "
          "--disable-sync --disable-dev-shm-usage").split()
 status = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
 
@@ -23,7 +24,8 @@ def chromium():
 
 def write_settings(folder, dark):
     "JupyterLab's settings: a kernel at once, no news, the theme."
-    notebook, news, theme = (folder / "@jupyterlab" / p for p in ("notebook-extension", "apputils-extension", "apputils-extension"))
+    notebook, news, theme = (folder / "@jupyterlab" / p
+                             for p in ("notebook-extension", "apputils-extension", "apputils-extension"))
     for path in (notebook, news):
         path.mkdir(parents=True, exist_ok=True)
     (notebook / "tracker.jupyterlab-settings").write_text('{"autoStartDefaultKernel": true}')
@@ -41,10 +43,14 @@ def jupyter(folder, dark=False, **env):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"]
-    around = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(own / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-                           "JUPYTER_CONFIG_DIR": str(own / "config"), "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+               "--allow-root",
+               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
+               f"--ServerApp.root_dir={folder}"]
+    around = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
+                           "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+                           "JUPYTER_CONFIG_DIR": str(own / "config"),
+                           "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
                            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | env
     with open(own / "log.txt", "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=around)
@@ -83,7 +89,8 @@ def open_notebook(context, server, name, run=True):
     "A page with the notebook; all cells are run."
     at, token = server
     page = context.new_page()
-    page.goto(f"{at}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}")  # `reset` would load the page twice
+    # `reset` would load the page twice
+    page.goto(f"{at}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell", timeout=60_000)
     wait_idle(page)
     if run:
@@ -97,6 +104,7 @@ def run_all(page):
 
 def restart(page):
     "Restart the kernel without the question, then run all cells."
-    page.evaluate("async () => { await jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart() }")
+    page.evaluate("async () => { await "
+                  "jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart() }")
     wait_idle(page)
     run_all(page)

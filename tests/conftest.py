@@ -7,7 +7,8 @@ import pytest
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here / "toys"))
-os.environ["WORKBENCH_TASKS"] = ",".join(path.stem for path in (here / "toys").glob("*.py"))  # whoever runs the tests trusts them
+# whoever runs the tests trusts them
+os.environ["WORKBENCH_TASKS"] = ",".join(path.stem for path in (here / "toys").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,16 @@ import random
 
 HUGE = [10**9, 10**12, 2**63, 2**64, 10**30, 1e300]
 NONSENSE = [math.nan, math.inf, -math.inf]
-VALUES = [0, -1, -3, 1, 2, 3, 7, 0.5, -0.5, 1.5, *HUGE, *NONSENSE, True, False, None, "", " ", "xyz", "1_000", "1:30", "0x1F", "a: b #c", "ä", "/", "~x/y", "a/b/c/d",
-          "../..", "*", "\x00", "\ud800", "x" * 300, "y/" * 4000, [], [0], [-1], [1, 2, 3], ["x"], [[1, 2], 3], [None], {}, {"a": 1}, {"type": "SGD"}, {"name": []}]
-MAY_BE_NEGATIVE = ("data.trim", "data.level", "generate.length_penalty", "transition_on.threshold", "data.keypoints")
-SIZES = ("batch_size", "accumulate", "batch_tokens", "width", "layers", "depth", "heads", "hop", "win", "n_fft", "bands", "rate", "num_beams", "r", "vocab_size",
-         "vocab", "max_frames", "step_frames", "max_length", "length", "latent", "patch", "steps", "r1_interval", "kernel", "together")
+VALUES = [0, -1, -3, 1, 2, 3, 7, 0.5, -0.5, 1.5, *HUGE, *NONSENSE, True, False, None, "", " ", "xyz", "1_000",
+          "1:30", "0x1F", "a: b #c", "ä", "/", "~x/y", "a/b/c/d",
+          "../..", "*", "\x00", "\ud800", "x" * 300, "y/" * 4000, [], [0], [-1], [1, 2, 3], ["x"],
+          [[1, 2], 3], [None], {}, {"a": 1}, {"type": "SGD"}, {"name": []}]
+MAY_BE_NEGATIVE = ("data.trim", "data.level", "generate.length_penalty", "transition_on.threshold",
+                   "data.keypoints")
+SIZES = ("batch_size", "accumulate", "batch_tokens", "width", "layers", "depth", "heads", "hop", "win",
+         "n_fft", "bands", "rate", "num_beams", "r", "vocab_size",
+         "vocab", "max_frames", "step_frames", "max_length", "length", "latent", "patch", "steps",
+         "r1_interval", "kernel", "together")
 SPECIALS = "{}[]:,#&*!|>'\"%@`-?\t\n\\<>~. 0123456789aeé\x00\x07\ufeff\u2028"
 
 
@@ -53,7 +58,9 @@ def must_be_refused(path, usual, value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     counted = isinstance(usual, (int, float)) and not isinstance(usual, bool)
     if free or not number:
-        return counted and isinstance(value, (str, list, dict)) and not free and key not in ("data.keypoints", "model.vae.blocks") and "every" not in key and not (
+        return counted and isinstance(value, (str, list,
+                                              dict)) and not free and key not in ("data.keypoints",
+                                                                                  "model.vae.blocks") and "every" not in key and not (
             key == "train.minutes" and value == "auto")
     if isinstance(value, float) and not math.isfinite(value):
         return True
@@ -66,14 +73,16 @@ def must_be_refused(path, usual, value):
 def typo(rng, word):
     "A key with a slip of the finger."
     i = rng.randrange(len(word))
-    return rng.choice([word[:i] + word[i + 1:], word[:i] + word[i] + word[i:], word[:i] + rng.choice("xyz._- ") + word[i + 1:], word.upper(), word + "s"])
+    return rng.choice([word[:i] + word[i + 1:], word[:i] + word[i] + word[i:],
+                       word[:i] + rng.choice("xyz._- ") + word[i + 1:], word.upper(), word + "s"])
 
 
 def as_override(path, value):
     "A change as text, if it can be written so; else the mapping."
     if isinstance(value, (dict, str)) or any("." in str(k) or "=" in str(k) for k in path):
         return nested(path, value)
-    text = {None: "null", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else None
+    text = {None: "null", True: "true",
+            False: "false"}.get(value) if value is None or isinstance(value, bool) else None
     if isinstance(value, float) and not math.isfinite(value):
         text = {math.inf: ".inf", -math.inf: "-.inf"}.get(value, ".nan")
     try:
@@ -100,13 +109,18 @@ def changed_text(rng, text):
             text = text.replace(line, rng.choice([" ", "   ", "\t", "- "]) + line, 1)
         elif what == 4 and lines:
             line = rng.choice(lines)
-            text = text.replace(line, line.replace(": ", rng.choice([": &x ", ": *x ", ": !!python/object:os.system ", ": !y ", ": !!int ", ": |\n", ":", ": - "]), 1), 1)
+            text = text.replace(line,
+                                line.replace(": ",
+                                             rng.choice([": &x ", ": *x ", ": !!python/object:os.system ",
+                                                         ": !y ", ": !!int ", ": |\n", ":", ": - "]), 1), 1)
         elif what == 5:
             text = text[:i]
         elif what == 6:
             text = "".join(rng.sample(lines, len(lines)))
         elif what == 7:
-            text = text[:i] + rng.choice(["[" * 3000, "{a: " * 3000, "- " * 3000, "x" * 5000, "9" * 5000, "&a [*a]", "<<: 1\n", "? [a]\n: 1\n", "1: 2\n", "~: 1\n"]) + text[i:]
+            text = text[:i] + rng.choice(["[" * 3000, "{a: " * 3000, "- " * 3000, "x" * 5000, "9" * 5000,
+                                          "&a [*a]", "<<: 1\n", "? [a]\n: 1\n", "1: 2\n",
+                                          "~: 1\n"]) + text[i:]
         else:
             text = text[:i] + text[i:i + 200][::-1] + text[i + 200:]
     return text

@@ -13,12 +13,14 @@ home = Path(__file__).parents[1]
 package = home / "workbench"
 modules = sorted(p for p in package.rglob("*.py") if p.stem != "__init__" and p.name != "_modidx.py")
 notebooks = sorted(p for p in (home / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-may_import = {"parts": set(), "core": {"core"}, "tasks": {"core", "parts"}, "deploy": {"core", "parts", "tasks", "deploy"},
+may_import = {"parts": set(), "core": {"core"}, "tasks": {"core", "parts"},
+              "deploy": {"core", "parts", "tasks", "deploy"},
               "lab": {"core", "parts", "tasks", "deploy", "lab"}}
 
 
 def default_exp(notebook):
-    found = [re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M) for c in nbformat.read(notebook, 4).cells]
+    found = [re.search(r"^#\|\s*default_exp\s+(\S+)", c.source, re.M)
+             for c in nbformat.read(notebook, 4).cells]
     return [m[1] for m in found if m]
 
 
@@ -45,9 +47,11 @@ def test_imports_point_one_way(path):
         if name.startswith("workbench.") and not name.startswith("workbench.errors."):  # below everything
             other = name.split(".")[1]
             system = path.stem.split("_")[0]  # tasks/sign.py may use tasks/sign_data.py, never another system
-            inside = folder == "parts" == other or folder == "tasks" == other and name.split(".")[2].split("_")[0] == system
+            inside = (folder == "parts" == other
+                      or folder == "tasks" == other and name.split(".")[2].split("_")[0] == system)
             assert inside or other in allowed, f"{path.relative_to(home)} imports {name}"
-            assert not (folder == "tasks" and name.startswith("workbench.core.train.loop")), f"{path} imports {name}"
+            assert not (folder == "tasks"
+                        and name.startswith("workbench.core.train.loop")), f"{path} imports {name}"
         assert name.rpartition(".")[2] != "*", f"{path.relative_to(home)} imports a star"
 
 
@@ -71,27 +75,34 @@ def test_no_circle_of_imports():
         visit(name)
 
 
-@pytest.mark.parametrize("module", ["workbench", "workbench.lab.run.launch", "workbench.core.config.presets", "workbench.core.run.folder"])
+@pytest.mark.parametrize("module", ["workbench", "workbench.lab.run.launch", "workbench.core.config.presets",
+                                    "workbench.core.run.folder"])
 def test_the_import_is_cheap(module):
-    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'tensorflow', 'matplotlib') if m in sys.modules])"
+    code = (f"import sys, {module}; print([m for m in ('torch', 'transformers', 'tensorflow', 'matplotlib') "
+            "if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_a_list_of_runs_loads_no_schema(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "status.json").write_text('{"state": "finished", "updated": 0, "step": 7, "stage": "train"}')
+    (tmp_path / "a" / "status.json").write_text('{"state": "finished", "updated": 0, "step": 7, "stage": '
+                                                '"train"}')
     best = '{"metric": "cer", "mode": "min"}'
-    (tmp_path / "a" / "plan.json").write_text('{"preset": "t5_tiny", "task": "sign", "stages": [{"name": "train", "best": %s}]}' % best)
-    code = "import sys; from workbench.lab import cli; cli.main(['runs']); print([m for m in ('pydantic', 'numpy', 'torch') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=home, env=os.environ | {"WORKBENCH_RUNS": str(tmp_path)}, capture_output=True, text=True)
+    (tmp_path / "a" / "plan.json").write_text('{"preset": "t5_tiny", "task": "sign", "stages": [{"name": '
+                                              '"train", "best": %s}]}' % best)
+    code = ("import sys; from workbench.lab import cli; cli.main(['runs']); print([m for m in ('pydantic', "
+            "'numpy', 'torch') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], cwd=home,
+                         env=os.environ | {"WORKBENCH_RUNS": str(tmp_path)}, capture_output=True, text=True)
     assert out.stdout.splitlines()[-1] == "[]" and "t5_tiny" in out.stdout, out.stdout + out.stderr
 
 
 def test_every_module_has_its_notebook():
     wanted = {str(p.relative_to(package).with_suffix("")).replace("/", ".") for p in modules}
     given = [name for names in exported.values() for name in names]
-    assert len(given) == len(set(given)), f"two notebooks export to {[n for n in given if given.count(n) > 1]}"
+    assert len(given) == len(set(given)), (
+        f"two notebooks export to {[n for n in given if given.count(n) > 1]}")
     assert wanted == set(given)
 
 
@@ -120,7 +131,8 @@ def test_a_module_is_a_small_room(path):
 
 
 def test_no_undefined_or_unused_names():
-    out = subprocess.run([sys.executable, "-m", "pyflakes", str(package), str(home / "tests")], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-m", "pyflakes", str(package), str(home / "tests")],
+                         capture_output=True, text=True)
     assert out.returncode == 0, out.stdout + out.stderr
 
 
@@ -132,7 +144,8 @@ def test_no_path_of_a_machine():
     place = re.compile(r"(?<![\w.~])/(?:home|Users|root|work|tmp/w)/\w+|https?://(?:localhost|10\.|192\.168\.)[\w.:]*/simple")
     for name in names.stdout.splitlines():
         path = home / name
-        if path.suffix in (".py", ".ipynb", ".yaml", ".md", ".ini", ".toml", ".txt", ".cfg", "") and path.is_file():
+        if path.suffix in (".py", ".ipynb", ".yaml", ".md", ".ini", ".toml", ".txt", ".cfg",
+                           "") and path.is_file():
             if path.name == "test_architecture.py":
                 continue
             found = place.search(path.read_text(encoding="utf8", errors="ignore"))

@@ -94,14 +94,16 @@ def test_a_restoring_that_fails_changes_nothing(monkeypatch, project, name, at):
     monkeypatch.setattr(backup, "write_backup", then_full)
     with pytest.raises(Refused, match="No space left.*Nothing was changed"):
         backup.restore(kept, project)
-    assert everything(project) == was and sorted(p.name for p in project.iterdir()) == ["settings.ini", "workbench"]
+    assert everything(project) == was and sorted(p.name
+                                                 for p in project.iterdir()) == ["settings.ini", "workbench"]
     assert len(backup.backups()) == before + 1
 
 
 def test_what_is_replaced_can_be_had_back(project):
     kept, was = backup.back_up(None), everything(project)
     first = backup.restore(kept, project)
-    assert (project / "settings.ini").read_text() != "mine" and (project / "workbench/own.py").read_text() == "mine, too"
+    assert ((project / "settings.ini").read_text() != "mine"
+            and (project / "workbench/own.py").read_text() == "mine, too")
     backup.restore(first, project)
     assert {p: b for p, b in everything(project).items() if p in was} == was
 

@@ -18,7 +18,8 @@ from workbench.core.setup.state import record
 from workbench.core.data.metrics import direction, text_scores
 from workbench.core.stages.stages import Position, complete, stages
 from workbench.core.train.validate import measured
-from workbench.core.run.folder import config_of, create, metrics_of, read_json, status_of, write_json, write_text
+from workbench.core.run.folder import (
+    config_of, create, metrics_of, read_json, status_of, write_json, write_text)
 from workbench.core.task import Data, get
 from workbench.core.run.trackers import settings_of
 from workbench.core.config.yaml12 import read_yaml, write_yaml
@@ -36,7 +37,8 @@ TWO = """valid.every=1 pipeline.steps='[
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    "Two stages; killed in step 8, after step 7 was told, and resumed from the best checkpoint, which is step 6."
+    """Two stages; killed in step 8, after step 7 was told, and resumed from the best checkpoint, which is
+    step 6."""
     run = go(tmp_path_factory.mktemp("best") / "two", TWO.replace("\n", ""), "kill:7", base=BASE)
     assert end(run)["state"] == "died"
     assert {r["step"] for r in metrics_of(run.folder)} == {1, 2, 3, 4, 5, 6, 7}
@@ -45,11 +47,14 @@ def two(tmp_path_factory):
 
 
 def test_best_is_the_last_stages_and_strictly_the_best(two):
-    assert checkpoint.find(two, "best").name == checkpoint.checkpoint_name(6)  # 0.6, although patience waits for steps of 0.5
+    # 0.6, although patience waits for steps of 0.5
+    assert checkpoint.find(two, "best").name == checkpoint.checkpoint_name(6)
     at = read_json(checkpoint.find(two) / "state.json")["position"]
-    assert (at["best"], at["best_step"], at["reference"], at["bad"]) == (pytest.approx(0.6), 6, pytest.approx(0.9), 3)
+    assert (at["best"], at["best_step"], at["reference"],
+            at["bad"]) == (pytest.approx(0.6), 6, pytest.approx(0.9), 3)
     end_of_a = read_json(checkpoint.find(two, checkpoint.end_of("a")) / "state.json")["position"]
-    assert (end_of_a["best_step"], end_of_a["best_loss"], end_of_a["judged"]) == (3, 3.0, "max good")  # of two equal ones the lower loss
+    # of two equal ones the lower loss
+    assert (end_of_a["best_step"], end_of_a["best_loss"], end_of_a["judged"]) == (3, 3.0, "max good")
 
 
 def test_every_reader_says_the_same(two):
@@ -65,14 +70,17 @@ def test_every_reader_says_the_same(two):
 
 
 def test_a_ramp_counts_the_steps_of_its_stage(two):
-    assert [(r["stage"], r["ramp"]) for r in metrics_of(two, "train")] == [(s, float(i)) for s in "ab" for i in range(4)]
+    assert [(r["stage"], r["ramp"])
+            for r in metrics_of(two, "train")] == [(s, float(i)) for s in "ab" for i in range(4)]
 
 
 def test_no_stage_overwrites_another(two):
     names = {p.name for p in (two / "predictions").iterdir()}
-    assert names == {f"predictions_{s}_epoch_{e}_step_{i}.csv" for s, i, e in zip("aaaabbbb", range(1, 9), (0, 1, 1, 2) * 2)} | {"test.csv"}
+    assert names == {f"predictions_{s}_epoch_{e}_step_{i}.csv"
+                     for s, i, e in zip("aaaabbbb", range(1, 9), (0, 1, 1, 2) * 2)} | {"test.csv"}
     assert [r[2] for r in predictions(two, "valid").rows] == ["9.0", "9.0"]
-    assert {p.name for p in (two / "previews").iterdir()} == {checkpoint.checkpoint_name(i) for i in range(1, 9)}
+    assert {p.name for p in (two / "previews").iterdir()} == {checkpoint.checkpoint_name(i)
+                                                              for i in range(1, 9)}
     assert previews(two).files[0].parent.name == checkpoint.checkpoint_name(6)  # those of the best weights
 
 
@@ -80,16 +88,20 @@ def test_tensorboard_has_each_step_once(two):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(two / "events"), {"audio": 0, "scalars": 0}).Reload()
-    seen = {tag: [(e.step, pytest.approx(e.value)) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    seen = {tag: [(e.step, pytest.approx(e.value)) for e in board.Scalars(tag)]
+            for tag in board.Tags()["scalars"]}
     for split in ("train", "valid"):
-        assert seen[f"{split}/loss"] == [(r["step"], r["loss"]) for r in metrics_of(two, split)] and len(seen[f"{split}/loss"]) == 8
-    assert seen["test/step"] == [(8, 6.0)] and [step for step, _ in seen["test/loss"]] == [8]  # the best step's scores, told at the last
+        assert seen[f"{split}/loss"] == [(r["step"], r["loss"])
+                                         for r in metrics_of(two, split)] and len(seen[f"{split}/loss"]) == 8
+    # the best step's scores, told at the last
+    assert seen["test/step"] == [(8, 6.0)] and [step for step, _ in seen["test/loss"]] == [8]
     assert [e.step for e in board.Audio("beep")] == list(range(1, 9))
     assert len(glob.glob(str(two / "events" / "*"))) == 2
 
 
 def test_a_run_folder_of_an_older_build_goes_on(two, tmp_path):
-    "It says mode: min of a score that is better the larger, and its positions lack what is kept beside the best."
+    """It says mode: min of a score that is better the larger, and its positions lack what is kept beside the
+    best."""
     raw = read_yaml((two / "config.yaml").read_text(), "config.yaml")
     raw["valid"]["mode"] = raw["train"]["scheduler"]["mode"] = "min"
     raw["pipeline"]["steps"][0]["train"]["scheduler"] = {"type": "ReduceLROnPlateau", "mode": "min"}
@@ -103,17 +115,23 @@ def test_a_run_folder_of_an_older_build_goes_on(two, tmp_path):
 
 
 def test_the_direction_is_the_metrics():
-    mine = lambda task, **valid: stages(complete({"task": task, "train": {"max_steps": 2}, "valid": valid}))[0]
+    mine = lambda task, **valid: stages(complete({"task": task, "train": {"max_steps": 2},
+                                                  "valid": valid}))[0]
     assert all(direction(name) for name in text_scores(["a b"], ["a c"]))
-    for task, up, down in (("sign", ["bleu1", "chrf", "rouge_l", "exact"], ["cer", "wer"]), ("tts", [], ["mcd", "f0_cents", "length_error"])):
-        assert {m: mine(task, metric=m).mode for m in up + down} == dict.fromkeys(up, "max") | dict.fromkeys(down, "min")
+    for task, up, down in (("sign", ["bleu1", "chrf", "rouge_l", "exact"], ["cer", "wer"]),
+                           ("tts", [], ["mcd", "f0_cents", "length_error"])):
+        assert {m: mine(task, metric=m).mode
+                for m in up + down} == dict.fromkeys(up, "max") | dict.fromkeys(down, "min")
     better = get("flow").better
-    assert [direction(m, better) for m in ("psnr", "ssim", "retrieval_top5", "retrieval_rank", "frechet", "kl_loss")] == ["max"] * 3 + ["min"] * 3
+    assert [direction(m, better) for m in ("psnr", "ssim", "retrieval_top5", "retrieval_rank", "frechet",
+                                           "kl_loss")] == ["max"] * 3 + ["min"] * 3
     assert mine("scripted", metric="ramp").mode == "min"  # a part of the loss
     wrong = mine("scripted", metric="good", mode="min")
-    assert wrong.mode == "max" and list(wrong.notes) == ["valid.mode is min and counts for nothing: more of good is better."]
+    assert wrong.mode == "max" and list(wrong.notes) == ["valid.mode is min and counts for nothing: more of "
+                                                         "good is better."]
     assert mine("curve", metric="error", mode="max").mode == "max"  # nobody but the user knows
-    with pytest.raises(Refused, match="valid.metric is `goood`; did you mean `good`.*set valid.mode to min or max"):
+    with pytest.raises(Refused, match="valid.metric is `goood`; did you mean `good`.*set valid.mode to min "
+                                      "or max"):
         mine("scripted", metric="goood")
     inherited = {"task": "curve", "train": {"max_steps": 2}, "valid": {"metric": "loss", "mode": "min"},
                  "pipeline": {"steps": [{"name": "a", "valid": {"metric": "error"}}]}}
@@ -124,7 +142,8 @@ def test_the_direction_is_the_metrics():
 def test_a_score_that_could_not_be_measured_is_no_better():
     "A score that the task can give, for which this validation has nothing to measure by."
     stage = SimpleNamespace(cfg=SimpleNamespace(valid=SimpleNamespace(metric="f0")))
-    loop = SimpleNamespace(stage=stage, task=SimpleNamespace(scores=lambda cfg: ["f0", "mcd"]), at=SimpleNamespace(step=3))
+    loop = SimpleNamespace(stage=stage, task=SimpleNamespace(scores=lambda cfg: ["f0", "mcd"]),
+                           at=SimpleNamespace(step=3))
     assert measured(loop, {"loss": 1.0, "f0": 2.0}) == 2.0
     assert not (nothing := measured(loop, {"loss": 1.0, "mcd": 2.0})) == nothing
     loop.task.scores = lambda cfg: ["mcd"]
@@ -134,7 +153,9 @@ def test_a_score_that_could_not_be_measured_is_no_better():
 
 def test_a_part_of_the_loss_that_only_training_has_is_told_before_the_first_step(tmp_path):
     run = create(complete(config("valid.metric=ramp train.max_steps=2", BASE)), tmp_path / "run")
-    assert train.main(run) == 2 and "valid.metric is `ramp`, which nothing reports" in status_of(run)["error"] and not metrics_of(run)
+    assert (train.main(run) == 2
+            and "valid.metric is `ramp`, which nothing reports" in status_of(run)["error"]
+            and not metrics_of(run))
 
 
 class Latent(torch.nn.Module):
@@ -155,8 +176,10 @@ def test_latent_statistics_weigh_each_picture_once():
     pictures = [torch.full((3, n, n), float(v)) for v, n in zip(values, sizes)]
     for picture in pictures[32:]:
         picture[0, 0, 0] += 7  # not constant within a picture
-    rows = type("Rows", (), {"__len__": lambda s: len(pictures), "__getitem__": lambda s, at: pictures[at[0]]})()
-    data = Data({"train": rows}, lambda items: {"image": torch.stack(items)}, {"train": sizes}, None, {}, groups={"train": torch.tensor(sizes).numpy()})
+    rows = type("Rows", (),
+                {"__len__": lambda s: len(pictures), "__getitem__": lambda s, at: pictures[at[0]]})()
+    data = Data({"train": rows}, lambda items: {"image": torch.stack(items)}, {"train": sizes}, None, {},
+                groups={"train": torch.tensor(sizes).numpy()})
     batches = evaluation_plan(data.lengths["train"], 32, 512, 0, data.groups["train"])
     assert sorted(map(len, batches)) == [1, 5, 32]
     stage = SimpleNamespace(name="flow", cfg=SimpleNamespace(seed=0, loss=SimpleNamespace(train_diff=True)))
@@ -165,7 +188,8 @@ def test_latent_statistics_weigh_each_picture_once():
     square = sum(p[0].double().square().mean() + 4 for p in pictures) / 38
     assert found["latent_mean"].dtype == torch.float32
     torch.testing.assert_close(found["latent_mean"].double(), mean[None], rtol=1e-5, atol=0)
-    torch.testing.assert_close(found["latent_std"].double(), (square - mean**2).sqrt()[None], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["latent_std"].double(), (square - mean**2).sqrt()[None], rtol=1e-5,
+                               atol=0)
 
 
 class Told:
@@ -181,7 +205,8 @@ class Told:
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_of_many_runs(name, tmp_path, monkeypatch):
-    "The final scores come at the last step, whatever step they are of; a resumed run has the same project, name and id."
+    """The final scores come at the last step, whatever step they are of; a resumed run has the same project,
+    name and id."""
     from accelerate import Accelerator
 
     module = Told()
@@ -190,9 +215,11 @@ def test_a_tracker_of_many_runs(name, tmp_path, monkeypatch):
     run = tmp_path / "first-try"
     run.mkdir()
     cfg = presets.load({**BASE, "preset": "mine", "trackers": [name], "train": {"max_steps": 3}})
-    row = lambda step, split: {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 1 / step, "rows": 2, "time": 1.0}
+    row = lambda step, split: {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 1 / step,
+                               "rows": 2, "time": 1.0}
     for attempt, steps in ((1, (5, 10)), (2, (10, 15))):
-        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=Accelerator(cpu=True), began=5, attempt=attempt,
+        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=Accelerator(cpu=True),
+                               began=5, attempt=attempt,
                                at=Position())
         for step in steps:
             loop.at.step = step
@@ -200,8 +227,10 @@ def test_a_tracker_of_many_runs(name, tmp_path, monkeypatch):
         record(loop, row(step, "valid"))
         record(loop, row(5, "test"), best=True)
     first, second = module.inits
-    assert first == second and first["project"] == "workbench" and first["config"]["train"]["max_steps"] == 3 and first["resume"] == "allow"
-    assert first["name"].startswith("first-try") and read_json(run / "trackers.json")["id"] in (first.get("id"), first["name"].rpartition("-")[2])
+    assert (first == second and first["project"] == "workbench" and first["config"]["train"]["max_steps"] == 3
+            and first["resume"] == "allow")
+    assert (first["name"].startswith("first-try")
+            and read_json(run / "trackers.json")["id"] in (first.get("id"), first["name"].rpartition("-")[2]))
     assert name == "trackio" or (first["tags"] == ["scripted", "mine"] and first["dir"] == str(run))
     assert [step for step, _ in module.logs] == [5, 10, 10, 10, 10, 15, 15, 15]
     assert module.logs[-1][1] == {"test/loss": 1 / 5, "test/step": 5}
@@ -221,10 +250,12 @@ def test_the_final_scores_reach_wandb(tmp_path, monkeypatch):
     cfg = presets.load({**BASE, "trackers": ["wandb"], "train": {"max_steps": 3}})
     for attempt in (1, 2):
         accelerator = Accelerator(cpu=True)
-        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=accelerator, began=0, attempt=attempt, at=Position())
+        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=accelerator, began=0,
+                               attempt=attempt, at=Position())
         for step, split, best in ((10, "train", False), (15, "train", False), (10, "test", True)):
             loop.at.step = max(step, loop.at.step)
-            record(loop, {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 0.5, "time": 1.0}, best)
+            record(loop, {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 0.5,
+                          "time": 1.0}, best)
         for tracker in accelerator.trackers:
             tracker.finish()
     files = glob.glob(str(run / "wandb" / "offline-run-*" / "*.wandb"))

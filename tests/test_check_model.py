@@ -31,16 +31,20 @@ def test_positions_are_compared_with_the_frames():
 
 
 def test_a_model_that_takes_no_embeddings_is_found_out():
-    config = {"model_type": "fsmt", "src_vocab_size": 50, "tgt_vocab_size": 50, "d_model": 32, "encoder_layers": 1,
-              "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    config = {"model_type": "fsmt", "src_vocab_size": 50, "tgt_vocab_size": 50, "d_model": 32,
+              "encoder_layers": 1,
+              "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+              "encoder_ffn_dim": 32,
               "decoder_ffn_dim": 32}
     findings, *_ = look_at_network(config, frames=30, tokens=20)
     assert "cannot be fed with inputs_embeds" in next(f.says for f in findings if f.state == "fail")
 
 
 @pytest.mark.parametrize("config, words", [
-    ({"model_type": "gpt2"}, "gpt2 is no encoder-decoder"), ({"model_type": "bert"}, "bert is no encoder-decoder"),
-    ({"model_type": "mine", "auto_map": {"AutoModel": "m.M"}}, "no remote code is run"), ({"a": 1}, "model_type"),
+    ({"model_type": "gpt2"}, "gpt2 is no encoder-decoder"),
+    ({"model_type": "bert"}, "bert is no encoder-decoder"),
+    ({"model_type": "mine", "auto_map": {"AutoModel": "m.M"}}, "no remote code is run"),
+    ({"a": 1}, "model_type"),
     ({"model_type": "t5", "feed_forward_proj": "a-b-c"}, "not valid")])
 def test_what_will_not_work(config, words, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -79,7 +83,8 @@ def test_no_weights_are_downloaded(tmp_path, monkeypatch):
     text.save_tokenizer(text.train_tokenizer(["hello"], "char"), folder)
     with server(as_hub(folder, "org/tiny")) as (url, asked):
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            url + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         report = check_model("org/tiny", frames=30, tokens=20, endpoint=url)
     assert works(report) and states(report)["tokenizer"] == "ok", report

@@ -16,16 +16,19 @@ from workbench.core.setup.plan import check
 from workbench.lab import cli
 
 FAULTS = {  # fault of a public project: (the check that finds it, a word of what it says)
-    "zeros": ("inputs", "the same everywhere"), "constant": ("inputs", "(0.5, 0.5, 0.5…)"), "one row": ("inputs", "`x` is the same"),
+    "zeros": ("inputs", "the same everywhere"), "constant": ("inputs", "(0.5, 0.5, 0.5…)"),
+    "one row": ("inputs", "`x` is the same"),
     "nan": ("inputs", "NaN"), "one target": ("inputs", "target `y`"), "dummy": ("first loss", "-2294"),
     "leak": ("first loss", "better than chance"), "averaged padding": ("padding", "padding counts"),
     "padding labels": ("padding", "padding counts"), "targets": ("targets", "does not look at"),
-    "deaf": ("inputs matter", "does not read x"), "never called": ("gradients", "`namer.unused.weight` got no gradient"),
+    "deaf": ("inputs matter", "does not read x"),
+    "never called": ("gradients", "`namer.unused.weight` got no gradient"),
     "drifting": ("frozen", "`still.weight`"), "forgotten": ("checkpoint", "missing in it")}
 
 
 def toy(fault="", more=""):
-    return presets.load({"task": "faulty", "trackers": [], "train": {"max_steps": 4, "lr": 0.01}, "fault": fault}, more)
+    return presets.load({"task": "faulty", "trackers": [], "train": {"max_steps": 4, "lr": 0.01},
+                         "fault": fault}, more)
 
 
 def failed(found):
@@ -42,15 +45,20 @@ def test_a_fault_is_found_and_named(fault):
 def test_nothing_is_found_in_a_healthy_toy():
     found = check(toy(), seconds=30)
     assert {c.state for c in found} == {"passed"}, found
-    assert {c.name for c in found} == {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen",
-                                       "steps", "checkpoint", "overfit", "shuffled targets", "shuffled inputs", "generation"}
+    assert {c.name for c in found} == {"inputs", "first loss", "padding", "targets", "inputs matter",
+                                       "gradients", "frozen",
+                                       "steps", "checkpoint", "overfit", "shuffled targets",
+                                       "shuffled inputs", "generation"}
 
 
-@pytest.mark.parametrize("texts, state", [(["0", "1"] * 12, "failed"), (["Yes."] * 12, "failed"), ([f"Row {c}" for c in "abcdefghijkl"], "")])
+@pytest.mark.parametrize("texts, state", [(["0", "1"] * 12, "failed"), (["Yes."] * 12, "failed"),
+                                          ([f"Row {c}" for c in "abcdefghijkl"], "")])
 def test_texts_that_say_hardly_anything_are_found(texts, state, monkeypatch):
     "A column of speakers that was read as texts: the loss falls, and nothing is learnt."
     toys = workbench.core.train.loop.get
-    monkeypatch.setattr(workbench.core.train.loop, "get", lambda name: replace(toys(name), data=lambda *how: with_texts(toys(name).data(*how), texts)))
+    monkeypatch.setattr(workbench.core.train.loop, "get",
+                        lambda name: replace(toys(name),
+                                             data=lambda *how: with_texts(toys(name).data(*how), texts)))
     assert {c.name: c.state for c in check(toy()) if c.name == "texts"} == ({"texts": state} if state else {})
 
 
@@ -61,7 +69,8 @@ def with_texts(data, texts):
 
 def test_rows_frozen_by_name_do_not_decay_and_are_watched(monkeypatch):
     assert not failed(check(toy("frozen rows")))
-    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)  # as the public project had it
+    # as the public project had it
+    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)
     assert "`namer.table.weight, frozen rows`" in failed(check(toy("frozen rows")))["frozen"]
 
 
@@ -81,18 +90,23 @@ def test_out_of_time_is_not_proven():
     assert found["overfit"] == "not proven" and "generation" not in found
 
 
-@pytest.mark.parametrize("task, more", [("gan", ""), ("curve", "lift=true dropout=0.2"), ("curve", "norm=true")])
+@pytest.mark.parametrize("task, more",
+                         [("gan", ""), ("curve", "lift=true dropout=0.2"), ("curve", "norm=true")])
 def test_healthy_toys_pass(task, more):
     cfg = presets.load({"task": task, "trackers": [], "train": {"max_steps": 4}}, more)
     assert not failed(check(cfg, seconds=20))
 
 
-BERTISH = {k: {x: v for x, v in FAMILIES["bert-gpt2"][k].items() if x not in ("vocab_size", "model_type")} for k in ("encoder", "decoder")}
+BERTISH = {k: {x: v for x, v in FAMILIES["bert-gpt2"][k].items() if x not in ("vocab_size", "model_type")}
+           for k in ("encoder", "decoder")}
 SHRUNK = {"bart_large": BARTISH, "mbart": BARTISH, "transformer": {
-    "encoder": {k: BERTISH["encoder"][k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
+    "encoder": {k: BERTISH["encoder"][k]
+                for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
     "decoder": {k: BERTISH["decoder"][k] for k in ("n_embd", "n_layer", "n_head")}}}
-SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "encoder_layers", "decoder_layers",
-         "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "encoder", "decoder")
+SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "encoder_layers",
+         "decoder_layers",
+         "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim",
+         "encoder", "decoder")
 
 
 SPEAKER = {"width": 32, "heads": 2, "layers": 1, "hidden": 64, "decoder": {"width": 32, "blocks": 1}}
@@ -113,14 +127,20 @@ def shrunk(name):
 
 @pytest.mark.parametrize("name", presets.presets())
 def test_every_preset_passes(name):
-    warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}  # of 4,000 steps, two move no norm in float32
-    cfg = presets.load(name, {"model": shrunk(name), "trackers": [], "train": ({} if shrunk(name) is PAINTER else {"max_steps": 4}) | warmup})
+    # of 4,000 steps, two move no norm in float32
+    warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}
+    cfg = presets.load(name, {"model": shrunk(name), "trackers": [],
+                              "train": ({} if shrunk(name) is PAINTER else {"max_steps": 4}) | warmup})
     found = check(cfg, seconds=3)
     assert not failed(found)
     states = {c.name: c.state for c in found}
-    demanded = {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen", "steps", "checkpoint"}
-    demanded -= {"inputs matter"} if cfg.task == "flow" else set()  # its first stage answers with what it is shown
-    shifts = {"gradients", "steps"} if any("discriminator" in s.objectives for s in stages(cfg)[:1]) else set()  # a hinge is blind to the critic's last bias
+    demanded = {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen", "steps",
+                "checkpoint"}
+    # its first stage answers with what it is shown
+    demanded -= {"inputs matter"} if cfg.task == "flow" else set()
+    # a hinge is blind to the critic's last bias
+    shifts = {"gradients",
+              "steps"} if any("discriminator" in s.objectives for s in stages(cfg)[:1]) else set()
     assert all(states[n] in ("passed", *["warned"] * (n in shifts)) for n in demanded), found
 
 
@@ -139,7 +159,8 @@ def test_a_failing_check_ends_a_run_before_it_trains(tmp_path):
     with pytest.raises(Refused, match=r"not real yet[^$]*never uses it"):
         launch.wait(launch.start(toy("never called"), run_dir=tmp_path / "run"))
     assert not (tmp_path / "run/metrics.jsonl").exists()
-    assert [c["name"] for c in json.loads((tmp_path / "run/checks.json").read_text()) if c["state"] == "failed"] == ["gradients"]
+    assert [c["name"] for c in json.loads((tmp_path / "run/checks.json").read_text())
+            if c["state"] == "failed"] == ["gradients"]
 
 
 def test_the_command(tmp_path, capsys):

@@ -20,8 +20,10 @@ evil = "<img src=x onerror=alert(1)>|`"
 def trained(tmp_path_factory):
     "Two short runs, read only."
     folder = tmp_path_factory.mktemp("runs")
-    a = go(folder / "slow", "train.max_steps=12 valid.every=6 train.lr=1e-3 valid.metric=error valid.mode=min")
-    b = go(folder / "fast", "train.max_steps=12 valid.every=6 train.lr=1e-1 valid.metric=error valid.mode=min")
+    a = go(folder / "slow",
+           "train.max_steps=12 valid.every=6 train.lr=1e-3 valid.metric=error valid.mode=min")
+    b = go(folder / "fast",
+           "train.max_steps=12 valid.every=6 train.lr=1e-1 valid.metric=error valid.mode=min")
     return [done(a), done(b)]
 
 
@@ -34,7 +36,8 @@ def two(trained, monkeypatch):
 def papermill(out, *arguments):
     "Run compare.ipynb; (exit status, what papermill said, the executed notebook)."
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = ["papermill", str(home / "nbs/compare.ipynb"), str(out), "-k", "python3", "--no-progress-bar", *arguments]
+    command = ["papermill", str(home / "nbs/compare.ipynb"), str(out), "-k", "python3",
+               "--no-progress-bar", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     return done.returncode, done.stdout + done.stderr, nbformat.read(out, 4)
 
@@ -46,10 +49,12 @@ def outputs(notebook, kind="text/plain"):
 
 
 def test_two_runs_headless(two, tmp_path):
-    code, said, notebook = papermill(tmp_path / "out.ipynb", "-y", "runs: [slow, fast]", "-p", "table", str(tmp_path / "t.csv"))
+    code, said, notebook = papermill(tmp_path / "out.ipynb", "-y", "runs: [slow, fast]", "-p", "table",
+                                     str(tmp_path / "t.csv"))
     assert code == 0, said
     text, page = outputs(notebook), outputs(notebook, "text/html")
-    for words in ("slow", "fast", "curve", "error", "train loss", "valid error", "train worst", "train.lr  0.001  0.1",
+    for words in ("slow", "fast", "curve", "error", "train loss", "valid error", "train worst",
+                  "train.lr  0.001  0.1",
                   "test error", "step 12", "2 runs: slow, fast"):
         assert words in text, f"{words}\n{text}"
     assert "dropout" not in text  # equal in both
@@ -66,7 +71,8 @@ def test_runs_as_text_and_unfinished_ones(two, tmp_path):
     half = done(go(tmp_path / "half", "train.max_steps=6 valid.every=null", "term:3"), "stopped")
     code, said, notebook = papermill(tmp_path / "out.ipynb", "-p", "runs", f"fast {half}")
     assert code == 0, said
-    assert "half is stopped at step" in outputs(notebook) and "what there is of it is compared" in outputs(notebook)
+    assert ("half is stopped at step" in outputs(notebook)
+            and "what there is of it is compared" in outputs(notebook))
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -81,7 +87,8 @@ def test_runs_as_text_and_unfinished_ones(two, tmp_path):
 def test_what_a_person_did_wrong_is_one_sentence(arguments, words, two, tmp_path):
     code, said, notebook = papermill(tmp_path / "out.ipynb", *arguments)
     assert code != 0
-    failed = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error" and o.ename == "Refused"]
+    failed = [o for c in notebook.cells
+              for o in c.get("outputs", []) if o.output_type == "error" and o.ename == "Refused"]
     assert len(failed) == 1 and words in failed[0].evalue, said
     assert len(failed[0].traceback) == 1  # a sentence, not a page
     assert "overrides" not in failed[0].evalue  # this notebook has none
@@ -97,7 +104,8 @@ def evil_run(name):
     "A run whose every text is HTML."
     run = root() / name
     (run / "previews" / "step_00000001").mkdir(parents=True)
-    write_text(run / "config.yaml", f"task: '{evil}'\npreset: '{evil}{name[-1]}'\nvalid: {{metric: '{evil}', mode: min}}\n")
+    write_text(run / "config.yaml", f"task: '{evil}'\npreset: '{evil}{name[-1]}'\nvalid: {{metric: '{evil}', "
+                                    f"mode: min}}\n")
     write_text(run / "previews/step_00000001/note.txt", evil)
     write_text(run / "previews/step_00000001" / f"{evil.replace('/', '')}.txt", evil)
     row = {"step": 1, "epoch": 0, "stage": evil, "attempt": 1, "time": 1.0, "loss": 1.0, evil: 2.0}
@@ -111,12 +119,15 @@ def evil_run(name):
 
 def test_text_of_data_is_escaped(tmp_path):
     evil_run("<b>1"), evil_run("<b>2")
-    code, said, notebook = papermill(tmp_path / "out.ipynb", "-y", "runs: ['<b>1', '<b>2']", "-p", "table", str(tmp_path / "t.csv"))
+    code, said, notebook = papermill(tmp_path / "out.ipynb", "-y", "runs: ['<b>1', '<b>2']", "-p", "table",
+                                     str(tmp_path / "t.csv"))
     assert code == 0, said
     page = outputs(notebook, "text/html")
-    assert "&lt;img src=x" in page and "<img src=x" not in page and "<b>1" not in page and "&lt;b&gt;1" in page
+    assert ("&lt;img src=x" in page and "<img src=x" not in page and "<b>1" not in page
+            and "&lt;b&gt;1" in page)
     table = (tmp_path / "t.md").read_text()
-    assert "<img" not in table and len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
+    assert "<img" not in table and len({line.replace("\\|", "").count("|")
+                                        for line in table.splitlines()}) == 1
 
 
 def test_the_kernel_loads_no_torch(two):

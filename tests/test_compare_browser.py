@@ -15,10 +15,12 @@ home = Path(__file__).parents[1]
 @pytest.fixture
 def page(tmp_path):
     for name, lr in (("slow", "1e-3"), ("fast", "1e-1"), ("third", "1e-2")):
-        done(go(tmp_path / "runs" / name, f"train.max_steps=6 valid.every=3 train.lr={lr} valid.metric=error valid.mode=min"))
+        done(go(tmp_path / "runs" / name, f"train.max_steps=6 valid.every=3 train.lr={lr} valid.metric=error "
+                                          "valid.mode=min"))
     (tmp_path / "notebooks").mkdir()
     shutil.copy(home / "nbs/compare.ipynb", tmp_path / "notebooks")
-    with jupyter(tmp_path / "notebooks", WORKBENCH_RUNS=str(tmp_path / "runs")) as server, browser() as context:
+    with jupyter(tmp_path / "notebooks",
+                 WORKBENCH_RUNS=str(tmp_path / "runs")) as server, browser() as context:
         yield open_notebook(context, server, "compare.ipynb")
 
 

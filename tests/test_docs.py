@@ -1,4 +1,5 @@
-"The pages of `make docs`: every notebook has one, links lead somewhere, nothing comes from elsewhere; in a browser, a word is found."
+"""The pages of `make docs`: every notebook has one, links lead somewhere, nothing comes from elsewhere; in a
+browser, a word is found."""
 import re
 import shutil
 import subprocess
@@ -41,9 +42,11 @@ def small(tmp_path, monkeypatch):
     "A workbench of three notebooks; one of them is a library notebook of ours."
     (tmp_path / "settings.ini").write_text((home / "settings.ini").read_text())
     (tmp_path / "workbench").mkdir()
-    write(tmp_path, "index.ipynb", markdown("# Small\n\nSee `check_rejected` and [a guide](guides/one.ipynb#Rows)."))
+    write(tmp_path, "index.ipynb", markdown("# Small\n\nSee `check_rejected` and [a "
+                                            "guide](guides/one.ipynb#Rows)."))
     write(tmp_path, "guides/one.ipynb", markdown("# One\n\n> A guide.\n\n## Rows"),
-          code("import os\nfrom pathlib import Path\n\n(Path('count')).open('a').write('x')\nos.getcwd().split('/')[-1]", id="where"),
+          code("import os\nfrom pathlib import "
+               "Path\n\n(Path('count')).open('a').write('x')\nos.getcwd().split('/')[-1]", id="where"),
           code("#| eval: false\n1 / 0"))
     write(tmp_path, "run.ipynb", markdown("# Run"), code("1 / 0"))
     (tmp_path / "nbs/.notest").touch()
@@ -62,10 +65,12 @@ def test_the_whole_site_is_sound(site):
         made = (folder / page.url).read_text(encoding="utf8")
         found = Links(made)
         assert re.search(r"<title>(.*?)</title>", made)[1].strip() and "<h1 " in made, page.url
-        assert {n for n in page.defines} <= found.ids, f"{page.url} does not show {set(page.defines) - found.ids}"
+        assert {n for n in page.defines} <= found.ids, (
+            f"{page.url} does not show {set(page.defines) - found.ids}")
         assert not [a for a in found.loads if not a.startswith("data:") and "//" in a]
         assert "<span></span><span class=\"c1\">#| " not in made, f"{page.url} shows a directive"
-        assert not re.search(r"\$\$|\\frac|\\mathrm", re.sub(r"<pre.*?</pre>|<code.*?</code>", "", made, flags=re.S)), page.url
+        assert not re.search(r"\$\$|\\frac|\\mathrm",
+                             re.sub(r"<pre.*?</pre>|<code.*?</code>", "", made, flags=re.S)), page.url
 
 
 def test_addresses_are_those_of_nbdev(site):
@@ -101,13 +106,16 @@ def test_notebooks_run_once_and_again_when_their_code_changes(small, capsys):
 
 
 def test_a_notebook_that_fails_is_named(small, capsys):
-    write(small, "guides/one.ipynb", markdown("# One\n\n## Rows"), code("x = 1"), code("x.nothing", id="wrong"))
-    write(small, "guides/two.ipynb", markdown("# Two\n\n[nowhere](three.ipynb) ![far](https://example.org/a.png)"))
+    write(small, "guides/one.ipynb", markdown("# One\n\n## Rows"), code("x = 1"),
+          code("x.nothing", id="wrong"))
+    write(small, "guides/two.ipynb", markdown("# Two\n\n[nowhere](three.ipynb) "
+                                              "![far](https://example.org/a.png)"))
     for _ in range(2):  # what failed is not kept
         assert main([]) == 1
         said = capsys.readouterr().err
         assert "guides/one.ipynb: cell 3 (`wrong`) failed: AttributeError" in said
-    assert "guides/two.html: the link three.ipynb leads nowhere" in said and "it loads https://example.org/a.png" in said
+    assert ("guides/two.html: the link three.ipynb leads nowhere" in said
+            and "it loads https://example.org/a.png" in said)
     page = (small / "_docs/guides/one.html").read_text()
     assert 'class="fault"' in page and "AttributeError" in page
     shutil.copy(small / "nbs/guides/one.ipynb", small / "nbs/guides/10_one.ipynb")
@@ -125,7 +133,8 @@ def test_the_command_serves_the_site(site, tmp_path):
         address = re.search(r"http://127\.0\.0\.1:\d+/", serving.stdout.readline())[0]
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         assert b"The workbench" in direct.open(address).read()
-        taken = subprocess.run([*command, "--port", address.split(":")[-1].strip("/")], cwd=tmp_path, capture_output=True, text=True)
+        taken = subprocess.run([*command, "--port", address.split(":")[-1].strip("/")], cwd=tmp_path,
+                               capture_output=True, text=True)
         assert taken.returncode == 2 and "Port" in taken.stderr
     finally:
         serving.terminate()
@@ -138,7 +147,8 @@ def test_a_word_is_found_in_a_browser(site, kind):
     pytest.importorskip("playwright.sync_api")
     with server(site[0]) as running, browser(width=1600, height=1000) as context:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        start = f"http://127.0.0.1:{running.server_port}/" if kind == "served" else site[0].absolute().as_uri() + "/"
+        start = (f"http://127.0.0.1:{running.server_port}/" if kind == "served"
+                 else site[0].absolute().as_uri() + "/")
         page, wrong = context.new_page(), []
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith((start, "data:")) else wrong.append(r.url))
@@ -147,7 +157,8 @@ def test_a_word_is_found_in_a_browser(site, kind):
         page.keyboard.type("check_rejected")
         page.locator("#hits a").first.click()
         page.wait_for_selector("h3#check_rejected")
-        assert page.url.endswith("rows.html#check_rejected") and page.locator("h3#check_rejected").is_visible()
+        assert (page.url.endswith("rows.html#check_rejected")
+                and page.locator("h3#check_rejected").is_visible())
         page.locator("input[type=search]").fill("no such word anywhere")
         page.wait_for_selector("#hits .none")
         page.click("#theme")
@@ -158,7 +169,8 @@ def test_a_word_is_found_in_a_browser(site, kind):
             page.set_viewport_size({"width": width, "height": 1000})
             for name in ("index.html", "core/config.html"):
                 page.goto(start + name)
-                assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width}"
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+                    f"{name} is wider than {width}")
             assert page.locator("nav#pages").is_visible() == (width == 1600)
         page.set_viewport_size({"width": 700, "height": 1000})
         page.click("#menu")

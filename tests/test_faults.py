@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
 
 STALE = "train.epochs=50 valid.metric=error valid.mode=max valid.every=2 train.early_stopping.patience=3 "
 TOGETHER = {  # these runs are short and start at once
-    "nan": ("train.log_every=50", "nan:9"), "memory": ("", "memory:5"), "killed": ("", "kill:2"), "twice": ("", "twice:6"),
+    "nan": ("train.log_every=50", "nan:9"), "memory": ("", "memory:5"), "killed": ("", "kill:2"),
+    "twice": ("", "twice:6"),
     "patience": (STALE + "train.early_stopping.min_delta=9 train.checkpoint_every=null", ""),
     "keep_2": ("train.keep=2 train.checkpoint_every=3 valid.every=5 valid.metric=error valid.mode=max", ""),
     "keep_all": ("train.keep=null train.checkpoint_every='1 epoch' valid.every=null", ""),
@@ -60,7 +61,8 @@ def test_not_a_number(together):
 def test_out_of_memory_names_the_phase_and_what_helps(together):
     status = end(together["memory"])
     assert status["state"] == "failed" and "More lines" not in status["error"]
-    for part in ("Out of memory in phase forward (CUDA out of memory. Tried to allocate 2.00 GiB.)", "train.batch_size",
+    for part in ("Out of memory in phase forward (CUDA out of memory. Tried to allocate 2.00 GiB.)",
+                 "train.batch_size",
                  "gradient_checkpointing", "train.precision=bf16", "step_00000004"):
         assert part in status["error"]
 
@@ -70,29 +72,35 @@ def test_out_of_memory_is_told_from_other_errors():
 
     from workbench.core.train.ending import out_of_memory
 
-    refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    refusal = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                           "9 bytes")
     assert all(map(out_of_memory, (MemoryError(), torch.OutOfMemoryError("x"), refusal)))
-    assert not any(map(out_of_memory, (RuntimeError("shape mismatch"), OSError(12, "x"), ValueError("out of memory"))))
+    assert not any(map(out_of_memory,
+                       (RuntimeError("shape mismatch"), OSError(12, "x"), ValueError("out of memory"))))
 
 
 def limited(folder, megabytes):
     "Start a prepared run where no file may grow beyond a size, as on a full disk."
     code = ("import resource, sys; from workbench.core.train.loop import main; "
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(megabytes * 2**20)},) * 2); sys.exit(main(sys.argv[1]))")
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({int(megabytes * 2**20)},) * 2); "
+            "sys.exit(main(sys.argv[1]))")
     with surroundings(""):
-        return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True,
+                              timeout=120)
 
 
 def test_a_checkpoint_that_finds_no_room(together):
     run = done(together["full"])
     before = tensors(run)
     with surroundings(""):
-        cfg = presets.resolve(presets.read_yaml((run / "config.yaml").read_text(), "x"), "x", {"train": {"max_steps": 12}})
+        cfg = presets.resolve(presets.read_yaml((run / "config.yaml").read_text(), "x"), "x",
+                              {"train": {"max_steps": 12}})
     (run / "config.yaml").write_text(presets.dump(cfg))
     out = limited(run, 0.1)
     status = status_of(run)
     assert out.returncode == 1 and status["state"] == "failed"
-    for part in ("could not be written", "File too large", f"last good checkpoint is {run}/checkpoints/step_00000004",
+    for part in ("could not be written", "File too large",
+                 f"last good checkpoint is {run}/checkpoints/step_00000004",
                  f"workbench resume {run}"):
         assert part in status["error"]
     assert same_bits(tensors(run), before) and not list((run / "checkpoints").glob(".*"))
@@ -103,7 +111,8 @@ def test_a_disk_without_room_for_a_line(tmp_path):
     "A file system of its own, filled to the brim: not even status.json can be written beside itself."
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+                      capture_output=True).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:
         with surroundings("pause:0.05"):
@@ -147,7 +156,8 @@ def test_who_is_alive(folder):
     run = create(presets.load(config()), folder / "states")
     assert status_of(run)["state"] == "starting"
     child = subprocess.Popen(["sleep", "60"])
-    who = {"pid": child.pid, "pid_started": psutil.Process(child.pid).create_time(), "host": process()["host"]}
+    who = {"pid": child.pid, "pid_started": psutil.Process(child.pid).create_time(),
+           "host": process()["host"]}
     update_status(run, state="running", **who)
     assert status_of(run)["state"] == "running"
     with pytest.raises(Refused, match="is running .*: stop it first"):
@@ -176,7 +186,8 @@ def test_killed_without_a_word(together):
     run = together["killed"]
     with pytest.raises(launch.Failed, match="The process is gone without a word"):
         launch.wait(run)
-    assert status_of(run.folder)["state"] == "died" and read_json(run.folder / "status.json")["state"] == "running"
+    assert status_of(run.folder)["state"] == "died" and read_json(run.folder
+                                                                  / "status.json")["state"] == "running"
 
 
 def test_a_second_signal_ends_at_once(together):
@@ -201,26 +212,30 @@ def test_early_stopping(together):
     valid = [r["step"] for r in metrics_of(run, "valid")]
     assert valid == [2, 4, 6, 8]  # the first is the best, three are not better
     position = read_json(checkpoint.find(run) / "state.json")["position"]
-    assert (position["best_step"], position["bad"]) == (2, 3) and checkpoint.find(run, "best").name == "step_00000002"
+    assert (position["best_step"],
+            position["bad"]) == (2, 3) and checkpoint.find(run, "best").name == "step_00000002"
     assert read_json(run / "results.json")["checkpoint"] == "step_00000002"
     assert "no better error in 3 validations" in (run / "log.txt").read_text()
 
 
 def test_a_time_budget_ends_inside_itself(folder):
-    run = go(folder / "budget", "train.epochs=null train.minutes=0.1 valid.rows=5 train.log_every=20", trap="pause:0.01")
+    run = go(folder / "budget", "train.epochs=null train.minutes=0.1 valid.rows=5 train.log_every=20",
+             trap="pause:0.01")
     status = end(run)
     assert run.process.returncode == 0 and (status["state"], status["reason"]) == ("stopped", "time budget")
     manifest = read_json(run.folder / "manifest.json")
     took = status["updated"] - time.mktime(time.strptime(manifest["time"][:19], "%Y-%m-%dT%H:%M:%S"))
     assert took < 6 + 1  # manifest.json tells whole seconds
     test = read_json(run.folder / "results.json")["splits"]["test"]
-    assert (test["rows"], test["of"]) == (5, 7) and test["scores"]["loss"] > 0 and test["baseline"] == {"error": 1.0}
+    assert (test["rows"],
+            test["of"]) == (5, 7) and test["scores"]["loss"] > 0 and test["baseline"] == {"error": 1.0}
     with open(run.folder / "predictions/test.csv") as f:
         assert len(list(csv.DictReader(f))) == 5
     steps, before = status["step"], lines(run.folder, "train")
     again(run.folder, f"train.minutes=null train.max_steps={steps + 5}")
     done(launch.Run(run.folder))  # attached by its folder alone
-    assert lines(run.folder, "train")[:len(before)] == before and metrics_of(run.folder)[-1]["step"] <= steps + 5
+    assert lines(run.folder,
+                 "train")[:len(before)] == before and metrics_of(run.folder)[-1]["step"] <= steps + 5
 
 
 def test_which_checkpoints_are_kept(together):
@@ -229,7 +244,8 @@ def test_which_checkpoints_are_kept(together):
     best, last = (checkpoint.find(run, which).name for which in ("best", "last"))
     scores = {r["step"]: r["error"] for r in metrics_of(run, "valid")}
     assert best == checkpoint.checkpoint_name(max(scores, key=scores.get))
-    assert last == checkpoint.checkpoint_name(max(scores)) and {best, last} <= set(names(run)) and len(names(run)) <= 3
+    assert (last == checkpoint.checkpoint_name(max(scores)) and {best, last} <= set(names(run))
+            and len(names(run)) <= 3)
     run = done(together["keep_all"])
     rows = lines(run, "train")
     ends = [after["step"] for row, after in zip(rows, rows[1:]) if after["epoch"] > row["epoch"]]
@@ -251,7 +267,8 @@ def test_tensorboard_gets_the_lines(together):
     board = EventAccumulator(str(max(files, key=lambda p: p.stat().st_size).parent))
     board.Reload()
     seen = [(e.step, e.value) for e in board.Scalars("train/loss")]
-    assert seen == [(r["step"], pytest.approx(r["loss"], rel=1e-6)) for r in metrics_of(run, "train")] and len(seen) == 3
+    assert seen == [(r["step"], pytest.approx(r["loss"], rel=1e-6))
+                    for r in metrics_of(run, "train")] and len(seen) == 3
     assert "valid/error" in board.Tags()["scalars"] and "test/loss" in board.Tags()["scalars"]
     json.loads((run / "plan.json").read_text())
 

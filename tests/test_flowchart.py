@@ -20,7 +20,8 @@ train: {max_steps: 400, epochs: null, minutes: null, batch_size: 8, log_every: 2
 valid: {every: 100, metric: error, mode: min}
 trackers: []
 """
-needs_browser = pytest.mark.skipif(not browser.chromium() and not os.environ.get("CI"), reason="there is no chromium here")
+needs_browser = pytest.mark.skipif(not browser.chromium() and not os.environ.get("CI"),
+                                   reason="there is no chromium here")
 
 
 @pytest.fixture(scope="module")
@@ -112,22 +113,28 @@ def status(run):
 
 @needs_browser
 def test_a_preset_is_walked_by_mouse_and_keyboard(opened, lab):
-    "Every station of the tiny preset is clicked; changes make stale what depends on them; the training runs to its scores."
+    """Every station of the tiny preset is clicked; changes make stale what depends on them; the training runs
+    to its scores."""
     page = opened("t5_tiny", "train.max_steps=40 valid.every=20 valid.rows=20")
     run_upto(page, "quick test")
-    for name, words in (("plan", "1.1 M trained parameters"), ("code and backup", "Backed up in"), ("data", "2,000"),
-                        ("criterion", "Cross-entropy"), ("forward", "T5Stack"), ("quick test", "two real optimiser steps")):
+    for name, words in (("plan", "1.1 M trained parameters"), ("code and backup", "Backed up in"),
+                        ("data", "2,000"),
+                        ("criterion", "Cross-entropy"), ("forward", "T5Stack"),
+                        ("quick test", "two real optimiser steps")):
         box(page, name).click()
-        page.wait_for_function("w => document.querySelector('.wb-card')?.innerText.includes(w)", arg=words, timeout=20_000)
+        page.wait_for_function("w => document.querySelector('.wb-card')?.innerText.includes(w)", arg=words,
+                               timeout=20_000)
         assert state(page, name) in ("passed", "warned"), name
     box(page, "data").click()
-    page.wait_for_function("() => [...document.querySelectorAll('.wb-card img')].some(i => i.naturalWidth > 100)")
+    page.wait_for_function("() => [...document.querySelectorAll('.wb-card img')].some(i => i.naturalWidth > "
+                           "100)")
 
     fill(page, "train.max_steps=40 valid.every=20 valid.rows=20 train.lerning_rate=1")
     page.wait_for_function("() => document.querySelector('.wb-message').innerText.includes('unknown key')")
     fill(page, "train.max_steps=40 valid.every=20 valid.rows=20 train.lr=1e-3")
     wait_state(page, "quick test", "stale")
-    assert [state(page, n) for n in ("plan", "data", "criterion", "forward")] == ["stale", "passed", "passed", "passed"]
+    assert [state(page, n)
+            for n in ("plan", "data", "criterion", "forward")] == ["stale", "passed", "passed", "passed"]
     fill(page, "train.max_steps=40 valid.every=20 valid.rows=20 data.step_frames=4")
     wait_state(page, "data", "stale")
     assert state(page, "forward") == "stale" and state(page, "code and backup") == "passed"
@@ -148,7 +155,8 @@ def test_a_preset_is_walked_by_mouse_and_keyboard(opened, lab):
     assert status(last_run(lab[0]))["step"] == 40
     assert page.locator("svg[role=img]").count() >= 3  # curves
     page.get_by_text("Previews", exact=True).click()
-    page.wait_for_function("() => [...document.querySelectorAll('.jupyter-widgets img')].some(i => i.naturalWidth > 100)")
+    page.wait_for_function("() => [...document.querySelectorAll('.jupyter-widgets img')].some(i => "
+                           "i.naturalWidth > 100)")
     for name, words in (("evaluate", "trivial answer"), ("export", "missing")):
         box(page, name).click()
         button(page, "Run").click()
@@ -161,13 +169,15 @@ def test_a_failing_check_blocks_training_and_says_why(opened, toy_config):
     run_upto(page, "quick test", "failed")
     assert "failed" in card(page)
     box(page, "training").click()
-    page.wait_for_function("() => document.querySelector('.wb-notice').innerText.includes('blocked: quick test failed')")
+    page.wait_for_function("() => document.querySelector('.wb-notice').innerText.includes('blocked: quick "
+                           "test failed')")
     assert button(page, "Start training").is_disabled()
 
 
 @needs_browser
 def test_a_training_outlives_its_kernel(opened, lab, toy_config):
-    "Started, the kernel restarted, attached again; two notebooks on one run; pause, go on, stop and save, extend."
+    """Started, the kernel restarted, attached again; two notebooks on one run; pause, go on, stop and save,
+    extend."""
     page = opened(toy_config, "sleep=0.05 train.max_steps=5000")
     run_upto(page, "quick test")
     box(page, "training").click()
@@ -207,7 +217,8 @@ def test_text_of_the_data_does_nothing(opened, toy_config):
     run_upto(page, "forward")
     for name in ("plan", "data", "forward"):
         box(page, name).click()
-        page.wait_for_function("() => document.querySelector('.wb-card')?.innerText.includes('onerror')", timeout=10_000)
+        page.wait_for_function("() => document.querySelector('.wb-card')?.innerText.includes('onerror')",
+                               timeout=10_000)
     fill(page, "<img/src=x/onerror=window.harmed=1>")
     page.wait_for_function("() => document.querySelector('.wb-message').innerText.includes('<img/src')")
     assert page.evaluate("() => window.harmed") is None
@@ -216,10 +227,12 @@ def test_text_of_the_data_does_nothing(opened, toy_config):
 def papermill(out, *arguments):
     "Run flowchart.ipynb; (exit status, what was said, the executed notebook's text)."
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = ["papermill", str(home / "nbs/flowchart.ipynb"), str(out), "-k", "python3", "--no-progress-bar", *arguments]
+    command = ["papermill", str(home / "nbs/flowchart.ipynb"), str(out), "-k", "python3",
+               "--no-progress-bar", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     found = [o for c in nbformat.read(out, 4).cells for o in c.get("outputs", [])]
-    text = "\n".join(o.get("data", {}).get("text/plain", "") + "".join(o.get("text", "")) + "\n".join(o.get("traceback", []))
+    text = "\n".join(o.get("data", {}).get("text/plain", "") + "".join(o.get("text", ""))
+                     + "\n".join(o.get("traceback", []))
                      for o in found)
     return done.returncode, done.stdout + done.stderr, text
 
@@ -231,15 +244,18 @@ def small(tmp_path):
 
 
 def test_the_notebook_walks_without_a_browser(small, tmp_path):
-    code, said, text = papermill(tmp_path / "out.ipynb", "-p", "config", small, "-p", "overrides", "train.max_steps=20",
+    code, said, text = papermill(tmp_path / "out.ipynb", "-p", "config", small, "-p", "overrides",
+                                 "train.max_steps=20",
                                  "-p", "upto", "evaluate")
     assert code == 0, said
-    for words in ("plan passed", "code and backup passed", "criterion", "quick test", "two real optimiser steps", "Scores of"):
+    for words in ("plan passed", "code and backup passed", "criterion", "quick test",
+                  "two real optimiser steps", "Scores of"):
         assert words in text, words
 
 
 def test_a_failing_station_fails_the_notebook(small, tmp_path):
-    code, said, text = papermill(tmp_path / "out.ipynb", "-p", "config", small, "-p", "overrides", "blind=true")
+    code, said, text = papermill(tmp_path / "out.ipynb", "-p", "config", small, "-p", "overrides",
+                                 "blind=true")
     assert code != 0 and "quick test failed" in text, said
     assert not list((tmp_path / "runs").glob("toy-*"))
 

@@ -1,4 +1,5 @@
-"A run folder that is damaged, or that somebody else made: what is wrong is told by name, nothing outside it is touched, nothing begins anew in silence."
+"""A run folder that is damaged, or that somebody else made: what is wrong is told by name, nothing outside it
+is touched, nothing begins anew in silence."""
 import json
 import os
 import shutil
@@ -60,7 +61,9 @@ def told(run, capsys):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "[]", "\0\0\0", "{}", '{"state": "\\u001b[31m<b>", "pid": "x", "step": null}', '{"state": "running", "pid": -1}',
+@pytest.mark.parametrize("text", ["", "[]", "\0\0\0", "{}",
+                                  '{"state": "\\u001b[31m<b>", "pid": "x", "step": null}',
+                                  '{"state": "running", "pid": -1}',
                                   '{"state": "stopped", "step": "9", "updated": 1e300}'])
 def test_a_damaged_status_stops_nothing(run, text, capsys):
     (run / "status.json").write_text(text)
@@ -70,14 +73,17 @@ def test_a_damaged_status_stops_nothing(run, text, capsys):
     assert [r["step"] for r in metrics_of(run, "train")] == list(range(1, 25))
 
 
-@pytest.mark.parametrize("name, text", [("config.yaml", ""), ("config.yaml", "- a"), ("config.yaml", "{{"), ("config.yaml", b"\xff"), ("plan.json", "{"),
-                                        ("plan.json", "[]"), ("metrics.index", "x\n"), ("metrics.index", "7\n"), ("metrics.jsonl", "[1]\n5\nx\n\0\n")])
+@pytest.mark.parametrize("name, text", [("config.yaml", ""), ("config.yaml", "- a"), ("config.yaml", "{{"),
+                                        ("config.yaml", b"\xff"), ("plan.json", "{"),
+                                        ("plan.json", "[]"), ("metrics.index", "x\n"),
+                                        ("metrics.index", "7\n"), ("metrics.jsonl", "[1]\n5\nx\n\0\n")])
 def test_no_damaged_run_ends_the_list(run, stopped, capsys, name, text):
     shutil.copytree(stopped, run.parent / "whole")
     (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["runs"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum("whole " in line and "stopped" in line for line in lines) == 1 and sum(line.startswith("run ") for line in lines) == 1
+    assert sum("whole " in line and "stopped" in line
+               for line in lines) == 1 and sum(line.startswith("run ") for line in lines) == 1
 
 
 def test_damaged_lines_are_left_out(run):
@@ -97,7 +103,8 @@ def test_a_lost_pointer_is_no_new_beginning(run):
 def test_lost_checkpoints_are_told(run, capsys):
     shutil.rmtree(run / "checkpoints")
     lines = len(metrics_of(run))
-    assert "no checkpoint, and its status.json says that step_00000012 was saved" in told(run, capsys) and len(metrics_of(run)) == lines
+    assert ("no checkpoint, and its status.json says that step_00000012 was saved" in told(run, capsys)
+            and len(metrics_of(run)) == lines)
 
 
 @pytest.mark.parametrize("words", ["", "step_00000099", "../../elsewhere/step_00000014", ".", b"\xff\xfe"])
@@ -114,8 +121,11 @@ def test_a_pointer_leads_to_a_checkpoint_of_the_run(run, words, capsys):
     assert launch.resume(run) == 0
 
 
-@pytest.mark.parametrize("name, harm", [("state.json", "cut"), ("state.json", "{}"), ("state.json", '{"position": {"step": "x"}}'), ("net.body.safetensors", "cut"),
-                                        ("net.body.safetensors", "short"), ("optim.slow.safetensors", "cut"), ("optim.slow.safetensors", "gone")])
+@pytest.mark.parametrize("name, harm", [("state.json", "cut"), ("state.json", "{}"),
+                                        ("state.json", '{"position": {"step": "x"}}'),
+                                        ("net.body.safetensors", "cut"),
+                                        ("net.body.safetensors", "short"), ("optim.slow.safetensors", "cut"),
+                                        ("optim.slow.safetensors", "gone")])
 def test_a_damaged_checkpoint_is_named_and_another_one_serves(run, name, harm, capsys):
     path = run / "checkpoints" / "step_00000014" / name
     if harm == "gone":
@@ -144,7 +154,8 @@ def test_lost_assets_are_told(run, capsys):
 def test_nothing_outside_the_folder_is_written(run, capsys):
     mine = run.parent / "diary.txt"
     mine.write_text("mine " * 1000)
-    for name in ("metrics.jsonl", "log.txt", ".rejected.csv", "checkpoints/step_00000001", "lock", "assets/deep/link"):
+    for name in ("metrics.jsonl", "log.txt", ".rejected.csv", "checkpoints/step_00000001", "lock",
+                 "assets/deep/link"):
         path = run / name
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
@@ -161,10 +172,12 @@ def test_nothing_outside_the_folder_is_written(run, capsys):
     demand_inside(run)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{{", '{"pid": "x"}', '{"pid": -1, "pid_started": 0}', '{"ticket": [], "host": 5}'])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{{", '{"pid": "x"}', '{"pid": -1, "pid_started": 0}',
+                                  '{"ticket": [], "host": 5}'])
 def test_a_damaged_lock_is_an_old_one_after_a_silence(run, text, monkeypatch):
     (run / "lock").write_text(text)
-    for shift in (-lock.silence - 1, 400 * 86400):  # a time to come: the clock was set back, or the file is a copy
+    # a time to come: the clock was set back, or the file is a copy
+    for shift in (-lock.silence - 1, 400 * 86400):
         os.utime(run / "lock", (time.time() + shift,) * 2)
         assert not lock.held(lock.read_lock(run), time.time())
     assert launch.resume(run) == 0
@@ -173,7 +186,8 @@ def test_a_damaged_lock_is_an_old_one_after_a_silence(run, text, monkeypatch):
 def test_a_process_of_another_container_is_not_signalled(run, monkeypatch):
     "Two containers of one host name: the number is another process here."
     monkeypatch.setattr(launch.os, "kill", lambda *a: pytest.fail("signalled"))
-    write_json(run / "status.json", read_json(run / "status.json") | lock.process() | {"state": "running", "space": "pid:[1]", "updated": time.time()})
+    write_json(run / "status.json", read_json(run / "status.json") | lock.process()
+               | {"state": "running", "space": "pid:[1]", "updated": time.time()})
     with pytest.raises(Refused, match="in another container: stop it there"):
         launch.stop(run)
 
@@ -186,7 +200,8 @@ def test_what_a_preset_calls_itself_is_one_folder(tmp_path, monkeypatch):
 
 
 def test_control_characters_never_reach_a_terminal(capsys):
-    assert main(["plan", "t5_tiny", "--overrides", "'tr\x1b[2Jain'=5"]) == 2 and "\x1b" not in capsys.readouterr().err
+    assert main(["plan", "t5_tiny", "--overrides",
+                 "'tr\x1b[2Jain'=5"]) == 2 and "\x1b" not in capsys.readouterr().err
 
 
 def test_json_of_ours_is_told_by_name(run):

@@ -59,7 +59,8 @@ def as_hub(folder: Path, name: str):
     def answer(method, path):
         path = path.split("?")[0]
         if path.startswith(f"/api/models/{name}/tree/"):
-            rows = [{"type": "file", "path": f, "size": len(b), "oid": f"{len(b):040x}"} for f, b in files.items()]
+            rows = [{"type": "file", "path": f, "size": len(b), "oid": f"{len(b):040x}"}
+                    for f, b in files.items()]
             return 200, {"Content-Type": "application/json"}, json.dumps(rows).encode()
         if path.startswith(f"/api/models/{name}"):
             info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
@@ -135,7 +136,8 @@ def test_a_page_that_is_no_hub_counts_as_absent(tmp_path):
 
 def test_a_gpu_run_from_scratch_has_to_be_asked_for(tmp_path):
     where = {"endpoint": DEAD, "cache_dir": str(tmp_path)}
-    with pytest.raises(FileNotFoundError, match="on cuda:0 a run from random weights has to be asked for in words"):
+    with pytest.raises(FileNotFoundError, match="on cuda:0 a run from random weights has to be asked for in "
+                                                "words"):
         located("t5-base", "auto", device="cuda:0", **where)
     assert located("t5-base", "scratch", device="cuda:0", **where).kind == "scratch"
 
@@ -155,7 +157,8 @@ def test_a_hub_model_without_readable_weights_is_refused(tmp_path):
             located("org/flax", endpoint=url, cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("need, lacks", [("weights", "config.json or complete model.safetensors"), ("tokenizer", "tokenizer.json")])
+@pytest.mark.parametrize("need, lacks", [("weights", "config.json or complete model.safetensors"),
+                                         ("tokenizer", "tokenizer.json")])
 def test_an_incomplete_folder_is_never_replaced_by_random_weights(need, lacks, tmp_path):
     with pytest.raises(FileNotFoundError, match=lacks):
         located(str(tmp_path), "auto", need=need)
@@ -185,7 +188,8 @@ print(json.dumps({**source.record(), "seconds": time.time() - began, "sum": floa
 
 def run_script(home, **env):
     env = {**os.environ, "HF_HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent), **env}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,4 +1,5 @@
-"No key without effect and no data but the user's: what he set is read, or it is refused with the reason, in every task."
+"""No key without effect and no data but the user's: what he set is read, or it is refused with the reason, in
+every task."""
 import contextlib
 import multiprocessing
 import shutil
@@ -37,7 +38,8 @@ def test_only_what_the_user_set_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "device_kind", lambda: "cpu")
     assert presets.load("t5_base").asked == []
     assert presets.load("t5_base", "train.lr=1e-3 model.lora={}").asked == ["train.lr", "model.lora"]
-    file_of(tmp_path, {"extends": "t5_base", "train": {"lr": 1e-3}, "on_cpu": {"train": {"workers": 1}}}, "base.yaml")
+    file_of(tmp_path, {"extends": "t5_base", "train": {"lr": 1e-3}, "on_cpu": {"train": {"workers": 1}}},
+            "base.yaml")
     mine = file_of(tmp_path, {"extends": "base.yaml", "model": {"params": {"num_layers": 2}}})
     cfg = presets.load(mine, "seed=1")
     assert cfg.asked == ["train.lr", "model.params", "train.workers", "seed"] and cfg.train.workers == 1
@@ -48,7 +50,8 @@ def test_only_what_the_user_set_is_asked(tmp_path, monkeypatch):
 
 def test_the_users_file_wins_over_a_presets_on_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(presets, "device_kind", lambda: "cpu")
-    cfg = presets.load(file_of(tmp_path, {"extends": "t5_base", "train": {"batch_size": 6}, "valid": {"rows": 5}}))
+    cfg = presets.load(file_of(tmp_path,
+                               {"extends": "t5_base", "train": {"batch_size": 6}, "valid": {"rows": 5}}))
     assert (cfg.train.batch_size, cfg.valid.rows, cfg.valid.batch_size) == (6, 5, 8)
     assert "train.batch_size" not in cfg.notes[0] and "valid.batch_size=8" in cfg.notes[0]
 
@@ -59,14 +62,17 @@ def test_every_preset_copied_and_written_out_whole_is_valid(tmp_path, monkeypatc
     for name in presets.presets():
         shutil.copy(presets.find(name), tmp_path / f"copy_of_{name}.yaml")
         cfg = complete(str(tmp_path / f"copy_of_{name}.yaml"))
-        same = cfg.model_dump(exclude={"asked", "preset"}) == presets.load(name).model_dump(exclude={"asked", "preset"})
-        assert cfg.asked and (same or device == "cpu")  # there the copy's own keys win over the on_cpu of what it extends
+        same = cfg.model_dump(exclude={"asked",
+                                       "preset"}) == presets.load(name).model_dump(exclude={"asked", "preset"})
+        # there the copy's own keys win over the on_cpu of what it extends
+        assert cfg.asked and (same or device == "cpu")
         if name != "spade_off_on":  # its parent's keys of the flow are of no use to it
             complete(file_of(tmp_path, presets.read_file(presets.find(name))))
 
 
 def test_a_runs_own_configuration_is_a_file_as_any_other(tmp_path):
-    run = create(complete("t5_tiny", "model.ctc=false seed=4"), tmp_path / "run")  # generate.ctc of the preset counts for nothing
+    # generate.ctc of the preset counts for nothing
+    run = create(complete("t5_tiny", "model.ctc=false seed=4"), tmp_path / "run")
     cfg = complete(str(run / "config.yaml"), "train.lr=1e-3")
     assert cfg.asked == ["model.ctc", "seed", "train.lr"] and config_of(run).asked == cfg.asked[:2]
     assert mistakes(str(run / "config.yaml"), "loss.ctc=0.3") == [
@@ -77,35 +83,51 @@ def test_a_runs_own_configuration_is_a_file_as_any_other(tmp_path):
 
 IDLE = {
     "t5_tiny": {
-        "train.batch_size=8 train.batch_tokens=3000": "`train.batch_size` counts for nothing beside `train.batch_tokens`: leave one out",
-        "train.optimizer.lr=1e-3 train.lr=1e-4": "`train.lr` counts for nothing where every optimiser has an `lr` of its own",
-        "train.optimizer.momentum=0.9": "`train.optimizer.momentum` counts for nothing with AdamW: it is of SGD, RMSprop",
+        "train.batch_size=8 train.batch_tokens=3000": "`train.batch_size` counts for nothing beside "
+                                                      "`train.batch_tokens`: leave one out",
+        "train.optimizer.lr=1e-3 train.lr=1e-4": "`train.lr` counts for nothing where every optimiser has an "
+                                                 "`lr` of its own",
+        "train.optimizer.momentum=0.9": "`train.optimizer.momentum` counts for nothing with AdamW: it is of "
+                                        "SGD, RMSprop",
         "train.optimizer='{type: SGD, eps: 1e-6}'": "`train.optimizer.eps` counts for nothing with SGD",
-        "train.optimizer='{type: Lion, amsgrad: true}'": "`train.optimizer.amsgrad` counts for nothing with Lion",
+        "train.optimizer='{type: Lion, amsgrad: true}'": "`train.optimizer.amsgrad` counts for nothing with "
+                                                         "Lion",
         "train.optimizer.weight_decay=0.1 train.optimizers.translate.lr=0.1": "`train.optimizer.weight_decay` counts for nothing where `train.optimizers` has",
         "train.scheduler.milestones=[3]": "`train.scheduler.milestones` counts for nothing with cosine",
-        "train.scheduler='{type: StepLR, warmup: 9}'": "`train.scheduler.warmup` counts for nothing with StepLR",
-        "valid.every=null train.early_stopping.patience=3": "`train.early_stopping.patience` counts for nothing where `valid.every` is null",
+        "train.scheduler='{type: StepLR, warmup: 9}'": "`train.scheduler.warmup` counts for nothing with "
+                                                       "StepLR",
+        "valid.every=null train.early_stopping.patience=3": "`train.early_stopping.patience` counts for "
+                                                            "nothing where `valid.every` is null",
         "valid.every=null valid.rows=7": "`valid.rows` counts for nothing where `valid.every` is null",
         "model.ctc=false loss.ctc=0.3": "`loss.ctc` counts for nothing without model.ctc=true",
         "model.strides=[] model.kernel=7": "`model.kernel` counts for nothing without `model.strides`",
         "model.vocab_size=80": "`model.vocab_size` counts for nothing with model.tokenizer_kind=char",
-        "model.tokenizer=t5-base model.tokenizer_kind=bpe": "`model.tokenizer_kind` counts for nothing beside `model.tokenizer`",
+        "model.tokenizer=t5-base model.tokenizer_kind=bpe": "`model.tokenizer_kind` counts for nothing "
+                                                            "beside `model.tokenizer`",
         "data.augment.tilt=3": "`data.augment.tilt` counts for nothing with data.dims=2"},
     "tts_tiny": {
         "loss.pitch_weight=0.3": "`loss.pitch_weight` counts for nothing without model.pitch=true",
         "model.decoder.kind=flow loss.mel=l1": "`loss.mel` counts for nothing with",
-        "data.times=samples loss.align_weight=0.5": "`loss.align_weight` counts for nothing beside `data.times`"},
+        "data.times=samples loss.align_weight=0.5": "`loss.align_weight` counts for nothing beside "
+                                                    "`data.times`"},
     "flow_tiny": {
         "loss.r1_gamma=2": "`loss.r1_gamma` counts for nothing without gan_training",
-        "loss.lambda_lpips=0.3": "`loss.lambda_lpips` counts for nothing without use_lpips", "data.label_key=cls": "`data.label_key` counts for nothing where",
+        "loss.lambda_lpips=0.3": "`loss.lambda_lpips` counts for nothing without use_lpips",
+        "data.label_key=cls": "`data.label_key` counts for nothing where",
         "data.source=a-{000..003}.tar data.column=am": "`data.column` counts for nothing with shards",
-        "model.flow.kind=unet model.flow.mlp=2.0": "`model.flow.mlp` counts for nothing with model.flow.kind=unet",
-        "train.max_steps=3": "`train.max_steps` (`max_steps`) counts for nothing where every step of the pipeline that could use it has its own",
-        "pipeline.steps.flow.loss.kl_beta=0.1": "pipeline step `flow`: `loss.kl_beta` counts for nothing in a stage that trains no reconstruction",
-        "pipeline.steps.vae_off.cfg_dropout_prob=0.5": "pipeline step `vae_off`: `loss.cfg_dropout_prob` counts for nothing in a stage that trains no flow",
-        "pipeline.steps.flow.lr=1e-4": "pipeline step `flow`: `train.lr` (`lr`) counts for nothing where every optimiser has an `lr` of its own",
-        "pipeline.steps.vae_on.transition_on='{mode: epoch, value: 3, window: 5}'": "pipeline step `vae_on`: `transition_on.window` counts for nothing"}}
+        "model.flow.kind=unet model.flow.mlp=2.0": "`model.flow.mlp` counts for nothing with "
+                                                   "model.flow.kind=unet",
+        "train.max_steps=3": "`train.max_steps` (`max_steps`) counts for nothing where every step of the "
+                             "pipeline that could use it has its own",
+        "pipeline.steps.flow.loss.kl_beta=0.1": "pipeline step `flow`: `loss.kl_beta` counts for nothing in "
+                                                "a stage that trains no reconstruction",
+        "pipeline.steps.vae_off.cfg_dropout_prob=0.5": "pipeline step `vae_off`: `loss.cfg_dropout_prob` "
+                                                       "counts for nothing in a stage that trains no flow",
+        "pipeline.steps.flow.lr=1e-4": "pipeline step `flow`: `train.lr` (`lr`) counts for nothing where "
+                                       "every optimiser has an `lr` of its own",
+        "pipeline.steps.vae_on.transition_on='{mode: epoch, value: 3, window: 5}'": "pipeline step `vae_on`: "
+                                                                                    "`transition_on.window` "
+                                                                                    "counts for nothing"}}
 
 
 @pytest.mark.parametrize("preset, overrides", [(p, o) for p, cases in IDLE.items() for o in cases])
@@ -115,11 +137,13 @@ def test_a_key_that_counts_for_nothing_is_refused_with_the_reason(preset, overri
 
 
 @pytest.mark.parametrize("preset, overrides, key", [
-    ("t5_tiny", "generate.length_penalty=2.0", "generate.length_penalty"), ("tts_tiny", "speak.steps=4", "speak.steps"),
+    ("t5_tiny", "generate.length_penalty=2.0", "generate.length_penalty"),
+    ("tts_tiny", "speak.steps=4", "speak.steps"),
     ("tts_tiny", "data.text='{kind: characters, voice: de}'", "data.text.voice"),
     ("flow_tiny", "sample.sampler=adaptive sample.steps=4", "sample.steps")])
 def test_a_key_of_a_later_use_is_noted(preset, overrides, key):
-    "A run may be asked for other texts, voices and pictures later: the plan says that the training has no use for the key."
+    """A run may be asked for other texts, voices and pictures later: the plan says that the training has no
+    use for the key."""
     notes = [note for stage in stages(complete(preset, overrides)) for note in stage.notes]
     assert [note for note in notes if note.startswith(f"`{key}` counts for nothing")], notes
 
@@ -130,25 +154,36 @@ def test_saying_none_of_what_does_not_happen_is_no_mistake():
 
 
 def test_all_of_them_in_one_pass_with_other_mistakes(tmp_path):
-    found = mistakes(file_of(tmp_path, {"extends": "t5_tiny", "model": {"ctc": False}, "loss": {"ctc": 0.3}, "train": {"lrr": 1}}), "train.optimizer.alpha=0.5")
-    assert len(found) == 3 and [w in " ".join(found) for w in ("`train.lrr`", "`loss.ctc`", "`train.optimizer.alpha`")] == [True] * 3
+    found = mistakes(file_of(tmp_path, {"extends": "t5_tiny", "model": {"ctc": False}, "loss": {"ctc": 0.3},
+                                        "train": {"lrr": 1}}), "train.optimizer.alpha=0.5")
+    assert len(found) == 3 and [w in " ".join(found)
+                                for w in ("`train.lrr`", "`loss.ctc`",
+                                          "`train.optimizer.alpha`")] == [True] * 3
 
 
 def test_what_counts_somewhere_is_right():
-    for preset, overrides in (("flow_tiny", "loss.kl_beta=0.1 loss.cfg_dropout_prob=0.2 train.lr=1e-3 sample.steps=4 data.retries=2"),
-                              ("flow_tiny", "pipeline.only=[vae_off] sample.steps=4 pipeline.steps.flow.loss.cfg_dropout_prob=0.3"),
-                              ("t5_base", "train.batch_tokens=900 valid.batch_size=4 train.optimizer={type:\\ RMSprop} model.vocab_size=300"),
-                              ("t5_tiny", "generate.num_beams=3 generate.length_penalty=1.0 data.dims=3 data.augment.tilt=3"),
+    for preset, overrides in (("flow_tiny", "loss.kl_beta=0.1 loss.cfg_dropout_prob=0.2 train.lr=1e-3 "
+                                            "sample.steps=4 data.retries=2"),
+                              ("flow_tiny", "pipeline.only=[vae_off] sample.steps=4 "
+                                            "pipeline.steps.flow.loss.cfg_dropout_prob=0.3"),
+                              ("t5_base", "train.batch_tokens=900 valid.batch_size=4 "
+                                          "train.optimizer={type:\\ RMSprop} model.vocab_size=300"),
+                              ("t5_tiny", "generate.num_beams=3 generate.length_penalty=1.0 data.dims=3 "
+                                          "data.augment.tilt=3"),
                               ("tts_small", "loss.pitch_weight=0.3 loss.energy_weight=0.2")):
         complete(preset, overrides)
 
 
 def test_a_document_names_its_own_words(tmp_path):
     "The default data set lists keys of both types; what a stage sets in vain is named in its words."
-    steps = [{"name": "vae", "n_epochs": 1, "train_vae": True, "lr": 1e-3, "r1_interval": 4}, {"name": "draw", "n_epochs": 1, "train_diff": True, "kl_beta": 0.5}]
-    words = {"type": "local", "image_folder": "pictures", "captions_file": "c.tsv", "webdataset_url": "x.tar", "webdataset_image_key": "png", "webdataset_label_key": "cls"}
-    found = mistakes(file_of(tmp_path, {"training": {"batch_size": 4}, "data": words, "pipeline": {"steps": steps}}))
-    assert [line.partition(" counts")[0] for line in found] == ["pipeline step `vae`: `loss.r1_interval`", "pipeline step `draw`: `loss.kl_beta`"]
+    steps = [{"name": "vae", "n_epochs": 1, "train_vae": True, "lr": 1e-3, "r1_interval": 4},
+             {"name": "draw", "n_epochs": 1, "train_diff": True, "kl_beta": 0.5}]
+    words = {"type": "local", "image_folder": "pictures", "captions_file": "c.tsv", "webdataset_url": "x.tar",
+             "webdataset_image_key": "png", "webdataset_label_key": "cls"}
+    found = mistakes(file_of(tmp_path,
+                             {"training": {"batch_size": 4}, "data": words, "pipeline": {"steps": steps}}))
+    assert [line.partition(" counts")[0] for line in found] == ["pipeline step `vae`: `loss.r1_interval`",
+                                                                "pipeline step `draw`: `loss.kl_beta`"]
 
 
 # What nothing read
@@ -158,7 +193,8 @@ def sixth(overrides):
 
 
 def test_a_sixth_task_is_asked_for_each_key_and_no_read_one_is_refused():
-    "A key that a row, a loss, a prediction, a score, a trivial answer or a preview reads has an effect; the ghost has none."
+    """A key that a row, a loss, a prediction, a score, a trivial answer or a preview reads has an effect; the
+    ghost has none."""
     read = "width=9 jitter=0.1 power=3 digits=4 norm_of=abs trivial=2 look.color=red look.width=2 noise=0.1"
     found = {c.name: c for c in check(sixth(read))}
     assert "keys" not in found and all(c.state != "failed" for c in found.values())
@@ -170,10 +206,12 @@ def test_a_sixth_task_is_asked_for_each_key_and_no_read_one_is_refused():
 
 def test_the_check_and_the_run_end_with_2(tmp_path, capsys):
     file = file_of(tmp_path, SIXTH)
-    assert cli.main(["check", file, "--overrides", "ghost=0.5"]) == 2 and "`ghost` has no effect" in capsys.readouterr().out
+    assert cli.main(["check", file, "--overrides",
+                     "ghost=0.5"]) == 2 and "`ghost` has no effect" in capsys.readouterr().out
     with surroundings(""):
         status = end(go(tmp_path / "run", "ghost=0.5", base=SIXTH))
-    assert status["state"] == "failed" and status["refused"] and "`ghost` has no effect" in status["error"] and not status["step"]
+    assert (status["state"] == "failed" and status["refused"] and "`ghost` has no effect" in status["error"]
+            and not status["step"])
 
 
 def test_a_row_in_another_process_reads_the_same_configuration():
@@ -185,7 +223,7 @@ def test_a_row_in_another_process_reads_the_same_configuration():
         assert pool.apply(repr, (stage.cfg.look,)) == repr(stage.cfg.look)
 
 
-PIPED = """train.epochs=null pipeline.steps='[{name: one, objectives: [fit], freeze: [judge], train: {epochs: 1}}, {name: two, objectives: [fit], freeze: [head], train: {epochs: 1}}]'"""
+PIPED = ("""train.epochs=null pipeline.steps='[{name: one, objectives: [fit], freeze: [judge], train: {epochs: 1}}, {name: two, objectives: [fit], freeze: [head], train: {epochs: 1}}]'""")
 
 
 def test_a_pipeline_is_told_at_its_last_stage_and_not_stopped(tmp_path):
@@ -193,14 +231,16 @@ def test_a_pipeline_is_told_at_its_last_stage_and_not_stopped(tmp_path):
     with surroundings(""):
         run = done(go(tmp_path / "run", f"{PIPED} check=true ghost=0.5 power=3", base=SIXTH))
     told = [c for c in read_json(run / "checks.json") if c["name"] == "keys"]
-    assert [(c["stage"], c["state"]) for c in told] == [("two", "warned")] and "`ghost`" in told[0]["says"] and "power" not in told[0]["says"]
+    assert ([(c["stage"], c["state"]) for c in told] == [("two", "warned")] and "`ghost`" in told[0]["says"]
+            and "power" not in told[0]["says"])
 
 
 def test_what_was_asked_is_kept_by_a_resume(tmp_path):
     run = done(go(tmp_path / "run", "width=6"))
     done(again(run, "train.epochs=4 valid.rows=5"))
     asked = config_of(run).asked
-    assert "width" in asked and asked[-1] == "valid.rows" and read_json(run / "status.json")["changed"] == ["train.epochs 3 → 4", "valid.rows None → 5"]
+    assert ("width" in asked and asked[-1] == "valid.rows"
+            and read_json(run / "status.json")["changed"] == ["train.epochs 3 → 4", "valid.rows None → 5"])
     with pytest.raises(Refused, match="`train.optimizer.alpha` counts for nothing with AdamW"):
         again(run, "train.optimizer.alpha=0.5")
 
@@ -214,7 +254,8 @@ def signs(folder, rows=6, header="uid,text", more=""):
     names = [f"{folder.name}{i}" for i in range(rows)]
     for name in names:
         np.save(folder / f"{name}.npy", rng.normal(size=(30, 76, 2)))
-    (folder / "mine.csv").write_text("\n".join([header, *(f"{name},say {name} again{more}" for name in names)]) + "\n")
+    (folder / "mine.csv").write_text("\n".join([header, *(f"{name},say {name} again{more}"
+                                                          for name in names)]) + "\n")
     return folder / "mine.csv"
 
 
@@ -235,12 +276,15 @@ def test_tables_without_a_source_are_the_users(tmp_path, monkeypatch):
     cfg = own("data.train_path=set/mine.csv data.val_path=held/mine.csv data.pose_dir=all")
     monkeypatch.chdir(tmp_path / "set")  # a run may be resumed from another folder
     assert plan(cfg)["splits"] == {"train": 6, "valid": 3} and cfg.data.pose_dir == str(tmp_path / "all")
-    assert plan(own(f"data.train_path={table} data.source=samples"))["data"]["source"] == str(tmp_path / "set")
+    assert (plan(own(f"data.train_path={table} data.source=samples"))["data"]["source"]
+            == str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("overrides, says", [
-    ("data.train_path=gone.csv", "data.train_path: .*gone.csv: there is no such table"), ("data.val_path=gone.csv", "no table to train on: set data.train_path"),
-    ("data.test_path=gone.csv", "data.test_path is named, and no table"), ("data.pose_dir=.", "data.pose_dir is named, and no table")])
+    ("data.train_path=gone.csv", "data.train_path: .*gone.csv: there is no such table"),
+    ("data.val_path=gone.csv", "no table to train on: set data.train_path"),
+    ("data.test_path=gone.csv", "data.test_path is named, and no table"),
+    ("data.pose_dir=.", "data.pose_dir is named, and no table")])
 def test_the_samples_never_stand_in(overrides, says):
     with pytest.raises(Refused, match=says):
         plan(complete("t5_tiny", overrides))
@@ -255,9 +299,12 @@ def test_captions_and_several_folders_of_pictures_are_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("preset, key", [
-    ("t5_tiny", "data.source"), ("t5_tiny", "data.train_path"), ("t5_tiny", "data.pose_dir"), ("t5_tiny", "run_dir"), ("t5_tiny", "begin_from"),
-    ("t5_tiny", "model.name"), ("t5_tiny", "model.tokenizer"), ("tts_tiny", "data.source"), ("tts_tiny", "data.times"), ("tts_tiny", "model.base"),
-    ("tts_tiny", "speak.asr"), ("flow_tiny", "data.source"), ("flow_tiny", "data.captions"), ("flow_tiny", "data.column"), ("flow_tiny", "model.text.encoder")])
+    ("t5_tiny", "data.source"), ("t5_tiny", "data.train_path"), ("t5_tiny", "data.pose_dir"),
+    ("t5_tiny", "run_dir"), ("t5_tiny", "begin_from"),
+    ("t5_tiny", "model.name"), ("t5_tiny", "model.tokenizer"), ("tts_tiny", "data.source"),
+    ("tts_tiny", "data.times"), ("tts_tiny", "model.base"),
+    ("tts_tiny", "speak.asr"), ("flow_tiny", "data.source"), ("flow_tiny", "data.captions"),
+    ("flow_tiny", "data.column"), ("flow_tiny", "model.text.encoder")])
 def test_a_path_that_names_nothing_is_refused(preset, key):
     for nothing in ("", "'\"  \"'"):
         found = mistakes(preset, f"{key}={nothing}")
@@ -268,13 +315,15 @@ def test_the_plan_judges_what_data_and_nets_read(tmp_path):
     table = signs(tmp_path / "set")
     with pytest.raises(Refused, match="`data.languages` has no effect: no table has a column `lang`"):
         plan(complete("t5_tiny", f"data.train_path={table} data.trim=false data.languages=[en]"))
-    plan(complete("t5_tiny", f"data.train_path={table} data.trim=false"))  # the preset's languages are not the user's
+    # the preset's languages are not the user's
+    plan(complete("t5_tiny", f"data.train_path={table} data.trim=false"))
     spoken = signs(tmp_path / "spoken", header="uid,text,lang", more=",en")
     plan(complete("t5_tiny", f"data.train_path={spoken} data.trim=false data.languages=[en]"))
 
 
 def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
-    "Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it counts for nothing."
+    """Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it
+    counts for nothing."""
     from workbench.core.config.reads import Reads
     from workbench.tasks.sign.data import tokenizer_of
 
@@ -287,7 +336,8 @@ def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
 
 def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):
     "Its tokenizer is that of the other run: the same kind is right, another has no effect."
-    first = complete("t5_tiny", f"data.train_path={signs(tmp_path / 'set')} data.languages=null data.trim=false model.tokenizer_kind=bpe model.vocab_size=60")
+    first = complete("t5_tiny", f"data.train_path={signs(tmp_path / 'set')} data.languages=null "
+                                "data.trim=false model.tokenizer_kind=bpe model.vocab_size=60")
     run = create(first, tmp_path / "first")
     from workbench.core.train.loop import prepare
 
@@ -307,14 +357,17 @@ def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):
 def test_the_first_line_says_whose_data_it_is(tmp_path, capsys):
     assert cli.main(["plan", file_of(tmp_path, SIXTH)]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("data  made by the task heedless · train 66 · valid 11 · test 7 rows · fingerprint ")
+    assert first.startswith("data  made by the task heedless · train 66 · valid 11 · test 7 rows · "
+                            "fingerprint ")
     assert first == "data  " + data_line(plan(complete(SIXTH)))
     other = plan(complete(SIXTH, "data.first=300"))
     assert other["data"]["fingerprint"] != plan(complete(SIXTH))["data"]["fingerprint"]  # other rows
 
 
 def test_the_lines_of_samples_and_of_a_folder(tmp_path):
-    assert data_line(plan(complete("t5_tiny", "data.languages=[ukl]"))).startswith("samples of the package (sign, ukl) · train ")
+    assert data_line(plan(complete("t5_tiny",
+                                   "data.languages=[ukl]"))).startswith("samples of the package (sign, ukl) "
+                                                                        "· train ")
     table = signs(tmp_path / "set")
     found = data_line(plan(own(f"data.train_path={table}")))
     assert found.startswith(f"{tmp_path / 'set'} · train ") and " rows · fingerprint " in found

@@ -29,14 +29,16 @@ def config(tmp_path):
 
 def workbench(*arguments):
     "Run the command; (exit status, stdout, stderr)."
-    done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", *arguments], capture_output=True,
+                          text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
 def papermill(out, *arguments):
     "Run train.ipynb; (exit status, what papermill said, the executed notebook)."
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = ["papermill", str(home / "nbs/train.ipynb"), str(out), "-k", "python3", "--no-progress-bar", *arguments]
+    command = ["papermill", str(home / "nbs/train.ipynb"), str(out), "-k", "python3",
+               "--no-progress-bar", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     return done.returncode, done.stdout + done.stderr, nbformat.read(out, 4)
 
@@ -49,7 +51,8 @@ def steps_per_epoch(run):
 def outputs(notebook):
     "All text of a notebook's outputs."
     found = [o for c in notebook.cells for o in c.get("outputs", [])]
-    return "\n".join("".join(o.get("text", "")) + o.get("data", {}).get("text/plain", "") + "\n".join(o.get("traceback", []))
+    return "\n".join("".join(o.get("text", "")) + o.get("data", {}).get("text/plain", "")
+                     + "\n".join(o.get("traceback", []))
                      for o in found)
 
 
@@ -112,7 +115,8 @@ def test_what_a_person_did_wrong_is_one_message(arguments, words, config):
 
 
 def test_a_failed_run_shows_the_end_of_its_log(config):
-    code, out, err = workbench("train", config, "--overrides", "check=false train.lr=1e30 train.clip=null train.epochs=50")
+    code, out, err = workbench("train", config, "--overrides",
+                               "check=false train.lr=1e30 train.clip=null train.epochs=50")
     assert code == 1, out + err
     assert "the log's last lines" in err and "became" in err and "checkpoint" in err
 
@@ -134,7 +138,8 @@ def test_runs_are_listed(config, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_stops_its_run_and_ends_well(number, config, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run), "--overrides",
+    command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run),
+               "--overrides",
                endless]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
@@ -147,7 +152,8 @@ def test_an_interrupted_command_stops_its_run_and_ends_well(number, config, tmp_
 
 def test_stop_from_elsewhere_ends_the_follower_well(config, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run), "--overrides",
+    command = [sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run),
+               "--overrides",
                endless]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(run, "running")
@@ -158,10 +164,12 @@ def test_stop_from_elsewhere_ends_the_follower_well(config, tmp_path):
 
 
 def test_the_notebook_runs_headless(config, tmp_path):
-    code, said, notebook = papermill(tmp_path / "out.ipynb", "-p", "config", config, "-p", "run_dir", str(tmp_path / "run"))
+    code, said, notebook = papermill(tmp_path / "out.ipynb", "-p", "config", config, "-p", "run_dir",
+                                     str(tmp_path / "run"))
     assert code == 0, said
     text, steps = outputs(notebook), 2 * steps_per_epoch(tmp_path / "run")
-    for words in ("Plan: gan", "s a step, measured on steps", f"finished after {steps} steps", "Scores of step_", "7 of 7 rows",
+    for words in ("Plan: gan", "s a step, measured on steps", f"finished after {steps} steps",
+                  "Scores of step_", "7 of 7 rows",
                   "Predictions on test", "The run is finished"):
         assert words in text, words
     assert (tmp_path / "out.ipynb").stat().st_size < 2_000_000
@@ -172,7 +180,8 @@ def test_the_notebook_runs_headless(config, tmp_path):
 
 def test_the_notebook_resumes_and_watches(config, tmp_path):
     run = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir", str(run),
+    process = subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", "train", config, "--run-dir",
+                                str(run),
                                 "--overrides", endless], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     wait_for(run, "running")
@@ -187,7 +196,8 @@ def test_the_notebook_resumes_and_watches(config, tmp_path):
                                      f"train.epochs={epochs}")
     assert code == 0, said
     status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "finished" and status["attempt"] == 2 and status["step"] == epochs * steps_per_epoch(run)
+    assert (status["state"] == "finished" and status["attempt"] == 2
+            and status["step"] == epochs * steps_per_epoch(run))
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -221,7 +231,8 @@ def test_a_failing_run_fails_the_notebook(config, tmp_path):
 def test_the_index_runs(tmp_path):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     out = tmp_path / "index.ipynb"
-    done = subprocess.run(["papermill", str(home / "nbs/index.ipynb"), str(out), "-k", "python3", "--no-progress-bar"],
+    done = subprocess.run(["papermill", str(home / "nbs/index.ipynb"), str(out), "-k", "python3",
+                           "--no-progress-bar"],
                           capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     assert "Plan: t5_tiny" in outputs(nbformat.read(out, 4))

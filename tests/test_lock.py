@@ -31,7 +31,8 @@ def stopped(folder):
 def command(*words, trap=""):
     "A process of its own, as from a terminal."
     with surroundings(trap):
-        return subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
 
 
 def test_of_two_resumes_one_trains(stopped):
@@ -40,11 +41,13 @@ def test_of_two_resumes_one_trains(stopped):
     ends = [(p.communicate(timeout=120), p.returncode) for p in racers]
     assert sorted(code for _, code in ends) == [0, 2, 2], ends
     says = [err for (_, err), code in ends if code == 2]
-    assert all("is held by process" in line and "since 2" in line and "workbench stop" in line for line in says), says
+    assert all("is held by process" in line and "since 2" in line and "workbench stop" in line
+               for line in says), says
     status = status_of(stopped)
     assert (status["state"], status["attempt"]) == ("finished", 2) and not lock.read_lock(stopped)
     steps = [r["step"] for r in metrics_of(stopped, "train")]
-    assert steps == sorted(set(steps)) and (stopped / "log.txt").read_text().count(f"train step {steps[-1]:>6}") == 1
+    assert steps == sorted(set(steps)) and (stopped
+                                            / "log.txt").read_text().count(f"train step {steps[-1]:>6}") == 1
 
 
 def test_nothing_is_written_where_another_trains(folder):
@@ -52,11 +55,14 @@ def test_nothing_is_written_where_another_trains(folder):
     while not metrics_of(run.folder):
         assert not run.over, launch.log_tail(run.folder)
         time.sleep(0.05)
-    with pytest.raises(Refused, match=f"is held by process {run.process.pid} of this machine since .*: stop it first"):
+    with pytest.raises(Refused, match=f"is held by process {run.process.pid} of this machine since .*: stop "
+                                      "it first"):
         again(run.folder)
     with pytest.raises(Refused, match="already holds a run|is held by process"):
         go(run.folder)
-    for words in (["workbench.core.train.loop"], ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "workbench.core.train.loop"]):
+    for words in (["workbench.core.train.loop"],
+                  ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+                   "workbench.core.train.loop"]):
         second = command(*words, str(run.folder))
         assert "is held by process" in second.communicate(timeout=120)[1] and second.returncode
     assert read_json(run.folder / "status.json")["pid"] == run.process.pid
@@ -66,11 +72,13 @@ def test_nothing_is_written_where_another_trains(folder):
 
 def test_a_holder_elsewhere_is_dead_after_a_silence(stopped, monkeypatch):
     "Its process cannot be looked up; the clock of the disk counts."
-    place, foreign = stopped / "lock", lock.process() | {"ticket": "theirs", "host": "another", "since": time.time()}
+    place, foreign = stopped / "lock", lock.process() | {"ticket": "theirs", "host": "another",
+                                                         "since": time.time()}
     status = (stopped / "status.json").read_text()
     place.write_text(json.dumps(foreign))
     os.utime(place, (time.time() - 40,) * 2)
-    with pytest.raises(Refused, match="of host another since .*last heard of 4. s ago.*silent for 120 s, or delete"):
+    with pytest.raises(Refused, match="of host another since .*last heard of 4. s ago.*silent for 120 s, or "
+                                      "delete"):
         again(stopped)
     assert (stopped / "status.json").read_text() == status
     os.utime(place, (time.time() - lock.silence - 1,) * 2)
@@ -88,4 +96,5 @@ def test_who_was_taken_for_dead_ends_at_once(folder):
     (run.folder / "lock").write_text(json.dumps(lock.read_lock(run.folder) | {"ticket": "theirs"}))
     os.kill(run.process.pid, signal.SIGCONT)
     assert run.process.wait(60) == 1 and "taken over by another process" in launch.log_tail(run.folder)
-    assert lock.read_lock(run.folder)["ticket"] == "theirs" and read_json(run.folder / "status.json")["state"] == "running"
+    assert (lock.read_lock(run.folder)["ticket"] == "theirs"
+            and read_json(run.folder / "status.json")["state"] == "running")

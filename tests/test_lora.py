@@ -124,7 +124,8 @@ def quantised(folder, bits=4):
     "A small BART, loaded in so many bits."
     pretrained.build_seq2seq({**FAMILIES["bart"], "d_model": 64}).save_pretrained(folder)
     source = hub.locate(str(folder), "pretrained")
-    return pretrained.load_seq2seq(source.at, hub.read_config(source), quantization=lora.quantization(bits, source.kind))
+    return pretrained.load_seq2seq(source.at, hub.read_config(source),
+                                   quantization=lora.quantization(bits, source.kind))
 
 
 def gradients(net):
@@ -138,10 +139,12 @@ def gradients(net):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_an_evaluation_leaves_quantised_weights_trainable(bits, tmp_path, monkeypatch):
-    "bitsandbytes packs 4-bit layers for inference on a CPU with AVX512-BF16; here every CPU says that it is one."
+    """bitsandbytes packs 4-bit layers for inference on a CPU with AVX512-BF16; here every CPU says that it is
+    one."""
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    net = lora.add_lora(lora.prepare_quantized(quantised(tmp_path, bits)), r=4, dropout=0.0, bias="all").train()
+    net = lora.add_lora(lora.prepare_quantized(quantised(tmp_path, bits)), r=4, dropout=0.0,
+                        bias="all").train()
     before = gradients(net)
     with torch.no_grad():
         x, mask, labels = batch(net.eval())
@@ -159,7 +162,8 @@ def test_bitsandbytes_still_packs_a_layer_that_is_not_guarded(tmp_path, monkeypa
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
     monkeypatch.setattr(pretrained, "keep_training_layout", lambda model: None)
     layer = next(m for m in quantised(tmp_path).modules() if isinstance(m, modules.Linear4bit)).eval()
-    with torch.no_grad(), contextlib.suppress(RuntimeError, AttributeError):  # other CPUs lack the kernel for it
+    # other CPUs lack the kernel for it
+    with torch.no_grad(), contextlib.suppress(RuntimeError, AttributeError):
         layer(torch.randn(2, layer.in_features))
     assert layer.weight.quant_state.packing_format_for_cpu
 

@@ -23,7 +23,8 @@ from workbench.parts.shared import fetch
 from workbench.parts.image import shards
 from workbench.parts.image.examined import examined
 from workbench.parts.image.rows import read_folder
-from workbench.parts.image.files import RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels
+from workbench.parts.image.files import (
+    RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels)
 
 PACK = Path(workbench.__file__).parent / "samples/emoji"
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
@@ -60,7 +61,8 @@ def pack_lines(part):
 def test_the_pack_is_the_one_that_was_made():
     lines = (PACK / "SHA256SUMS").read_text(encoding="utf8").splitlines()
     listed = dict(reversed(line.split("  ")) for line in lines)
-    there = {p.relative_to(PACK).as_posix(): p for p in PACK.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
+    there = {p.relative_to(PACK).as_posix(): p
+             for p in PACK.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
     assert set(there) == set(listed)
     for name, path in there.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[name], name
@@ -68,12 +70,15 @@ def test_the_pack_is_the_one_that_was_made():
 
 
 def test_the_pack_says_what_is_there_and_no_caption_is_in_two_splits():
-    sheet, notice = (p.read_text(encoding="utf8") for p in (PACK / "DATASHEET.md", Path(__file__).parents[1] / "NOTICE"))
-    assert "workbench/samples/emoji" in notice and "Apache License 2.0" in sheet and "Unicode License V3" in sheet
+    sheet, notice = (p.read_text(encoding="utf8")
+                     for p in (PACK / "DATASHEET.md", Path(__file__).parents[1] / "NOTICE"))
+    assert ("workbench/samples/emoji" in notice and "Apache License 2.0" in sheet
+            and "Unicode License V3" in sheet)
     captions, images = [], []
     for part, count in {"train": 1336, "valid": 102, "test": 145}.items():
         lines = pack_lines(part)
-        assert len(lines) == count and f"| {part} | {count} |" in sheet and all(len(line) == 5 and all(line) for line in lines)
+        assert (len(lines) == count and f"| {part} | {count} |" in sheet
+                and all(len(line) == 5 and all(line) for line in lines))
         captions += [(line[1], part) for line in lines]
         images += [line[0] for line in lines]
     assert len(dict(captions)) == len(captions) == len(set(images)) == len(list((PACK / "images").iterdir()))
@@ -83,9 +88,11 @@ def test_the_pack_says_what_is_there_and_no_caption_is_in_two_splits():
 
 
 def test_the_pictures_of_the_pack_are_rgb_and_none_of_test_is_nearly_one_of_train():
-    pixels = {part: np.stack([np.asarray(Image.open(PACK / line[0])) for line in pack_lines(part)]) for part in ("train", "test")}
+    pixels = {part: np.stack([np.asarray(Image.open(PACK / line[0])) for line in pack_lines(part)])
+              for part in ("train", "test")}
     assert all(p.shape[1:] == (64, 64, 3) and p.dtype == np.uint8 for p in pixels.values())
-    train, test = (pixels[part].reshape(len(pixels[part]), -1).astype(np.float32) / 127.5 - 1 for part in ("train", "test"))
+    train, test = (pixels[part].reshape(len(pixels[part]), -1).astype(np.float32) / 127.5 - 1
+                   for part in ("train", "test"))
     near = ((train ** 2).mean(1) + (test ** 2).mean(1)[:, None] - 2 * test @ train.T / train.shape[1]).min()
     assert near >= 0.0099
 
@@ -163,7 +170,8 @@ def test_the_size_says_what_reading_gives_whatever_the_orientation():
             exif = Image.Exif()
             exif[0x0112] = tag
             data = saved(PHOTO, kind, exif=exif)
-            assert size_of(data) == read_picture(data).size[::-1] == ((60, 40) if 5 <= tag <= 8 else (40, 60)), (kind, tag)
+            assert (size_of(data) == read_picture(data).size[::-1]
+                    == ((60, 40) if 5 <= tag <= 8 else (40, 60))), (kind, tag)
 
 
 def test_buckets_hold_for_any_picture():
@@ -173,8 +181,10 @@ def test_buckets_hold_for_any_picture():
         a, b = bucket(h, w, [64, [96, 64], 128], 16, RATIOS)
         assert a % 16 == b % 16 == 0 and min(a, b) in (64, 128)
         assert bucket(a, b, [64, [96, 64], 128], 16, RATIOS) == (a, b)  # what has the size keeps it
-    for h, w, a, b in ((1, 1, 64, 64), (1, 999, 64, 128), (999, 1, 64, 64), (641, 359, 112, 64), (3, 7, 5, 11), (1000, 707, 64, 80)):
-        assert (fit(Image.new("RGB", (w, h), "red"), a, b) == np.broadcast_to(np.uint8([255, 0, 0]), (a, b, 3))).all()
+    for h, w, a, b in ((1, 1, 64, 64), (1, 999, 64, 128), (999, 1, 64, 64), (641, 359, 112, 64),
+                       (3, 7, 5, 11), (1000, 707, 64, 80)):
+        assert (fit(Image.new("RGB", (w, h), "red"), a, b)
+                == np.broadcast_to(np.uint8([255, 0, 0]), (a, b, 3))).all()
     rng = random.Random(1)
     for _ in range(2000):
         h, w, a, b = (rng.randint(1, 60) for _ in range(4))
@@ -192,7 +202,8 @@ def test_numbers_and_pixels_are_the_same_thing():
 
 
 def test_a_grid_has_each_picture_with_its_caption():
-    figure = grid([np.zeros((3, 8, 8)), np.ones((3, 8, 16)), -np.ones((3, 8, 8))], ["one", "a caption of many words that goes on " * 3, "x"], 2)
+    figure = grid([np.zeros((3, 8, 8)), np.ones((3, 8, 16)), -np.ones((3, 8, 8))],
+                  ["one", "a caption of many words that goes on " * 3, "x"], 2)
     titles = [ax.get_title() for ax in figure.axes]
     assert len(figure.axes) == 4 and titles[0] == "one" and titles[1].count("\n") == 2 and titles[3] == ""
     assert [ax.images[0].get_array().shape for ax in figure.axes[:3]] == [(8, 8, 3), (8, 16, 3), (8, 8, 3)]
@@ -207,7 +218,8 @@ def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
     PHOTO.save(folder / "a.png")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "deep").symlink_to(tmp_path)
-    names = ["../secret.png", str(folder / "a.png"), "x/../../secret.png", "..\\secret.png", "link.png", "deep/secret.png", "a.png", "./a.png"]
+    names = ["../secret.png", str(folder / "a.png"), "x/../../secret.png", "..\\secret.png", "link.png",
+             "deep/secret.png", "a.png", "./a.png"]
     (tmp_path / "c.txt").write_bytes("\r\n".join(f"{name}\ta caption" for name in names).encode("utf-8-sig"))
     rows, rejected = read_folder(folder, tmp_path / "c.txt")
     assert [r.uid for r in rows["train"]] == ["a.png"] and len(rejected) == 7
@@ -216,7 +228,8 @@ def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
     (folder / "a.txt").write_text("a")
     (folder / "link.txt").write_text("b")
     rows, rejected = read_folder(folder)
-    assert [r.uid for r in rows["train"]] == ["a.png"] and {r["uid"] for r in rejected} >= {"link.png", "deep/secret.png"}
+    assert ([r.uid for r in rows["train"]] == ["a.png"]
+            and {r["uid"] for r in rejected} >= {"link.png", "deep/secret.png"})
 
 
 def sizes_of(path, cache):
@@ -249,9 +262,11 @@ def test_only_the_first_plan_decodes_pictures(tmp_path, monkeypatch):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    again, indexed = read_folder(tmp_path, cache_file=tmp_path / "cache.json")[0], shards.index(paths, cache=tmp_path / "index")[0]
+    again, indexed = read_folder(tmp_path, cache_file=tmp_path
+                                 / "cache.json")[0], shards.index(paths, cache=tmp_path / "index")[0]
     assert again == first and indexed == packed and len(packed) == 20
-    assert {r.digest for r in again["train"]} == {r.digest for r in indexed} and len({r.digest for r in indexed}) == 20
+    assert {r.digest for r in again["train"]} == {r.digest
+                                                  for r in indexed} and len({r.digest for r in indexed}) == 20
 
 
 def holed(data, kind):
@@ -276,16 +291,25 @@ def bomb():
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_damaged_pictures_are_named_before_training_in_folders_and_shards(tmp_path):
     turned, floats = PHOTO.rotate(180), Image.fromarray(np.ones((2, 3), np.float32))
-    usable = [(".png", saved(PHOTO)), (".jpg", saved(PHOTO, "GIF")), *((f".{k.lower()}", saved(PHOTO, k, save_all=True, append_images=[turned])) for k in ("GIF", "WEBP"))]
-    spoilt = [(".png", holed(saved(PHOTO), "PNG")), (".webp", holed(saved(PHOTO, "WEBP"), "WEBP")), (".jpg", saved(PHOTO, "JPEG")[:900]),
-              (".gif", saved(PHOTO, "GIF")[:900]), (".tif", saved(floats, "TIFF")), (".png", b""), (".jpg", b"a text"), (".png", bomb())]
+    usable = [(".png", saved(PHOTO)), (".jpg",
+                                       saved(PHOTO,
+                                             "GIF")), *((f".{k.lower()}",
+                                                         saved(PHOTO, k, save_all=True,
+                                                               append_images=[turned]))
+                                                               for k in ("GIF", "WEBP"))]
+    spoilt = [(".png", holed(saved(PHOTO), "PNG")), (".webp", holed(saved(PHOTO, "WEBP"), "WEBP")),
+              (".jpg", saved(PHOTO, "JPEG")[:900]),
+              (".gif", saved(PHOTO, "GIF")[:900]), (".tif", saved(floats, "TIFF")), (".png", b""),
+              (".jpg", b"a text"), (".png", bomb())]
     names = [f"{i}{suffix}" for i, (suffix, _) in enumerate(usable + spoilt)]
     for name, (_, data) in zip(names, usable + spoilt):
         (tmp_path / name).write_bytes(data)
         (tmp_path / name).with_suffix(".txt").write_text("a caption")
     rows, rejected = read_folder(tmp_path)
-    assert {r.uid for r in rows["train"]} == set(names[:4]) and {r["row"] for r in rejected} == set(names[4:]) and all(r["reason"] for r in rejected)
-    members = [m for name, (_, d) in zip(names, usable + spoilt) for m in ((name, d), (f"{name.split('.')[0]}.txt", b"x"))]
+    assert ({r.uid for r in rows["train"]} == set(names[:4])
+            and {r["row"] for r in rejected} == set(names[4:]) and all(r["reason"] for r in rejected))
+    members = [m for name, (_, d) in zip(names, usable + spoilt)
+               for m in ((name, d), (f"{name.split('.')[0]}.txt", b"x"))]
     rows, rejected = shards.index([write_tar(tmp_path / "s.tar", members)])
     assert len(rows) == 4 and {r["row"] for r in rejected} == {f"s.tar:{name}" for name in names[4:]}
     for row in rows:
@@ -311,7 +335,8 @@ def test_what_is_examined_is_what_training_can_read():
 # shards
 
 def sample(uid, image=None, **more):
-    return [(f"{uid}.png", image or saved(PHOTO)), (f"{uid}.json", json.dumps({"caption": f"caption {uid}"} | more).encode())]
+    return [(f"{uid}.png", image or saved(PHOTO)),
+            (f"{uid}.json", json.dumps({"caption": f"caption {uid}"} | more).encode())]
 
 
 def test_a_shard_cut_off_at_any_place_keeps_its_whole_samples(tmp_path):
@@ -319,7 +344,9 @@ def test_a_shard_cut_off_at_any_place_keeps_its_whole_samples(tmp_path):
     data, image = path.read_bytes(), saved(PHOTO)
     with tarfile.open(path) as tar:
         ends = [m.offset_data + m.size for m in tar][1::2]
-    cuts = {0, 1, 511, 512, 513, len(data) - 1, *(e + d for e in ends for d in (-1, 0, 1, 511, 512)), *random.Random(0).sample(range(len(data)), 60)}
+    cuts = {0, 1, 511, 512, 513, len(data) - 1, *(e + d for e in ends
+                                                  for d in (-1, 0, 1, 511,
+                                                            512)), *random.Random(0).sample(range(len(data)), 60)}
     for cut in sorted(cuts):
         path.write_bytes(data[:cut])
         rows, rejected = shards.index([str(path)], cache=tmp_path / "cache")
@@ -342,11 +369,16 @@ def test_a_damaged_header_in_the_middle_is_told(tmp_path):
 
 @pytest.mark.parametrize("entries, member, reason", [
     (sample("b")[:1], "b", "no .json or .txt"), (sample("b")[1:], "b", "no .png"),
-    (sample("b", b"not a picture"), "b.png", "not a picture"), (sample("b", saved(PHOTO)[:-30]), "b.png", "cannot be read"),
-    (sample("b", caption=""), "b.json", "empty caption"), (sample("b", caption=["x"]), "b.json", "list, not a text"),
-    ([sample("b")[0], ("b.json", b"{")], "b.json", "JSON cannot be read"), ([sample("b")[0], ("b.json", b"[" * 100000)], "b.json", "JSON cannot"),
-    ([sample("b")[0], ("b.txt", b"\xff\xfe\x00")], "b.txt", "not UTF-8"), ([sample("b")[0], ("b.txt", b" \n")], "b.txt", "empty caption"),
-    ([("../b.png", saved(PHOTO)), ("../b.json", b"{}")], "../b.png", "leads out"), ([("/b.png", saved(PHOTO))], "/b.png", "leads out"),
+    (sample("b", b"not a picture"), "b.png", "not a picture"),
+    (sample("b", saved(PHOTO)[:-30]), "b.png", "cannot be read"),
+    (sample("b", caption=""), "b.json", "empty caption"),
+    (sample("b", caption=["x"]), "b.json", "list, not a text"),
+    ([sample("b")[0], ("b.json", b"{")], "b.json", "JSON cannot be read"),
+    ([sample("b")[0], ("b.json", b"[" * 100000)], "b.json", "JSON cannot"),
+    ([sample("b")[0], ("b.txt", b"\xff\xfe\x00")], "b.txt", "not UTF-8"),
+    ([sample("b")[0], ("b.txt", b" \n")], "b.txt", "empty caption"),
+    ([("../b.png", saved(PHOTO)), ("../b.json", b"{}")], "../b.png", "leads out"),
+    ([("/b.png", saved(PHOTO))], "/b.png", "leads out"),
     ([("x/../../b.png", saved(PHOTO))], "x/../../b.png", "leads out"),
     ([("b.png", (tarfile.SYMTYPE, "/etc/passwd")), sample("b")[1]], "b.png", "a link, to /etc/passwd"),
     ([("b.png", (tarfile.LNKTYPE, "a.png")), sample("b")[1]], "b.png", "a link, to a.png"),
@@ -359,7 +391,8 @@ def test_a_sample_that_cannot_be_used_is_named_and_its_neighbours_are_used(entri
     assert rejected[0]["row"] == f"s.tar:{member}" and reason in rejected[0]["reason"]
 
 
-@pytest.mark.parametrize("content, reason", [(b"", "empty"), (b"hello" * 300, "no tar"), (b"\x1f\x8b\x08" + bytes(600), "gunzip")])
+@pytest.mark.parametrize("content, reason", [(b"", "empty"), (b"hello" * 300, "no tar"),
+                                             (b"\x1f\x8b\x08" + bytes(600), "gunzip")])
 def test_a_file_that_is_no_tar_is_listed(content, reason, tmp_path):
     (tmp_path / "s.tar").write_bytes(content)
     rows, rejected = shards.index([str(tmp_path / "s.tar")])
@@ -367,10 +400,12 @@ def test_a_file_that_is_no_tar_is_listed(content, reason, tmp_path):
 
 
 def test_keys_suffixes_and_captions_as_a_user_names_them(tmp_path):
-    both = [("./d.1/x.y.png", saved(PHOTO)), ("d.1/x.JPG", saved(PHOTO, "JPEG")), ("d.1/x.meta.json", b'{"a": {"text": "deep"}}'),
+    both = [("./d.1/x.y.png", saved(PHOTO)), ("d.1/x.JPG", saved(PHOTO, "JPEG")),
+            ("d.1/x.meta.json", b'{"a": {"text": "deep"}}'),
             ("d.1/x.txt", "plain\n ሰላም".encode()), ("__index__.json", b"{}"), ("d.1", (tarfile.DIRTYPE, ""))]
     path = write_tar(tmp_path / "s.tar", both)
-    for keys, caption in (({"label_key": "meta.json", "caption_key": "a.text"}, "deep"), ({"label_key": "txt"}, "plain ሰላም")):
+    for keys, caption in (({"label_key": "meta.json", "caption_key": "a.text"}, "deep"),
+                          ({"label_key": "txt"}, "plain ሰላም")):
         rows, rejected = shards.index([path], **keys)
         assert [(r.uid, r.caption) for r in rows] == [("d.1/x", caption)] and not rejected
     assert shards.read_member(shards.index([path], "y.png;jpg", "txt")[0][0].where)[:4] == b"\x89PNG"
@@ -395,8 +430,10 @@ def test_the_index_is_read_once_and_a_replaced_shard_again(tmp_path, monkeypatch
     write_tar(tmp_path / "new.tar", sample("b", saved(PHOTO.crop((0, 0, 5, 5)))) + sample("c"))
     os.replace(tmp_path / "new.tar", path)
     rows, _ = shards.index([path], cache=tmp_path / "cache")
-    assert [r.uid for r in rows] == ["b", "c"] and len(calls) == 2 and shards.read_member(rows[1].where) == saved(PHOTO)
-    assert len(shards.index([path], label_key="txt", cache=tmp_path / "cache")[1]) == 2  # other keys, another index
+    assert ([r.uid for r in rows] == ["b", "c"] and len(calls) == 2
+            and shards.read_member(rows[1].where) == saved(PHOTO))
+    # other keys, another index
+    assert len(shards.index([path], label_key="txt", cache=tmp_path / "cache")[1]) == 2
     for torn in (tmp_path / "cache").iterdir():
         torn.write_text(torn.read_text()[:20])
     assert shards.index([path], cache=tmp_path / "cache")[0] == rows
@@ -422,23 +459,28 @@ def test_threads_and_forked_workers_read_the_same_bytes(tmp_path):
 
 
 def test_webdataset_reads_what_is_written_and_the_other_way_round(tmp_path):
-    webdataset = pytest.importorskip("webdataset", reason="the comparison needs webdataset: pip install webdataset")
+    webdataset = pytest.importorskip("webdataset",
+                                     reason="the comparison needs webdataset: pip install webdataset")
     rows = read_folder(PACK)[0]["valid"]
     paths = shards.write_shards(rows, tmp_path / "ours", 40, "pack")
-    theirs = list(webdataset.WebDataset(f"{tmp_path}/ours/pack-{{000000..000002}}.tar", shardshuffle=False, empty_check=False).decode("pil"))
+    theirs = list(webdataset.WebDataset(f"{tmp_path}/ours/pack-{{000000..000002}}.tar", shardshuffle=False,
+                                        empty_check=False).decode("pil"))
     assert [s["json"]["caption"] for s in theirs] == [r.caption for r in rows]
     assert all(s["webp"].tobytes() == read_picture(r.where).tobytes() for s, r in zip(theirs, rows))
     assert fetch.expand(f"{tmp_path}/ours/pack-{{000000..000002}}.tar") == paths
 
     with webdataset.ShardWriter(f"{tmp_path}/w-%04d.tar", maxcount=30, verbose=0) as sink:
         for n, row in enumerate(rows):
-            sink.write({"__key__": f"sub/{n:05d}", "png": Image.open(row.where), "json": {"prompt": row.caption}})
+            sink.write({"__key__": f"sub/{n:05d}", "png": Image.open(row.where),
+                        "json": {"prompt": row.caption}})
     with webdataset.TarWriter(str(tmp_path / "z.tar")) as sink:
         sink.write({"__key__": "alone", "jpg": np.asarray(PHOTO) / 255, "json": {"prompt": "noise"}})
-    found, rejected = shards.index(fetch.expand(f"{tmp_path}/w-{{0000..0003}}.tar,{tmp_path}/z.tar"), "png;jpg", "json", "prompt")
+    found, rejected = shards.index(fetch.expand(f"{tmp_path}/w-{{0000..0003}}.tar,{tmp_path}/z.tar"),
+                                   "png;jpg", "json", "prompt")
     assert not rejected and [r.caption for r in found] == [*(r.caption for r in rows), "noise"]
     assert found[0].uid == "sub/00000" and (found[-1].height, found[-1].width) == (40, 60)
-    assert all(read_picture(shards.read_member(a.where)).tobytes() == read_picture(b.where).tobytes() for a, b in zip(found, rows))
+    assert all(read_picture(shards.read_member(a.where)).tobytes() == read_picture(b.where).tobytes()
+               for a, b in zip(found, rows))
 
 
 def test_two_rows_of_one_key_are_refused(tmp_path):
@@ -459,7 +501,8 @@ def server(tmp_path):
             server.asked.append(self.path)
             code = server.plan.get(self.path, []).pop(0) if server.plan.get(self.path) else 200
             if code == "reset":
-                self.connection.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: the socket closes with a reset
+                # SO_LINGER: the socket closes with a reset
+                self.connection.setsockopt(1, 13, struct.pack("ii", 1, 0))
                 return self.connection.close()
             self.send_response(200 if code == "short" else code)
             self.send_header("Content-Length", str(len(shard)))
@@ -483,17 +526,22 @@ def server(tmp_path):
 def test_what_passes_is_tried_again_and_logged(codes, server, tmp_path, caplog):
     server.plan["/x-1.tar"] = list(codes)
     with caplog.at_level(logging.WARNING, "workbench.parts.shared.fetch"):
-        rows, rejected = shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache", wait=0.001)
+        rows, rejected = shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache",
+                                      wait=0.001)
     assert [r.uid for r in rows] == ["x", "x"] or len({r.uid for r in rows}) == 4
-    assert not rejected and len(rows) == 4 and read_picture(shards.read_member(rows[3].where)).size == (60, 40)
+    assert (not rejected and len(rows) == 4
+            and read_picture(shards.read_member(rows[3].where)).size == (60, 40))
     said = [r.getMessage() for r in caplog.records if r.name == "workbench.parts.shared.fetch"]
-    assert len(said) == 2 and "x-1.tar" in said[0] and "retry 1 of 5 in 0.001 s" in said[0] and "retry 2 of 5 in 0.002 s" in said[1]
+    assert (len(said) == 2 and "x-1.tar" in said[0] and "retry 1 of 5 in 0.001 s" in said[0]
+            and "retry 2 of 5 in 0.002 s" in said[1])
     asked = len(server.asked)
-    assert asked == 4 and shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"), cache=tmp_path / "cache")[0] == rows
+    assert asked == 4 and shards.index(fetch.expand(f"{server.at}/x-{{0..1}}.tar"),
+                                       cache=tmp_path / "cache")[0] == rows
     assert len(server.asked) == asked  # fetched once
 
 
-@pytest.mark.parametrize("codes, tries, words", [([503] * 99, 4, "after 4 tries"), (["reset"] * 99, 4, "after 4 tries"),
+@pytest.mark.parametrize("codes, tries, words",
+                         [([503] * 99, 4, "after 4 tries"), (["reset"] * 99, 4, "after 4 tries"),
                                                  ([404] * 99, 1, "says 404"), ([403] * 99, 1, "says 403")])
 def test_what_does_not_pass_ends_in_one_sentence_and_leaves_nothing(codes, tries, words, server, tmp_path):
     server.plan["/x.tar"] = list(codes)
@@ -513,11 +561,14 @@ def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
 def test_the_label_that_has_the_caption_counts(tmp_path):
     photo = saved(Image.new("RGB", (8, 8)))
     write_tar(tmp_path / "s.tar", [("a.png", photo), ("a.json", b'{"width": 8}'), ("a.txt", b"from the text"),
-                                   ("b.png", photo), ("b.json", b'{"text": "x"}'), ("c.png", photo), ("c.cls", b"3")])
+                                   ("b.png", photo), ("b.json", b'{"text": "x"}'), ("c.png", photo),
+                                   ("c.cls", b"3")])
     rows, rejected = shards.index([str(tmp_path / "s.tar")])
     assert [(r.uid, r.caption) for r in rows] == [("a", "from the text")]
-    assert [r["reason"].rpartition(": ")[2] for r in rejected] == ["name the right key in data.caption_key", "name the right one in data.label_key"]
-    assert [r.caption for r in shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")[0]] == ["3"]
+    assert ([r["reason"].rpartition(": ")[2] for r in rejected]
+            == ["name the right key in data.caption_key", "name the right one in data.label_key"])
+    assert [r.caption
+            for r in shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")[0]] == ["3"]
 
 
 def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
@@ -527,7 +578,8 @@ def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
         sign = "," if table.endswith(".csv") else "\t"
         (tmp_path / table).write_text(f"image{sign}caption\n{name}.png{sign}x\n")
     rows, _ = read_folder(tmp_path, tmp_path / "train.tsv")
-    assert {split: [r.uid for r in part] for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
+    assert {split: [r.uid for r in part]
+            for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
     (tmp_path / "train.tsv").rename(tmp_path / "all.tsv")
     assert set(read_folder(tmp_path, tmp_path / "all.tsv")[0]) == {"train"}  # any other table is the whole
 
@@ -540,7 +592,8 @@ def test_what_is_held_out_is_not_trained_on_by_a_column_or_a_folder(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "texts" / split / "a.png")
         (tmp_path / "texts" / split / "a.txt").write_text(split)
     rows, rejected = read_folder(tmp_path / "texts")
-    assert {k: [r.caption for r in v] for k, v in rows.items()} == {"train": ["train"], "valid": ["Dev"], "test": ["test"]} and not rejected
+    assert ({k: [r.caption for r in v] for k, v in rows.items()}
+            == {"train": ["train"], "valid": ["Dev"], "test": ["test"]} and not rejected)
     (tmp_path / "texts" / "train").rename(tmp_path / "texts" / "cats")
     assert len(read_folder(tmp_path / "texts")[0]["train"]) == 3  # a kind of pictures may be called test
     (tmp_path / "train.csv").write_text("image,uid,caption,text,Split\na.png,a,x,x,train\nb.png,b,y,y,val\n")

@@ -151,7 +151,8 @@ def test_npy_that_is_no_pose(tmp_path):
     ones = np.ones((4, 5, 2), np.float32)
     bad = {"[4]": np.ones(4), "[4, 5, 7]": np.ones((4, 5, 7)), "no frames": ones[:0],
            "no points": ones[:, :0], "visible": ones * np.nan, "visible in any": ones * 0,
-           "data.layout: xy (75 points), xyz (50 points)": np.ones((4, 150)), "not hold numbers": np.array([["a", "b"]])}
+           "data.layout: xy (75 points), xyz (50 points)": np.ones((4, 150)),
+           "not hold numbers": np.array([["a", "b"]])}
     for i, (words, array) in enumerate(bad.items()):
         np.save(tmp_path / f"{i}.npy", array)
         assert words in reason(tmp_path / f"{i}.npy")
@@ -352,50 +353,61 @@ def test_importing_the_parts_is_cheap():
 def walk(frames=30, points=17, seed=0):
     "Points in pixels that move: [T, K, 2]."
     rng = np.random.default_rng(seed)
-    return (np.cumsum(rng.normal(size=(frames, points, 2)), 0) + rng.uniform(100, 400, (1, points, 2))).astype(np.float32)
+    return (np.cumsum(rng.normal(size=(frames, points, 2)), 0)
+            + rng.uniform(100, 400, (1, points, 2))).astype(np.float32)
 
 
 def mmaction(persons=1, frames=30, **more):
     "A clip as MMAction2 and PYSKL keep it: the persons first."
     xy = np.stack([walk(frames, seed=i) for i in range(persons)])
     score = np.stack([np.full((frames, 17), 0.3 + 0.3 * i) for i in range(persons)])
-    return {"frame_dir": "x", "label": 0, "total_frames": frames, "keypoint": xy.astype(np.float16), "keypoint_score": score.astype(np.float16)} | more
+    return {"frame_dir": "x", "label": 0, "total_frames": frames, "keypoint": xy.astype(np.float16),
+            "keypoint_score": score.astype(np.float16)} | more
 
 
 def test_persons_first(tmp_path):
     for persons in (1, 2):
         got = P.read_pose(saved(tmp_path, pickle.dumps(mmaction(persons)), "x.pkl"))
         assert got.points.shape == (30, 17, 2) and got.persons == persons
-        np.testing.assert_allclose(got.points, walk(seed=persons - 1), atol=0.2)  # the one with the higher scores
+        # the one with the higher scores
+        np.testing.assert_allclose(got.points, walk(seed=persons - 1), atol=0.2)
         np.testing.assert_allclose(got.confidence, 0.3 * persons, atol=1e-3)
     content = mmaction(2)
     del content["total_frames"]  # the key alone says it
     assert len(P.read_pose(saved(tmp_path, pickle.dumps(content), "x.pkl")).points) == 30
     frames_first = mmaction(1, keypoint=walk()[:, None], keypoint_score=np.ones((30, 1, 17)))
     assert len(P.read_pose(saved(tmp_path, pickle.dumps(frames_first), "x.pkl")).points) == 30
-    assert "says total_frames 30 and holds 1" in reason(saved(tmp_path, pickle.dumps(mmaction(keypoint=walk(1), keypoint_score=np.ones((1, 17)))), "x.pkl"))
+    assert "says total_frames 30 and holds 1" in reason(saved(tmp_path,
+                                                              pickle.dumps(mmaction(keypoint=walk(1),
+                                                                                    keypoint_score=np.ones((1, 17)))), "x.pkl"))
     np.save(tmp_path / "one.npy", walk()[None])
     np.save(tmp_path / "two.npy", np.stack([walk(), walk()]))
-    assert len(P.read_pose(tmp_path / "one.npy").points) == 30 and "save [frames, persons" in reason(tmp_path / "two.npy")
+    assert (len(P.read_pose(tmp_path / "one.npy").points) == 30
+            and "save [frames, persons" in reason(tmp_path / "two.npy"))
 
 
 def test_a_score_is_no_coordinate(tmp_path):
     score = np.full((30, 17, 1), 0.5, np.float32)
     score[3] = 0
-    for array, layout in ((np.concatenate([walk(), score], 2), None), (np.concatenate([walk() / 640, score], 2), "xyv"),
+    for array, layout in ((np.concatenate([walk(), score], 2), None),
+                          (np.concatenate([walk() / 640, score], 2), "xyv"),
                           (np.concatenate([walk() / 640, walk()[..., :1] / 640, score], 2), None),
-                          (np.concatenate([walk() / 640, walk()[..., :1] / 640, score], 2).reshape(30, 68), "xyzv")):
+                          (np.concatenate([walk() / 640, walk()[..., :1] / 640, score], 2).reshape(30, 68),
+                           "xyzv")):
         np.save(tmp_path / "x.npy", array)
         got = P.read_pose(tmp_path / "x.npy", 2, layout)
         assert got.points.shape[1] == 17 and np.isnan(got.points[3]).all() and got.confidence[0, 0] == 0.5
     np.save(tmp_path / "x.npy", np.concatenate([walk(), score], 2))
-    with pytest.raises(P.Unfit, match="2 coordinates, not 3"): P.select(P.read_pose(tmp_path / "x.npy", 3), "all", 3)
+    with pytest.raises(P.Unfit,
+                       match="2 coordinates, not 3"): P.select(P.read_pose(tmp_path / "x.npy", 3), "all", 3)
 
 
 @pytest.mark.parametrize("width, dims, layout, points", [
-    (126, 3, None, 42), (126, 2, "xyz", 42), (126, 2, "xy", 63), (63, 2, None, 21), (50, 2, None, 25), (152, 2, None, 76), (100, 2, "xyzv", 25),
+    (126, 3, None, 42), (126, 2, "xyz", 42), (126, 2, "xy", 63), (63, 2, None, 21), (50, 2, None, 25),
+    (152, 2, None, 76), (100, 2, "xyzv", 25),
     (132, 2, "xyzv", 33), (258, 3, "33*xyzv+42*xyz", 75), (1662, 2, "33*xyzv+510*xyz", 543),
-    (126, 2, None, "xyz (42 points)"), (100, 2, None, "xyzv (25 points)"), (132, 3, None, "xyzv (33 points)"), (258, 3, None, "33*xyzv+42*xyz"),
+    (126, 2, None, "xyz (42 points)"), (100, 2, None, "xyzv (25 points)"), (132, 3, None, "xyzv (33 points)"),
+    (258, 3, None, "33*xyzv+42*xyz"),
     (7, 2, None, "data.layout"), (126, 2, "xyzv", "126 numbers a frame, which are not xyzv")])
 def test_flat_rows(tmp_path, width, dims, layout, points):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(-0.5, 0.5, (9, width)))
@@ -423,7 +435,8 @@ def test_one_name_in_two_spellings(tmp_path):
 
 
 def test_scores_beside_the_coordinates_choose_the_person(tmp_path):
-    points, scores = np.stack([walk(), walk(seed=1)], 1), np.broadcast_to(np.array([0.2, 0.9])[:, None, None], (2, 17, 1))
+    points, scores = np.stack([walk(), walk(seed=1)],
+                              1), np.broadcast_to(np.array([0.2, 0.9])[:, None, None], (2, 17, 1))
     both = np.concatenate([points, np.broadcast_to(scores, (30, 2, 17, 1))], -1)  # x, y, score in one array
     np.save(tmp_path / "two.npy", both)
     (tmp_path / "two.pkl").write_bytes(pickle.dumps({"keypoint": both.swapaxes(0, 1), "total_frames": 30}))
@@ -453,9 +466,12 @@ def test_a_table_asks_for_shifts_that_can_be(tmp_path):
 
 
 def test_a_rate_that_no_camera_has_is_none(tmp_path):
-    for fps, found in ((59.94, 59.94), ("29.97", 29.97), (1e-9, None), (1e12, None), (-5, None), (float("nan"), None), ("25 fps", None)):
-        assert P.read_pose(saved(tmp_path, pickle.dumps({"keypoints": walk(), "fps": fps}), "x.pkl")).fps == found
-    assert len(P.read_pose(saved(tmp_path, pickle.dumps({"keypoint": walk(2000)[None], "total_frames": 2000}), "x.pkl")).points) == 2000
+    for fps, found in ((59.94, 59.94), ("29.97", 29.97), (1e-9, None), (1e12, None), (-5, None),
+                       (float("nan"), None), ("25 fps", None)):
+        assert P.read_pose(saved(tmp_path, pickle.dumps({"keypoints": walk(), "fps": fps}),
+                                 "x.pkl")).fps == found
+    assert len(P.read_pose(saved(tmp_path, pickle.dumps({"keypoint": walk(2000)[None], "total_frames": 2000}),
+                                 "x.pkl")).points) == 2000
 
 
 def test_a_copy_of_a_training_clip_is_told_whatever_its_name(tmp_path):

@@ -1,4 +1,5 @@
-"Every preset loads, says what its keys mean, builds without a hub or memory, and has the size that was published."
+"""Every preset loads, says what its keys mean, builds without a hub or memory, and has the size that was
+published."""
 import re
 import resource
 import types
@@ -22,18 +23,22 @@ from workbench.tasks.sign import task as sign
 from workbench.tasks.tts import task as tts
 from workbench.tasks.tts import config as tts_config
 
-ALL = ["bart_large", "mbart", "mt5_large", "t5_3b_lora", "t5_base", "t5_large", "t5_small", "t5_tiny", "transformer"]
+ALL = ["bart_large", "mbart", "mt5_large", "t5_3b_lora", "t5_base", "t5_large", "t5_small", "t5_tiny",
+       "transformer"]
 SPEECH = ["amharic_tiny", "amharic_tts", "tts_full", "tts_small", "tts_tiny"]
 IMAGES = ["flow_full", "flow_small", "flow_tiny", "spade_off_on"]
 TASKS = {"sign": ALL, "tts": SPEECH, "flow": IMAGES}
-PUBLISHED = {  # preset: (the figure that its papers and pages give, what the weights hold, tied tables counted once)
+# preset: (the figure that its papers and pages give, what the weights hold, tied tables counted once)
+PUBLISHED = {
     "t5_small": ("60 M", 60_506_624), "t5_base": ("220 M", 222_903_552), "t5_large": ("738 M", 737_668_096),
-    "bart_large": ("406 M", 406_291_456), "mbart": ("611 M", 610_879_488), "mt5_large": ("1.23 B", 1_229_581_312),
+    "bart_large": ("406 M", 406_291_456), "mbart": ("611 M", 610_879_488),
+    "mt5_large": ("1.23 B", 1_229_581_312),
     "t5_3b_lora": ("2.85 B", 2_851_598_336),
     "transformer": ("262 M", 109_482_240 + 124_439_808 + 12 * 2_363_904),  # BERT base, GPT-2, cross-attention
 }
 SETTINGS = {  # preset: (rows of a batch on a GPU, learning rate), as the eight public presets have them
-    "t5_small": (64, 3e-4), "t5_base": (32, 3e-4), "t5_large": (16, 1e-4), "bart_large": (16, 5e-5), "mbart": (8, 3e-5),
+    "t5_small": (64, 3e-4), "t5_base": (32, 3e-4), "t5_large": (16, 1e-4), "bart_large": (16, 5e-5),
+    "mbart": (8, 3e-5),
     "mt5_large": (12, 5e-5), "t5_3b_lora": (4, 1e-4)}
 
 
@@ -66,7 +71,8 @@ def test_a_preset_has_the_public_batch_and_rate(name):
     raw = presets.read_file(presets.find(name))
     assert (raw["train"]["batch_size"], raw["train"]["lr"]) == SETTINGS[name]
     assert raw["generate"]["num_beams"] == 5 and raw["generate"]["length_penalty"] == 0.6
-    assert raw["generate"]["no_repeat_ngram"] is None and raw["data"]["step_frames"] == 5 and raw["data"]["max_frames"] == 300
+    assert (raw["generate"]["no_repeat_ngram"] is None and raw["data"]["step_frames"] == 5
+            and raw["data"]["max_frames"] == 300)
 
 
 def leaves(name):
@@ -77,28 +83,38 @@ def leaves(name):
 
 
 def test_t5_base_lists_every_key_of_the_schema():
-    one_value = ("model.lora", "train.early_stopping", "train.optimizers", "train.schedulers", "begin_from")  # sections given as one value
+    # sections given as one value
+    one_value = ("model.lora", "train.early_stopping", "train.optimizers", "train.schedulers", "begin_from")
     of_runs = {"preset", "notes", "asked", "pipeline"}  # set by the loader, or a list of stages
-    of_types = {f"train.optimizer.{k}" for k in ("alpha", "centered", "amsgrad", "decoupled_weight_decay")} | {
-        f"train.scheduler.{k}" for k in ("eta_min_factor", "start_factor", "end_factor", "total_iters", "step_size", "milestones",
-                                         "mode", "factor", "patience")}  # of optimisers and schedules that it does not use
-    known = {k for k in keys_of(presets.schema_of(sign.SignConfig)) if not k.startswith(tuple(o + "." for o in one_value))}
-    ends = {k for k in known if not any(o.startswith(k + ".") for o in known)} | {"data.augment"} - {"pipeline"}
+    of_types = {f"train.optimizer.{k}"
+                for k in ("alpha", "centered", "amsgrad", "decoupled_weight_decay")} | {
+        f"train.scheduler.{k}"
+        for k in ("eta_min_factor", "start_factor", "end_factor", "total_iters", "step_size", "milestones",
+                                         # of optimisers and schedules that it does not use
+                                         "mode", "factor", "patience")}
+    known = {k for k in keys_of(presets.schema_of(sign.SignConfig))
+             if not k.startswith(tuple(o + "." for o in one_value))}
+    ends = {k for k in known
+            if not any(o.startswith(k + ".") for o in known)} | {"data.augment"} - {"pipeline"}
     listed = {k for k in leaves("t5_base") if not k.startswith("on_cpu.")}
-    missing = {k for k in ends - listed - of_runs - of_types - {"data.augment"} if not k.startswith("pipeline.")}
+    missing = {k for k in ends - listed - of_runs - of_types - {"data.augment"}
+               if not k.startswith("pipeline.")}
     assert not missing and not listed - known
 
 
 def test_every_key_of_t5_base_has_a_comment():
-    bare = [line for line in own_text("t5_base").splitlines() if re.match(r"\s*\w+: *[^#\s]", line) and "#" not in line]
-    assert not [line for line in bare if line.split(":")[0].strip() not in ("train", "valid", "generate")]  # of on_cpu
+    bare = [line for line in own_text("t5_base").splitlines()
+            if re.match(r"\s*\w+: *[^#\s]", line) and "#" not in line]
+    # of on_cpu
+    assert not [line for line in bare if line.split(":")[0].strip() not in ("train", "valid", "generate")]
     assert len(bare) <= 3
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_preset_sets_nothing_that_t5_base_does_not_explain(name):
     inside = ("on_cpu.", "model.params.", "model.lora.", "extends")
-    assert {k for k in leaves(name) if not k.startswith(inside)} <= leaves("t5_base") | {"on_cpu", "model.lora", "model.params"}
+    assert {k for k in leaves(name)
+            if not k.startswith(inside)} <= leaves("t5_base") | {"on_cpu", "model.lora", "model.params"}
 
 
 def test_tts_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
@@ -109,7 +125,8 @@ def test_tts_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
     assert ends <= listed and {k for k in listed if k.startswith(parts)} <= known
     for name in SPEECH:
         assert {k for k in leaves(name) if k.startswith(tuple(p + "." for p in parts))} <= listed
-    lines = [line for line in own_text("tts_tiny").split("model:")[1].split("train:")[0].splitlines() if re.match(r"  \w+:", line)]
+    lines = [line for line in own_text("tts_tiny").split("model:")[1].split("train:")[0].splitlines()
+             if re.match(r"  \w+:", line)]
     assert len(lines) > 20 and sum("#" in line for line in lines) > 0.75 * len(lines)
 
 
@@ -130,7 +147,8 @@ def test_flow_full_has_the_documents_sizes():
     with torch.device("meta"):
         nets = flow.nets(cfg, types.SimpleNamespace(own=own), False)
     sizes = {name: round(sum(p.numel() for p in net.parameters()) / 1e6) for name, net in nets.items()}
-    assert sizes == {"compressor": 25, "expander": 30, "flow_processor": 151, "text_encoder": 66, "discriminator": 3}
+    assert sizes == {"compressor": 25, "expander": 30, "flow_processor": 151, "text_encoder": 66,
+                     "discriminator": 3}
 
 
 def speech_nets(cfg):
@@ -148,7 +166,8 @@ def test_tts_full_has_the_public_size():
     assert (m.width, m.heads, m.layers, m.rows, amharic.model.rows) == (1024, 8, 6, 2454, 2454 + 81)
     assert amharic.model.freeze_base_rows and amharic.train.lr == 1e-5 and len(amharic.speak.sentences) == 5
     assert (full.train.batch_size, full.train.accumulate, full.train.clip) == (16, 2, 0.5) or full.notes
-    sizes = [sum(p.numel() for net in speech_nets(cfg).values() for p in net.parameters()) for cfg in (full, amharic)]
+    sizes = [sum(p.numel() for net in speech_nets(cfg).values() for p in net.parameters())
+             for cfg in (full, amharic)]
     assert 52e6 < sizes[0] < 58e6 and sizes[1] - sizes[0] == 81 * 1024
     tiny = sum(p.numel() for net in speech_nets(presets.load("tts_tiny")).values() for p in net.parameters())
     assert tiny < 6e6
@@ -170,7 +189,8 @@ def test_the_size_is_the_published_one_without_hub_and_memory(name):
 
 
 def test_t5_3b_with_adapters_trains_what_its_file_says():
-    "Fault: `about 16 M trainable`, unreconciled. r 16 on queries and values is 11.8 M; the reader is the rest."
+    """Fault: `about 16 M trainable`, unreconciled.
+    r 16 on queries and values is 11.8 M; the reader is the rest."""
     cfg = presets.load("t5_3b_lora")
     with torch.device("meta"):
         config, origin = describe(cfg.model.name, "scratch", "cpu", train_tokenizer(["a text"]), {})
@@ -192,7 +212,8 @@ def test_adapters_of_the_preset_exist_in_its_architecture():
         model = make(config, {"kind": "scratch"}, True, None, adapters=cfg.model.lora.model_dump())
         with pytest.raises(ValueError, match="no layer q_proj, v_proj; its layers are q, k, v, o"):
             make(config, {"kind": "scratch"}, True, None, adapters={"targets": ["q_proj", "v_proj"]})
-    carriers = {n.split(".lora_A")[0].rsplit(".", 1)[-1] for n, p in model.named_parameters() if "lora_A" in n}
+    carriers = {n.split(".lora_A")[0].rsplit(".", 1)[-1]
+                for n, p in model.named_parameters() if "lora_A" in n}
     assert carriers == {"q", "v"}
 
 
@@ -206,10 +227,13 @@ def test_a_full_plan_of_the_largest_takes_seconds_and_no_memory():
 
 
 def test_overrides_win_and_are_typed():
-    cfg = presets.load("t5_base", "train.lr=1e-5 model.lora.r=8 data.languages=[gsg,ase] model.language='en XX' "
-                                  "train.checkpoint_every='2 epochs' model.params.num_layers=3 train.minutes=null")
+    cfg = presets.load("t5_base", "train.lr=1e-5 model.lora.r=8 data.languages=[gsg,ase] model.language='en "
+                                  "XX' "
+                                  "train.checkpoint_every='2 epochs' model.params.num_layers=3 "
+                                  "train.minutes=null")
     assert (cfg.train.lr, cfg.model.lora.r, cfg.data.languages) == (1e-5, 8, ["gsg", "ase"])
-    assert cfg.model.language == "en XX" and cfg.train.checkpoint_every == "2 epochs" and cfg.train.minutes is None
+    assert (cfg.model.language == "en XX" and cfg.train.checkpoint_every == "2 epochs"
+            and cfg.train.minutes is None)
     assert cfg.model.params == {"num_layers": 3}
     assert presets.load("t5_base", "train.batch_size=7").train.batch_size == 7  # over on_cpu too
 
@@ -231,7 +255,8 @@ def test_what_a_machine_without_gpu_changes_is_said(monkeypatch):
     ("model.use_lora=true", "did you mean `model.lora`?"),
     ("generate.num_beam=2", "did you mean `generate.num_beams`?"),
     ("train.batchsize=2", "did you mean `train.batch_size`?"),
-    ("data.dims=4", "`data.dims` is 4"), ("train.lr=fast", "`train.lr` is 'fast'"), ("train.lr=-1", "`train.lr` is -1"),
+    ("data.dims=4", "`data.dims` is 4"), ("train.lr=fast", "`train.lr` is 'fast'"),
+    ("train.lr=-1", "`train.lr` is -1"),
     ("model.init=maybe", "`model.init` is 'maybe'"), ("data.max_rejected=2", "`data.max_rejected` is 2"),
     ("model.lora.dropout=1.5", "`model.lora.dropout` is 1.5"), ("train.checkpoint_every=often", "1 epoch"),
     ("nonsense", "is not of the form a.b=value"), ("train.lr='1", "overrides"),

@@ -17,8 +17,10 @@ from workbench.core.data.batches import epoch_plan, stream
 from workbench.core.run.folder import metrics_of, read_json, status_of
 from workbench.lab.run import launch
 
-# Mid-epoch checkpoints (6 steps an epoch, one in 4), three micro-batches a step, dropout and drawn noise, two objectives
-# with three optimisers, averaged weights, a log window that no checkpoint meets, a process that loads the data.
+# Mid-epoch checkpoints (6 steps an epoch, one in 4), three micro-batches a step, dropout and drawn noise, two
+# objectives
+# with three optimisers, averaged weights, a log window that no checkpoint meets, a process that loads the
+# data.
 HARD = ("train.accumulate=3 train.ema=0.9 dropout=0.2 noise=0.1 train.workers=1 train.log_every=3 "
         "train.optimizers.fast.type=SGD train.optimizers.fast.momentum=0.9 valid.every=5")
 
@@ -36,12 +38,14 @@ def straight(folder):
 
 def killed(run):
     status = end(run)
-    assert status["state"] == "died" and run.process.returncode == -signal.SIGKILL, launch.log_tail(run.folder)
+    assert status["state"] == "died" and run.process.returncode == -signal.SIGKILL, (
+        launch.log_tail(run.folder))
     return run.folder
 
 
 def test_killed_again_and_again(straight, folder):
-    steps = sorted(random.Random(time.time_ns()).sample(range(1, status_of(straight)["step"]), 3))  # the trap of a step that is trained
+    # the trap of a step that is trained
+    steps = sorted(random.Random(time.time_ns()).sample(range(1, status_of(straight)["step"]), 3))
     print("killed in the steps after", steps)
     run = killed(go(folder / "killed", HARD, trap=f"kill:{steps[0]}"))
     if steps[0] < 4:  # no checkpoint yet: what was logged is forgotten
@@ -53,7 +57,8 @@ def test_killed_again_and_again(straight, folder):
         assert all("split" in row for row in metrics_of(run))
     done(again(run))
     assert lines(run) == lines(straight)
-    assert same_bits(tensors(run), tensors(straight)) and same_bits(tensors(run, "best"), tensors(straight, "best"))
+    assert same_bits(tensors(run),
+                     tensors(straight)) and same_bits(tensors(run, "best"), tensors(straight, "best"))
     assert read_json(run / "results.json") == read_json(straight / "results.json")
     assert (run / "predictions/test.csv").read_text() == (straight / "predictions/test.csv").read_text()
 
@@ -74,7 +79,8 @@ def test_stopped_on_request(straight, folder):
     run = go(folder / "stopped", HARD, trap="term:9")
     status = end(run)
     assert run.process.returncode == 0 and (status["state"], status["reason"]) == ("stopped", "asked to stop")
-    assert status["step"] == 10 and checkpoint.find(run.folder).name == "step_00000010"  # the step is finished and saved
+    # the step is finished and saved
+    assert status["step"] == 10 and checkpoint.find(run.folder).name == "step_00000010"
     done(again(run.folder))
     assert lines(run.folder) == lines(straight) and same_bits(tensors(run.folder), tensors(straight))
     assert status_of(run.folder)["attempt"] == 2 and {r["attempt"] for r in metrics_of(run.folder)} == {1, 2}
@@ -82,8 +88,10 @@ def test_stopped_on_request(straight, folder):
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_paused_and_gone_on(straight, folder, nproc):
-    "A pause keeps everything in memory and changes no bit; it can be stopped, and a resumed run is not paused."
-    run = go(folder / f"paused{nproc}", HARD if nproc == 1 else "train.accumulate=2", trap="pause:0.05", nproc=nproc)
+    """A pause keeps everything in memory and changes no bit; it can be stopped, and a resumed run is not
+    paused."""
+    run = go(folder / f"paused{nproc}", HARD if nproc == 1 else "train.accumulate=2", trap="pause:0.05",
+             nproc=nproc)
     while not metrics_of(run.folder):
         assert not run.over, launch.log_tail(run.folder)
         time.sleep(0.05)
@@ -97,7 +105,8 @@ def test_paused_and_gone_on(straight, folder, nproc):
     if nproc == 1:
         launch.go_on(run.folder)
     else:
-        assert launch.stop(run.folder) and end(run)["reason"] == "asked to stop" and (run.folder / "pause").exists()
+        assert (launch.stop(run.folder) and end(run)["reason"] == "asked to stop"
+                and (run.folder / "pause").exists())
         run = again(run.folder)
         assert not (run.folder / "pause").exists()
     done(run)
@@ -110,7 +119,9 @@ def test_a_finished_run_repeats_nothing_and_can_be_extended(straight, folder):
     longer = go(folder / "longer", f"{constant} train.epochs=4")
     short = done(go(folder / "short", constant))
     done(again(short, "train.epochs=4"))
-    keep = lambda run: [r for r in lines(run) if (r["split"], r["step"] % 5) == ("valid", 0) or (r["split"], r["step"] % 3) == ("train", 0)]
+    keep = lambda run: [r for r in lines(run)
+                        if (r["split"], r["step"] % 5) == ("valid", 0)
+                        or (r["split"], r["step"] % 3) == ("train", 0)]
     assert keep(short) == keep(done(longer)) and same_bits(tensors(short), tensors(longer.folder))
     copy = shutil.copytree(straight, folder / "copy")
     done(again(copy))
@@ -130,7 +141,8 @@ def test_loaded_again(straight):
     "`workbench.load` gives the averaged weights of the best checkpoint."
     nets, data = workbench.load(str(straight))
     saved = tensors(straight, "best", ["ema"])
-    assert all((t == saved[f"ema.{n}|{k}"]).all() for n, net in nets.items() for k, t in net.state_dict().items())
+    assert all((t == saved[f"ema.{n}|{k}"]).all() for n, net in nets.items()
+               for k, t in net.state_dict().items())
     assert not nets["body"].training and len(data.datasets["train"]) == 66
 
 
@@ -146,7 +158,8 @@ def close(a, b):
     assert [r["step"] for r in a] == [r["step"] for r in b]
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
-        assert all(x[k] == (y[k] if isinstance(y[k], str) else pytest.approx(y[k], rel=1e-4, abs=1e-6)) for k in x), (x, y)
+        assert all(x[k] == (y[k] if isinstance(y[k], str) else pytest.approx(y[k], rel=1e-4, abs=1e-6))
+                   for k in x), (x, y)
 
 
 def test_two_processes_equal_one(plain):

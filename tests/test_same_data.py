@@ -36,7 +36,8 @@ def stopped(tmp_path, monkeypatch):
 def other(monkeypatch, change):
     "From here on the task's data is changed."
     data = curve.data
-    monkeypatch.setattr(curve, "task", replace(curve.task, data=lambda cfg, stage: change(data(cfg, stage), stage)))
+    monkeypatch.setattr(curve, "task",
+                        replace(curve.task, data=lambda cfg, stage: change(data(cfg, stage), stage)))
 
 
 def fewer(data, stage):
@@ -57,7 +58,8 @@ def content(data, stage):
 
 
 @pytest.mark.parametrize("change, says", [(fewer, "train had 66 rows and has 30"),
-                                          (renamed, "valid has 11 rows as before, with other ids or lengths")])
+                                          (renamed,
+                                           "valid has 11 rows as before, with other ids or lengths")])
 def test_other_rows_are_refused(stopped, monkeypatch, capsys, change, says):
     lines, before = metrics_of(stopped), checkpoint.find(stopped)
     with monkeypatch.context() as m:
@@ -72,10 +74,11 @@ def test_other_rows_are_refused(stopped, monkeypatch, capsys, change, says):
 
 def test_the_same_rows_of_another_content_are_refused(stopped, monkeypatch):
     state = read_json(checkpoint.find(stopped) / "state.json")
-    write_json(checkpoint.find(stopped) / "state.json", state | {"data": state["data"] | {"fingerprint": "a" * 16}})
+    write_json(checkpoint.find(stopped) / "state.json",
+               state | {"data": state["data"] | {"fingerprint": "a" * 16}})
     other(monkeypatch, content)
     assert train.main(stopped) == 2
-    assert "the fingerprint was aaaaaaaaaaaaaaaa and is bbbbbbbbbbbbbbbb, so rows have another content" in status_of(stopped)["error"]
+    assert ("the fingerprint was aaaaaaaaaaaaaaaa and is bbbbbbbbbbbbbbbb, so rows have another content" in status_of(stopped)["error"])
 
 
 def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
@@ -85,7 +88,7 @@ def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
     with monkeypatch.context() as m:
         other(m, fewer)
         assert train.main(stopped) == 2
-    assert "stands at step 11 of epoch 0, which has 7: its data is not what it was" in status_of(stopped)["error"]
+    assert ("stands at step 11 of epoch 0, which has 7: its data is not what it was" in status_of(stopped)["error"])
     assert train.main(stopped) == 0
 
 
@@ -95,7 +98,8 @@ def test_each_stage_has_rows_of_its_own(tmp_path, monkeypatch):
     cfg["train"].pop("epochs")
     run = create(presets.load(cfg), tmp_path / "run")
     assert train.main(run) == 0
-    prints = [read_json(checkpoint.find(run, checkpoint.end_of(s)) / "state.json")["data"]["splits"]["train"] for s in "ab"]
+    prints = [read_json(checkpoint.find(run, checkpoint.end_of(s)) / "state.json")["data"]["splits"]["train"]
+              for s in "ab"]
     assert [p["rows"] for p in prints] == [66, 20]
 
     def of_the_first(data, stage):
@@ -116,15 +120,18 @@ def test_of_other_processes_the_place_may_be_the_next_epoch(stopped):
 
 def test_neither_places_nor_kinds_of_numbers_count():
     data = curve.data(presets.load(config()), None)
-    same = replace(data, lengths={k: torch.tensor(v).numpy() for k, v in data.lengths.items()}, facts={"source": "there"})
+    same = replace(data, lengths={k: torch.tensor(v).numpy() for k, v in data.lengths.items()},
+                   facts={"source": "there"})
     assert data_changes(data_print(data), data_print(same)) == []
 
 
 def test_the_same_data_in_another_place(tmp_path):
-    "Where the rows stand may change: they are compared before the first step. What a checkpoint of an older build was trained on cannot be."
+    """Where the rows stand may change: they are compared before the first step.
+    What a checkpoint of an older build was trained on cannot be."""
     there = complete("tts_tiny", f"data.source={tmp_path}")
     assert changes(complete("tts_tiny"), there, Position()) == [f"data.source 'samples' → '{tmp_path}'"]
     pictures = complete("flow_tiny", f"data.source={tmp_path}")
-    assert any("data.source 'samples'" in line for line in changes(complete("flow_tiny"), pictures, Position(stage=1)))
+    assert any("data.source 'samples'" in line
+               for line in changes(complete("flow_tiny"), pictures, Position(stage=1)))
     with pytest.raises(Refused, match="data.trim was -40"):
         changes(complete("tts_tiny"), complete("tts_tiny", "data.trim=-30"), Position())

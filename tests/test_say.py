@@ -1,4 +1,5 @@
-"A trained voice speaks: the command, the file that grows, the players, and what is refused before a sound is made."
+"""A trained voice speaks: the command, the file that grows, the players, and what is refused before a sound
+is made."""
 import io
 import json
 import shutil
@@ -16,7 +17,8 @@ from workbench.lab.cli import main
 from workbench.parts.speech.wave import read_wave, write_wave
 from workbench.tasks.tts.rows import home_of
 
-SMALL = ("model.width=32 model.layers=1 model.hidden=64 model.prenet=1 model.decoder.width=32 model.decoder.blocks=1 train.max_steps=2 "
+SMALL = ("model.width=32 model.layers=1 model.hidden=64 model.prenet=1 model.decoder.width=32 "
+         "model.decoder.blocks=1 train.max_steps=2 "
          "train.log_every=1 valid.every=null valid.final=[] data.text.kind=characters trackers=[] check=false")
 TEXT = "Good morning. Please hold on. Thank them."
 
@@ -57,17 +59,20 @@ def test_the_command_speaks_into_a_file(run, tmp_path, capsys):
     assert main(["say", str(run), TEXT, "--out", str(out), "--checkpoint", "last"]) == 0
     *lines, whole = capsys.readouterr().out.splitlines()
     assert [line.split("   ")[-1] for line in lines] == ["Good morning.", "Please hold on.", "Thank them."]
-    assert all("s made in" in line and "real-time factor" in line for line in [*lines, whole]) and str(out) in whole
+    assert all("s made in" in line and "real-time factor" in line
+               for line in [*lines, whole]) and str(out) in whole
     wave, facts = read_wave(out)
     seconds = [float(line.split(" s ")[0]) for line in lines]
-    assert facts["rate"] == 22050 and facts["channels"] == 1 and np.isfinite(wave).all() and np.abs(wave).max() > 1e-3
+    assert (facts["rate"] == 22050 and facts["channels"] == 1 and np.isfinite(wave).all()
+            and np.abs(wave).max() > 1e-3)
     assert abs(facts["seconds"] - sum(seconds) - 2 * 0.2) < 0.03  # a pause between sentences
     assert abs(float(whole.split(" s ")[0]) - sum(seconds)) < 0.03
 
 
 def test_the_file_is_whole_after_every_sentence(voice, tmp_path, monkeypatch):
     made, lengths = list(say.spoken(voice, TEXT)), []
-    monkeypatch.setattr("builtins.print", lambda *line, flush: lengths.append(len(read_wave(tmp_path / "out.wav", None)[0])))
+    monkeypatch.setattr("builtins.print", lambda *line,
+                        flush: lengths.append(len(read_wave(tmp_path / "out.wav", None)[0])))
     say.say(voice, TEXT, tmp_path / "out.wav")
     ends = np.cumsum([len(s.wave) for s in made]) + 4410 * np.arange(3)
     assert lengths == [*ends, ends[-1]]
@@ -112,8 +117,10 @@ def test_the_first_sentence_begins_the_file_anew(voice, tmp_path):
 def other_hifigan(folder):
     "A vocoder for recordings of 16 kHz."
     folder.mkdir()
-    config = {"sampling_rate": 16000, "hop_size": 256, "upsample_rates": [8, 8, 2, 2], "upsample_kernel_sizes": [16, 16, 4, 4],
-              "upsample_initial_channel": 32, "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3, 5]]}
+    config = {"sampling_rate": 16000, "hop_size": 256, "upsample_rates": [8, 8, 2, 2],
+              "upsample_kernel_sizes": [16, 16, 4, 4],
+              "upsample_initial_channel": 32, "resblock_kernel_sizes": [3],
+              "resblock_dilation_sizes": [[1, 3, 5]]}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -133,7 +140,8 @@ def test_what_cannot_be_said_is_one_sentence_and_no_file(text, how, words, run, 
     hifigan = other_hifigan(tmp_path / "hifigan")
     how = [h.replace("HIFIGAN", str(hifigan)) for h in how]
     out = tmp_path / "out.wav"
-    assert main(["say", str(run), text, "--out", str(out), *([] if "--checkpoint" in how else ["--checkpoint", "last"]), *how]) == 2
+    assert main(["say", str(run), text, "--out",
+                 str(out), *([] if "--checkpoint" in how else ["--checkpoint", "last"]), *how]) == 2
     said = capsys.readouterr()
     assert words in said.err and said.err.count("workbench: ") == 1 and "Traceback" not in said.err
     assert not out.exists() and not said.out
@@ -150,6 +158,7 @@ def test_a_run_of_another_task_cannot_speak(tmp_path, capsys):
     run.mkdir()
     write_text(run / "config.yaml", "task: gan\ntrain: {epochs: 2}\nvalid: {metric: accepted, mode: max}\n")
     assert main(["say", str(run), "Hello."]) == 2 and "is a run of the task `gan`" in capsys.readouterr().err
-    assert main(["say", str(tmp_path / "none"), "Hello."]) == 2 and "not a run folder" in capsys.readouterr().err
+    assert main(["say", str(tmp_path / "none"),
+                 "Hello."]) == 2 and "not a run folder" in capsys.readouterr().err
     with pytest.raises(Refused, match="not those of a run of text to speech"):
         say.voice_of(({}, type("Data", (), {"own": {}})()))

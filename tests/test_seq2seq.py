@@ -13,8 +13,10 @@ from workbench.parts.text import seq2seq
 
 V, D = 60, 32
 BARTISH = {
-    "d_model": D, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": V, "max_position_embeddings": 40, "init_std": 0.02,
+    "d_model": D, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": V, "max_position_embeddings": 40,
+    "init_std": 0.02,
     "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
 }
 T5ISH = {
@@ -29,7 +31,8 @@ FAMILIES = {
     "mbart": {"model_type": "mbart", **BARTISH, "scale_embedding": True},
     "m2m100": {"model_type": "m2m_100", **BARTISH, "scale_embedding": True, "encoder_layerdrop": 0.5},
     "nllb": {"model_type": "m2m_100", **BARTISH, "scale_embedding": True, "activation_function": "relu"},
-    "pegasus": {"model_type": "pegasus", **BARTISH, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+    "pegasus": {"model_type": "pegasus", **BARTISH, "pad_token_id": 0, "eos_token_id": 1,
+                "decoder_start_token_id": 0,
                 "scale_embedding": True},
     "marian": {"model_type": "marian", **BARTISH, "pad_token_id": 59, "eos_token_id": 0, "bos_token_id": None,
                "decoder_start_token_id": 59, "scale_embedding": True, "activation_function": "swish"},
@@ -38,7 +41,8 @@ FAMILIES = {
         "pad_token_id": 1,
         "encoder": {"model_type": "bert", "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 4,
                     "intermediate_size": 64, "vocab_size": V, "max_position_embeddings": 40},
-        "decoder": {"model_type": "gpt2", "n_embd": D, "n_layer": 2, "n_head": 4, "vocab_size": V, "n_positions": 40,
+        "decoder": {"model_type": "gpt2", "n_embd": D, "n_layer": 2, "n_head": 4, "vocab_size": V,
+                    "n_positions": 40,
                     "is_decoder": True, "add_cross_attention": True, "bos_token_id": 0, "eos_token_id": 2}},
 }
 PUBLISHED = {  # tied tables counted once
@@ -131,8 +135,10 @@ def test_untrained_loss_is_near_theory(family):
         out = logits(model, x, mask, labels)
         total, count = seq2seq.token_loss(out, labels)
     real = out[labels >= 0]
-    theory = float((real.logsumexp(-1) - real.mean(-1)).mean())  # exact for labels that know nothing of the logits
-    assert theory > math.log(V) - 1e-4 and abs(float(total / count) - theory) < 1.5, (float(total / count), theory)
+    # exact for labels that know nothing of the logits
+    theory = float((real.logsumexp(-1) - real.mean(-1)).mean())
+    assert theory > math.log(V) - 1e-4 and abs(float(total / count)
+                                               - theory) < 1.5, (float(total / count), theory)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,7 +150,8 @@ def test_generation_agrees_with_teacher_forcing(family, beams):
         hidden = seq2seq.encode(model, x, mask)
         ids = seq2seq.generate(model, hidden, mask, max_new_tokens=8, num_beams=beams, no_repeat_ngram_size=0)
         assert ids.shape[0] == 2 and 1 <= ids.shape[1] <= 8
-        again = seq2seq.generate(model, hidden, mask, max_new_tokens=8, num_beams=beams, no_repeat_ngram_size=0)
+        again = seq2seq.generate(model, hidden, mask, max_new_tokens=8, num_beams=beams,
+                                 no_repeat_ngram_size=0)
         assert torch.equal(ids, again)
         if beams > 1:
             return

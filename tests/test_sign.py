@@ -46,7 +46,8 @@ PRESET = {
     "data": {"source": "", "keypoints": "152", "step_frames": 2, "max_frames": 30, "max_length": 30},
     "model": {"name": "t5", "init": "scratch", "tokenizer_kind": "char", "params": TINY},
     "generate": {"num_beams": 2, "max_length": 10, "no_repeat_ngram": 3},
-    "train": {"max_steps": 8, "minutes": None, "batch_size": 4, "lr": 1e-3, "log_every": 1, "checkpoint_every": 3,
+    "train": {"max_steps": 8, "minutes": None, "batch_size": 4, "lr": 1e-3, "log_every": 1,
+              "checkpoint_every": 3,
               "scheduler": {"warmup": 2}},
     "valid": {"every": 4, "batch_size": 2, "metric": "cer", "mode": "min", "final": ["test*"]}}
 
@@ -102,7 +103,8 @@ def test_a_folder_of_another_sign_language_is_read(good):
 
 
 def test_a_pose_is_never_empty(good):
-    "Fault: `.pose` files read as empty poses. Every row has seen points that move and differ from every other row's."
+    """Fault: `.pose` files read as empty poses.
+    Every row has seen points that move and differ from every other row's."""
     d, seen = data_of(config(good)), set()
     for split, rows in d.datasets.items():
         for i in range(len(rows)):
@@ -126,11 +128,15 @@ def test_labels_are_padded_with_what_no_loss_counts(good):
     assert len({len(d.collate([it])["labels"][0]) for it in items}) > 1
     batch = d.collate(items)
     real = batch["labels"] != -100
-    assert (~real).any() and d.counts(batch)["tokens"] == int(real.sum()) == sum(d.counts(d.collate([i]))["tokens"] for i in items)
-    assert (batch["labels"][real] >= 0).all() and (batch["labels"][real] != 0).all()  # never the padding token
+    assert ((~real).any() and d.counts(batch)["tokens"] == int(real.sum())
+            == sum(d.counts(d.collate([i]))["tokens"] for i in items))
+    # never the padding token
+    assert (batch["labels"][real] >= 0).all() and (batch["labels"][real] != 0).all()
     with torch.no_grad():
         def loss(b):
-            return float(sign.translate_loss(nets, b, Ctx(cfg=cfg, data=d, training=False, counts=d.counts(batch)))["loss"])
+            return float(sign.translate_loss(nets, b,
+                                             Ctx(cfg=cfg, data=d, training=False,
+                                                 counts=d.counts(batch)))["loss"])
         assert loss(batch) == pytest.approx(sum(loss(d.collate([i])) for i in items), abs=2e-5)
 
 
@@ -140,7 +146,8 @@ def test_a_uid_in_two_tables_keeps_both_texts(good):
     tok = d.own["tokenizer"]
     for split, rows in d.datasets.items():
         batch = d.collate([rows[i, 0] for i in range(len(rows))])
-        wanted = d.own["texts"][split] if split == "train" else decode_texts(tok, tok(d.own["texts"][split]).input_ids)
+        wanted = (d.own["texts"][split] if split == "train"
+                  else decode_texts(tok, tok(d.own["texts"][split]).input_ids))
         assert decode_texts(tok, batch["labels"]) == wanted
     shared = set(d.uids["test"]) & (set(d.uids["train"]) | set(d.uids["valid"]))
     assert len(shared) == 5
@@ -201,12 +208,16 @@ def test_a_wrong_table_is_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("overrides, words", [
-    ("data.source=/no/such/folder", "there is no such folder"), ("data.train_path=gone.csv", "gone.csv: there is no such table"),
-    ("data.val_path=gone.csv", "gone.csv: there is no such table"), ("data.pose_dir=gone", "there is no folder"),
+    ("data.source=/no/such/folder", "there is no such folder"),
+    ("data.train_path=gone.csv", "gone.csv: there is no such table"),
+    ("data.val_path=gone.csv", "gone.csv: there is no such table"),
+    ("data.pose_dir=gone", "there is no folder"),
     ("data.keypoints=hand", "choose from hands, left, right"), ("data.keypoints=266", "266 needs"),
-    ("data.source=samples data.languages=[asl]", "did you mean `ase`?"), ("data.dims=3", "2 coordinates, not 3"),
+    ("data.source=samples data.languages=[asl]", "did you mean `ase`?"),
+    ("data.dims=3", "2 coordinates, not 3"),
     ("model.vocab_size=20 model.tokenizer_kind=bpe", "vocab_size is 20"),
-    ("model.language=he_IL model.tokenizer_kind=char model.init=pretrained model.name=t5-small", "three ways out|Three ways out"),
+    ("model.language=he_IL model.tokenizer_kind=char model.init=pretrained model.name=t5-small",
+     "three ways out|Three ways out"),
 ])
 def test_a_wrong_key_is_a_sentence(good, overrides, words):
     message = refusal(config(good, overrides))
@@ -216,7 +227,8 @@ def test_a_wrong_key_is_a_sentence(good, overrides, words):
 def test_texts_with_commas_line_breaks_and_strange_spaces(tmp_path):
     home = signs.good_folder(tmp_path, test=False)
     odd = ["a, b", "two\nlines", "a\u2028b", "a\x85b", '"quoted"', "semi;colon"]
-    signs.write(home / "train.csv", [(f"{lang}/s{i}", t) for i, ((lang, _), t) in enumerate(zip(signs.TEXTS, odd * 4))])
+    signs.write(home / "train.csv",
+                [(f"{lang}/s{i}", t) for i, ((lang, _), t) in enumerate(zip(signs.TEXTS, odd * 4))])
     texts = data_of(config(home)).own["texts"]
     assert {*texts["train"], *texts["valid"]} == set(odd)
     (home / "train.csv").write_text("uid,text\nisr/s0,hello, world\n")
@@ -224,7 +236,8 @@ def test_texts_with_commas_line_breaks_and_strange_spaces(tmp_path):
 
 
 def test_a_filter_on_languages(tmp_path):
-    "A column `lang` is filtered by data.languages; a table without it is taken whole; no row left is a sentence."
+    """A column `lang` is filtered by data.languages; a table without it is taken whole; no row left is a
+    sentence."""
     home = signs.good_folder(tmp_path, test=False)
     assert len(data_of(config(home, "data.languages=[ase]")).datasets["train"]) == 21
     rows = [(f"{lang}/s{i}", t, lang) for i, (lang, t) in enumerate(signs.TEXTS)]
@@ -232,7 +245,8 @@ def test_a_filter_on_languages(tmp_path):
     d = data_of(config(home, "data.languages=[isr,eth]"))
     assert {u.split("/")[0] for part in d.uids.values() for u in part} == {"isr", "eth"}
     message = refusal(config(home, "data.languages=[ase]"))
-    assert "data.languages = ase; its column lang has eth, isr, ukl" in message and "data.languages=null" in message
+    assert ("data.languages = ase; its column lang has eth, isr, ukl" in message
+            and "data.languages=null" in message)
 
 
 def test_tables_elsewhere_and_a_table_for_validation(tmp_path):
@@ -241,12 +255,14 @@ def test_tables_elsewhere_and_a_table_for_validation(tmp_path):
     (home / "train.csv").rename(home / "tables/a.csv")
     signs.write(home / "tables/b.csv", [("isr/s0", "אחר"), ("eth/s1", "ሌላ")])
     (home / "poses").rename(home / "keypoints")
-    d = data_of(config(home, "data.train_path=tables/a.csv data.val_path=tables/b.csv data.test_path=tables/b.csv "
+    d = data_of(config(home, "data.train_path=tables/a.csv data.val_path=tables/b.csv "
+                             "data.test_path=tables/b.csv "
                              "data.pose_dir=keypoints"))
     assert {k: len(v) for k, v in d.datasets.items()} == {"train": 24, "valid": 2, "test": 2}
     assert d.own["texts"]["valid"] == ["אחר", "ሌላ"]
     (home / "tables/b.csv").rename(home / "dev.csv")
-    assert d.own["texts"]["valid"] == data_of(config(home, "data.train_path=tables/a.csv data.pose_dir=keypoints")).own["texts"]["valid"]
+    assert d.own["texts"]["valid"] == data_of(config(home, "data.train_path=tables/a.csv "
+                                                           "data.pose_dir=keypoints")).own["texts"]["valid"]
 
 
 def test_a_validation_table_that_is_the_training_table_is_said(tmp_path):
@@ -281,10 +297,12 @@ def test_both_selections_and_arrays_without_names(tmp_path):
         (home / f"poses/s{i}.pose").unlink()
         np.save(home / f"poses/s{i}.npy", signs.motion(i, points=31))
     message = refusal(config(home))
-    assert "data.keypoints is 152, which fits none of the clips (4 of 4" in message and "its 31 points have no names to choose 152 by; use all" in message
+    assert ("data.keypoints is 152, which fits none of the clips (4 of 4" in message
+            and "its 31 points have no names to choose 152 by; use all" in message)
     assert data_of(config(home, "data.keypoints=all")).facts["numbers_per_frame"] == 93
     np.save(home / "poses/s3.npy", signs.motion(3, points=32))
-    assert "s3 has 32 points of 2 coordinates and others 31 of 2" in refusal(config(home, "data.keypoints=all"))
+    assert "s3 has 32 points of 2 coordinates and others 31 of 2" in refusal(config(home,
+                                                                                    "data.keypoints=all"))
 
 
 def test_points_that_are_seen_in_a_few_frames_only(tmp_path):
@@ -303,7 +321,8 @@ def test_points_that_are_seen_in_a_few_frames_only(tmp_path):
 
 
 def test_reading_rows_opens_no_file_and_takes_no_lock(good, monkeypatch):
-    "Fault: four GPUs as slow as one because of file locks in the dataset. Rows come from one mapped, read-only array."
+    """Fault: four GPUs as slow as one because of file locks in the dataset.
+    Rows come from one mapped, read-only array."""
     import fcntl
 
     d = data_of(config(good))
@@ -314,7 +333,8 @@ def test_reading_rows_opens_no_file_and_takes_no_lock(good, monkeypatch):
 
         def refuse(*args, **more):
             raise AssertionError(f"a row asked for {args}")
-        for place, name in ((builtins, "open"), (os, "open"), (fcntl, "flock"), (fcntl, "lockf"), (np, "load")):
+        for place, name in ((builtins, "open"), (os, "open"), (fcntl, "flock"), (fcntl, "lockf"),
+                            (np, "load")):
             monkeypatch.setattr(place, name, refuse)
         items = [rows[i, 0] for i in range(len(rows))]
         monkeypatch.undo()
@@ -333,9 +353,11 @@ def folders(tmp_path_factory):
     "A local folder of every family, as save_pretrained writes it: random weights and a tokenizer."
     home, out = tmp_path_factory.mktemp("families"), {}
     for family in KINDS:
-        tok = train_tokenizer([t for _, t in signs.TEXTS], "char", languages=tuple({TOKEN.get(family, "")} - {""}))
+        tok = train_tokenizer([t for _, t in signs.TEXTS], "char",
+                              languages=tuple({TOKEN.get(family, "")} - {""}))
         torch.manual_seed(3)
-        fitted = pretrained.fit_config(FAMILIES[family], len(tok), tok.pad_token_id, tok.eos_token_id, tok.bos_token_id)
+        fitted = pretrained.fit_config(FAMILIES[family], len(tok), tok.pad_token_id, tok.eos_token_id,
+                                       tok.bos_token_id)
         if family in LANGUAGE:
             fitted["decoder_start_token_id"] = tok.eos_token_id
         pretrained.build_seq2seq(fitted).save_pretrained(home / family)
@@ -358,7 +380,8 @@ def trained(cfg, steps=2, change=None):
     for step in range(steps):
         batch = d.collate([d.datasets["train"][i, 0] for i in range(6)])
         ctx = Ctx(cfg=cfg, data=d, step=step, counts=d.counts(batch))
-        losses.append(float(optimiser_step(works, params, [batch], ctx, accelerator, 1.0, prove_gradients)["loss"]))
+        losses.append(float(optimiser_step(works, params, [batch], ctx, accelerator, 1.0,
+                                           prove_gradients)["loss"]))
     assert all(math.isfinite(x) for x in losses)
     moved = {n for n, p in params.items() if not torch.equal(p, before[n])}
     return types.SimpleNamespace(cfg=cfg, data=d, nets=nets, losses=losses, moved=moved, on=on)
@@ -370,7 +393,8 @@ def rows_of(t):
 
 def family_config(good, folders, family, more=""):
     language = f"model.language={LANGUAGE[family]} " if family in LANGUAGE else ""
-    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 {language}{more}",
+    return config(good, f"task=sign model.name={folders[family]} model.init=pretrained train.lr=1e-2 "
+                        f"{language}{more}",
                   WHOLE if "model.init=scratch" in more else READY)
 
 
@@ -382,9 +406,11 @@ def test_a_family_trains_and_writes(good, folders, family):
     origin = sign.task.origin(t.nets)
     assert (origin["kind"], origin["via"], origin["weights"]) == ("pretrained", "folder", "safetensors")
     rows = rows_of(t)
-    assert [r["uid"] for r in rows] == sorted(t.data.uids["test"]) and all(isinstance(r["hypothesis"], str) for r in rows)
+    assert ([r["uid"] for r in rows] == sorted(t.data.uids["test"])
+            and all(isinstance(r["hypothesis"], str) for r in rows))
     unread = {n for n, p in named_parameters(t.nets).items() if n not in t.on}
-    assert all("embed_tokens" in n or "pooler" in n or "position" in n or "word_embeddings" in n for n in unread)
+    assert all("embed_tokens" in n or "pooler" in n or "position" in n or "word_embeddings" in n
+               for n in unread)
 
 
 @pytest.mark.parametrize("kind", ["scratch", "pretrained", "lora"])
@@ -394,7 +420,8 @@ def test_a_family_passes_the_reality_checks(good, folders, family, kind):
     found = check(family_config(good, folders, family, f"train.lr=1e-3 {more}"), seconds=1)
     assert not [c for c in found if c.state == "failed"]
     states = {c.name: c.state for c in found}
-    assert states["inputs matter"] == "passed" or kind == "pretrained", found  # random weights: the decoder hardly listens
+    # random weights: the decoder hardly listens
+    assert states["inputs matter"] == "passed" or kind == "pretrained", found
 
 
 @pytest.mark.parametrize("family", sorted(LANGUAGE))
@@ -411,7 +438,8 @@ def test_every_text_starts_with_the_forced_language(good, folders, family):
     with torch.no_grad():
         embeds, mask, _ = t.nets["reader"](batch["frames"], batch["frame_lengths"])
         hidden = encode(t.nets["translator"], embeds, mask)
-        ids = generate(t.nets["translator"], hidden, mask, 6, 2, forced_bos_token_id=t.data.own["language_id"])
+        ids = generate(t.nets["translator"], hidden, mask, 6, 2,
+                       forced_bos_token_id=t.data.own["language_id"])
     assert (ids[:, 0] == wanted).all() and TOKEN[family] not in "".join(r["hypothesis"] for r in rows_of(t))
     with pytest.raises(Refused, match="no language token 'xx_XX'"):
         data_of(family_config(good, folders, family, "model.language=xx_XX"))
@@ -420,7 +448,8 @@ def test_every_text_starts_with_the_forced_language(good, folders, family):
 @pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("side, other", [("encoder", "decoder"), ("decoder", "encoder")])
 def test_freezing_one_side_freezes_just_that(good, folders, family, side, other):
-    "Fault: `freeze_decoder` froze everything. What is not of the frozen side moves; what is of it keeps its bits."
+    """Fault: `freeze_decoder` froze everything.
+    What is not of the frozen side moves; what is of it keeps its bits."""
     t = trained(family_config(good, folders, family, f"model.freeze_{side}=true"))
     everything = trained(family_config(good, folders, family), steps=1).on
     part = {f"translator.{n}" for n, p in t.nets["translator"].named_parameters(remove_duplicate=False)
@@ -448,7 +477,8 @@ def test_adapters_of_a_frozen_side_are_frozen_too(good, folders):
 
 
 @pytest.mark.parametrize("extra", ["model.lora.rslora=true", "model.lora.dora=true", "model.lora.bias=all",
-                                   "model.lora.modules_to_save=[lm_head]", "model.gradient_checkpointing=true"])
+                                   "model.lora.modules_to_save=[lm_head]",
+                                   "model.gradient_checkpointing=true"])
 def test_the_kinds_of_adapters(good, folders, extra):
     t = trained(family_config(good, folders, "bart", f"model.lora.r=2 {extra}"))
     assert t.moved == t.on and len(rows_of(t)) == 5
@@ -473,7 +503,8 @@ def test_half_precision_is_refused_for_t5(good, folders):
 def test_quantised_weights_train_two_steps(good, tmp_path, bits):
     pytest.importorskip("bitsandbytes")
     tok = train_tokenizer([t for _, t in signs.TEXTS], "char")
-    wide = pretrained.fit_config({**FAMILIES["t5"], "d_model": 64, "d_kv": 16, "d_ff": 128}, len(tok), 0, 1, 3)
+    wide = pretrained.fit_config({**FAMILIES["t5"], "d_model": 64, "d_kv": 16, "d_ff": 128}, len(tok), 0, 1,
+                                 3)
     pretrained.build_seq2seq(wide).save_pretrained(tmp_path)
     save_tokenizer(tok, tmp_path)
     t = trained(config(good, f"task=sign model.name={tmp_path} model.init=pretrained "
@@ -484,7 +515,8 @@ def test_quantised_weights_train_two_steps(good, tmp_path, bits):
     assert t.nets["translator"].elsewhere == str(tmp_path)
     plain = f"task=sign model.name={tmp_path} model.init=pretrained model.load_in_{bits}bit=true"
     assert "nothing would learn" in refusal(config(good, plain, READY))
-    assert "needs pretrained weights" in refusal(config(good, f"task=sign model.load_in_{bits}bit=true model.lora.r=2"))
+    assert "needs pretrained weights" in refusal(config(good, f"task=sign model.load_in_{bits}bit=true "
+                                                              "model.lora.r=2"))
 
 
 # Where weights come from
@@ -498,7 +530,8 @@ def test_pretrained_without_a_hub_names_three_ways_out(good, tmp_path, monkeypat
 
 
 def test_pretrained_weights_never_meet_a_tokenizer_of_the_corpus(good, folders, tmp_path, monkeypatch):
-    "A cache with weights and no tokenizer: `auto` would else train a tokenizer whose ids mean nothing to the weights."
+    """A cache with weights and no tokenizer: `auto` would else train a tokenizer whose ids mean nothing to
+    the weights."""
     snapshot = hub_cache(tmp_path, folders["t5"], tokenizer=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert (snapshot / "model.safetensors").exists()
@@ -544,7 +577,8 @@ lock = threading.Lock()
 def go(folder, cfg=None, nproc=1, **variables):
     "Start a run, or resume the one in the folder; returns it."
     tests = Path(__file__).parent
-    env = {"PYTHONPATH": f"{tests / 'toys'}{os.pathsep}{tests.parent}", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+    env = {"PYTHONPATH": f"{tests / 'toys'}{os.pathsep}{tests.parent}", "CUDA_VISIBLE_DEVICES": "",
+           "OMP_NUM_THREADS": "1",
            "HF_HUB_OFFLINE": "1", "WORKBENCH_RUNS": str(folder.parent), **variables}
     with lock:
         before = dict(os.environ)
@@ -568,7 +602,8 @@ def end(run, state="finished"):
     return run.folder
 
 
-HARD = "model.dropout=0.1 train.accumulate=2 data.max_rejected=0.5 train.ema=0.9 model.ctc=true model.strides=[2,1]"
+HARD = ("model.dropout=0.1 train.accumulate=2 data.max_rejected=0.5 train.ema=0.9 model.ctc=true "
+        "model.strides=[2,1]")
 ADAPTED = "model.dropout=0.1 train.accumulate=2 model.lora.r=2 model.lora.dropout=0.1"
 EQUAL = ("model.dropout=0 train.accumulate=2 model.name=t5-small model.init=auto valid.final=[test,valid] "
          "generate.num_beams=1")
@@ -619,7 +654,8 @@ def lines(folder):
 
 def tensors(folder, which="last"):
     found = checkpoint.find(folder, which)
-    return {f"{p.stem}|{k}": t for p in sorted(found.glob("*.safetensors")) for k, t in checkpoint.load_tensors(p).items()}
+    return {f"{p.stem}|{k}": t for p in sorted(found.glob("*.safetensors"))
+            for k, t in checkpoint.load_tensors(p).items()}
 
 
 def test_the_run_folder_is_as_designed(runs, spoilt):
@@ -632,13 +668,17 @@ def test_the_run_folder_is_as_designed(runs, spoilt):
     steps = [r["step"] for r in metrics_of(run, "train")]
     assert steps == list(range(1, 9)) and [r["step"] for r in metrics_of(run, "valid")] == [4, 8]
     for row in metrics_of(run, "train"):
-        assert {"loss", "ce", "ctc", "lr", "grad_norm", "tokens_per_s", "epoch", "stage", "attempt", "time"} <= row.keys()
+        assert {"loss", "ce", "ctc", "lr", "grad_norm", "tokens_per_s", "epoch", "stage", "attempt",
+                "time"} <= row.keys()
     for row in metrics_of(run, "valid"):
-        assert {"loss", "bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "wer", "cer", "exact"} <= row.keys()
+        assert {"loss", "bleu1", "bleu2", "bleu3", "bleu4", "chrf", "rouge_l", "wer", "cer",
+                "exact"} <= row.keys()
     assert (run / "checkpoints/last").read_text().strip() == "step_00000008"
-    assert (run / "checkpoints/best").exists() and (run / "log.txt").stat().st_size and list((run / "events").rglob("events.*"))
+    assert ((run / "checkpoints/best").exists() and (run / "log.txt").stat().st_size
+            and list((run / "events").rglob("events.*")))
     assert {p.name for p in checkpoint.find(run).iterdir()} == {
-        "state.json", *(f"{k}.{n}.safetensors" for k in ("net", "ema") for n in ("reader", "translator", "ctc")),
+        "state.json", *(f"{k}.{n}.safetensors" for k in ("net", "ema")
+                        for n in ("reader", "translator", "ctc")),
         "optim.translate.safetensors"}
     pictures = sorted(run.glob("previews/step_*/valid_*.png"))
     assert pictures and all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
@@ -647,7 +687,8 @@ def test_the_run_folder_is_as_designed(runs, spoilt):
 
 def test_rejected_rows_are_listed_beside_the_run(runs, spoilt):
     rows = table(runs["hard"].result() / "rejected.csv")
-    assert {r["uid"] for r in rows} == set(spoilt.reasons) and all(r["row"].startswith("train.csv:") for r in rows)
+    assert {r["uid"]
+            for r in rows} == set(spoilt.reasons) and all(r["row"].startswith("train.csv:") for r in rows)
     assert all(re.search(spoilt.reasons[r["uid"]], r["reason"]) for r in rows) and not spoilt.flag.exists()
 
 
@@ -666,7 +707,8 @@ def test_predictions_are_tables_in_every_script(runs, spoilt):
 
 @pytest.mark.parametrize("name", ["hard", "two", "one"])
 def test_scores_are_those_of_all_rows(runs, name):
-    "Faults: BLEU over rank 0's shard only; WER never called. The scores are the libraries' over the whole table."
+    """Faults: BLEU over rank 0's shard only; WER never called.
+    The scores are the libraries' over the whole table."""
     import jiwer
     import sacrebleu
 
@@ -679,7 +721,8 @@ def test_scores_are_those_of_all_rows(runs, name):
     for key, value in text_scores(references, hypotheses).items():
         assert split["scores"][key] == pytest.approx(value, abs=1e-9), key
     assert split["scores"]["wer"] == pytest.approx(jiwer.wer(references, hypotheses))
-    assert split["scores"]["bleu4"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-6)
+    assert split["scores"]["bleu4"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score,
+                                                     abs=1e-6)
     assert {"wer", "cer", "bleu4"} <= split["baseline"].keys() and {"wer", "cer"} <= split["control"].keys()
 
 
@@ -696,7 +739,8 @@ def test_load_gives_nets_and_data_that_predict_the_same_rows(runs, spoilt):
 
 @pytest.mark.parametrize("name", ["hard", "adapted"])
 def test_a_killed_run_continues_bit_for_bit(runs, name):
-    "Fault: no resume. Killed in the middle of an epoch, with dropout, accumulation, averaged weights, or adapters."
+    """Fault: no resume. Killed in the middle of an epoch, with dropout, accumulation, averaged weights, or
+    adapters."""
     whole, broken = runs[name].result(), runs[f"{name} killed"].result()
     assert read_json(broken / "status.json")["attempt"] == (3 if name == "hard" else 2)
     assert lines(broken) == lines(whole)
@@ -712,7 +756,8 @@ def test_checkpoints_of_adapters_hold_adapters_and_the_base_once(runs):
     found = sorted(p for p in (run / "checkpoints").glob("step_*"))
     assert len(found) >= 2
     base = checkpoint.load_tensors(run / "checkpoints/base/translator.safetensors")
-    assert base and not [k for k in base if "lora_" in k] and [p.name for p in (run / "checkpoints/base").iterdir()] == [
+    assert base and not [k for k in base
+                         if "lora_" in k] and [p.name for p in (run / "checkpoints/base").iterdir()] == [
         "translator.safetensors"]
     for folder in found:
         inside = checkpoint.load_tensors(folder / "net.translator.safetensors")
@@ -733,7 +778,8 @@ def test_two_processes_are_one(runs):
         for k, v in x.items():
             assert y[k] == pytest.approx(v, rel=2e-5, abs=2e-6) if isinstance(v, float) else y[k] == v, k
     ta, tb = tensors(one), tensors(two)
-    assert max(float((ta[k].double() - tb[k].double()).abs().max()) for k in ta if k.startswith("net.")) < 1e-5
+    assert max(float((ta[k].double() - tb[k].double()).abs().max())
+               for k in ta if k.startswith("net.")) < 1e-5
     for split in ("test", "valid"):
         assert table(one / f"predictions/{split}.csv") == table(two / f"predictions/{split}.csv")
 
@@ -743,13 +789,15 @@ def test_auto_without_a_hub_says_that_the_weights_are_random(runs):
         run = runs[name].result()
         for file in ("plan.json", "manifest.json"):
             weights = read_json(run / file)["weights"]
-            assert weights["kind"] == "scratch" and weights["via"] == "architecture" and weights["why"].startswith("random weights: ")
+            assert (weights["kind"] == "scratch" and weights["via"] == "architecture"
+                    and weights["why"].startswith("random weights: "))
         tokenizer = read_json(run / "plan.json")["data"]["tokenizer"]
         assert tokenizer["kind"] == "scratch" and "trained on the corpus" in tokenizer["why"]
 
 
 def test_a_cache_of_the_hub_is_used_offline(runs, folders):
-    "Weights and tokenizer come from the cache; the frozen encoder keeps their bits; the finished run needs no cache."
+    """Weights and tokenizer come from the cache; the frozen encoder keeps their bits; the finished run needs
+    no cache."""
     run = runs["cached"].result()
     weights = read_json(run / "manifest.json")["weights"]
     assert (weights["kind"], weights["via"], weights["revision"]) == (
@@ -766,12 +814,16 @@ def test_a_cache_of_the_hub_is_used_offline(runs, folders):
 
 def test_the_command_refuses_broken_rows_with_status_2(spoilt, tmp_path):
     "The list, no traceback, and a run folder that says the same."
-    (tmp_path / "mine.yaml").write_text(json.dumps(presets.merge(PRESET, {"data": {"source": str(spoilt.home)}})))
-    env = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent / 'toys'}{os.pathsep}{Path(__file__).parents[1]}"}
-    done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", "train", str(tmp_path / "mine.yaml"), "--run-dir",
+    (tmp_path
+     / "mine.yaml").write_text(json.dumps(presets.merge(PRESET, {"data": {"source": str(spoilt.home)}})))
+    env = {**os.environ,
+           "PYTHONPATH": f"{Path(__file__).parent / 'toys'}{os.pathsep}{Path(__file__).parents[1]}"}
+    done = subprocess.run([sys.executable, "-m", "workbench.lab.cli", "train", str(tmp_path / "mine.yaml"),
+                           "--run-dir",
                            str(tmp_path / "run")], capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
-    assert "10 of 39 rows cannot be used" in done.stderr and "evil: " in done.stderr and "refused, it asks for" in done.stderr
+    assert ("10 of 39 rows cannot be used" in done.stderr and "evil: " in done.stderr
+            and "refused, it asks for" in done.stderr)
     assert not spoilt.flag.exists()
     status = read_json(tmp_path / "run/status.json")
     assert status["state"] == "failed" and status["refused"] and "10 of 39 rows" in status["error"]
@@ -802,7 +854,8 @@ def test_clips_of_all_rates_have_the_frames_of_one(tmp_path):
     said = d.facts["frames_a_second"]
     assert said.startswith("25; ") and "1 clips of 50 fps resampled" in said and "25.1" not in said
     d.save(tmp_path / "assets")
-    (tmp_path / "train.csv").write_text("uid,text\ns3,text 3\ns5,text 5\n")  # another table, read by the same run
+    # another table, read by the same run
+    (tmp_path / "train.csv").write_text("uid,text\ns3,text 3\ns5,text 5\n")
     again = data_of(config(tmp_path, more), tmp_path / "assets")
     assert set(again.lengths["train"][:, 0]) == {50}
     assert set(data_of(config(tmp_path, f"{more} data.fps=10")).lengths["train"][:, 0]) == {20}
@@ -820,19 +873,22 @@ def test_the_fingerprint_is_of_tables_and_poses_wherever_they_lie(tmp_path):
 
 
 @pytest.mark.parametrize("overrides, words", [
-    ("data.keypoints=xyz", "data.keypoints is xyz, which fits none of the clips"), ("data.dims=3", "data.dims is 3, which fits none"),
+    ("data.keypoints=xyz", "data.keypoints is xyz, which fits none of the clips"),
+    ("data.dims=3", "data.dims is 3, which fits none"),
     ("data.keypoints=all data.layout=xyzv", "data.layout is xyzv, which fits none")])
 def test_a_key_that_fits_no_clip_is_blamed_itself(tmp_path, overrides, words):
     for i in range(8):
         signs.save_pose(tmp_path / "poses" / f"s{i}.npy", i)
     signs.write(tmp_path / "train.csv", [(f"s{i}", f"text {i}") for i in range(8)])
-    assert words in refusal(config(tmp_path, overrides)) and "rows cannot be used" not in refusal(config(tmp_path, overrides))
+    assert (words in refusal(config(tmp_path, overrides))
+            and "rows cannot be used" not in refusal(config(tmp_path, overrides)))
 
 
 def test_quotes_and_columns_of_a_table_with_tabs(tmp_path):
     for i in range(6):
         signs.save_pose(tmp_path / "poses" / f"s{i}.npy", i)
     said = ["guten tag", '"nun ja', "es regnet", 'bis bald"', '"ganz" gut', "nein"]
-    (tmp_path / "train.csv").write_text("\ufeffUID\tText\n" + "".join(f"s{i}\t{t}\n" for i, t in enumerate(said)))
+    (tmp_path / "train.csv").write_text("\ufeffUID\tText\n"
+                                        + "".join(f"s{i}\t{t}\n" for i, t in enumerate(said)))
     texts = data_of(config(tmp_path)).own["texts"]
     assert {*texts["train"], *texts["valid"]} == set(said)

@@ -129,7 +129,8 @@ def test_silent_clipped_short_long(tmp_path):
 
 
 def test_forty_minutes_and_their_subtitles(tmp_path):
-    "A long stereo recording of 44.1 kHz is never read whole: the rows come from its head, the sound in parts."
+    """A long stereo recording of 44.1 kHz is never read whole: the rows come from its head, the sound in
+    parts."""
     path = tmp_path / "talk.flac"
     part = np.random.default_rng(0).normal(size=(44100 * 10, 2)).clip(-3, 3) / 10
     with sf.SoundFile(path, "w", 44100, 2) as file:
@@ -166,19 +167,26 @@ def test_texts_that_belong_to_other_recordings(tmp_path):
 
 # Tables in the layouts that people have
 
-SAID = ["The boat left the harbour at noon", "She counted every coin twice", "Rain fell on the roof all night",
-        "He forgot the name of the street", "Our train stops at a small village", "The baker opens before the sun is up",
-        "Nobody heard the bell in the tower", "A letter came from her brother", "They planted beans along the fence",
+SAID = ["The boat left the harbour at noon", "She counted every coin twice",
+        "Rain fell on the roof all night",
+        "He forgot the name of the street", "Our train stops at a small village",
+        "The baker opens before the sun is up",
+        "Nobody heard the bell in the tower", "A letter came from her brother",
+        "They planted beans along the fence",
         "The old clock in the hall is slow", "Bring the ladder to the yard", "We walked home by the river"]
 LONG = ["Anna Maria von Hohenfels", "Benjamin of the Old Mill"]
 
 
-def voices(folder, columns, name="metadata.csv", sign="|", head="", end="\n", texts=SAID, path="wavs/c{}.wav"):
-    "Recordings of the texts, and a table of columns: a list of values, or what a row's number and text become."
+def voices(folder, columns, name="metadata.csv", sign="|", head="", end="\n", texts=SAID,
+           path="wavs/c{}.wav"):
+    """Recordings of the texts, and a table of columns: a list of values, or what a row's number and text
+    become."""
     for i, text in enumerate(texts):
         noise(folder / f"wavs/c{i}.wav", 0.5 + 0.07 * len(text), 16000)
-    cells = [[path.format(i) if c == "path" else text if c == "text" else c(i, text) for c in columns] for i, text in enumerate(texts)]
-    (folder / name).write_text(head + end.join(sign.join(line) for line in cells) + end, encoding="utf8", newline="")
+    cells = [[path.format(i) if c == "path" else text if c == "text" else c(i, text) for c in columns]
+             for i, text in enumerate(texts)]
+    (folder / name).write_text(head + end.join(sign.join(line) for line in cells) + end, encoding="utf8",
+                               newline="")
     return folder
 
 
@@ -187,24 +195,35 @@ LAYOUTS = {
     "path|speaker|text": (["path", lambda i, t: f"p{i % 2}", "text"], {}, 2, "path, speaker (2), text"),
     "long names": (["path", lambda i, t: LONG[i % 2], "text"], {}, 2, "path, speaker (2), text"),
     "many speakers": (["path", lambda i, t: f"spk_{i % 10}", "text"], {}, 10, "path, speaker (10), text"),
-    "seconds": (["path", "text", lambda i, t: f"{0.5 + 0.07 * len(t):.2f}".replace(".", ",")], {}, 1, "path, text, seconds"),
-    "milliseconds": (["path", "text", lambda i, t: str(int(500 + 70 * len(t)))], {}, 1, "path, text, seconds"),
-    "normalised": (["path", lambda i, t: t.replace("every", "12"), "text"], {}, 1, "path, text, normalised text"),
+    "seconds": (["path", "text", lambda i, t: f"{0.5 + 0.07 * len(t):.2f}".replace(".", ",")], {}, 1,
+                "path, text, seconds"),
+    "milliseconds": (["path", "text", lambda i, t: str(int(500 + 70 * len(t)))], {}, 1,
+                     "path, text, seconds"),
+    "normalised": (["path", lambda i, t: t.replace("every", "12"), "text"], {}, 1,
+                   "path, text, normalised text"),
     "normalised alike": (["path", "text", "text"], {"path": "c{}"}, 1, "path, text, normalised text"),
-    "language": (["path", "text", lambda i, t: LONG[i % 2], lambda i, t: "en"], {}, 2, "path, text, speaker (2), language (1: en)"),
-    "language in capitals": (["path", lambda i, t: ("EN", "deu")[i % 2], "text"], {}, 1, "path, language (2: EN, deu), text"),
+    "language": (["path", "text", lambda i, t: LONG[i % 2], lambda i, t: "en"], {}, 2,
+                 "path, text, speaker (2), language (1: en)"),
+    "language in capitals": (["path", lambda i, t: ("EN", "deu")[i % 2], "text"], {}, 1,
+                             "path, language (2: EN, deu), text"),
     "counted": ([lambda i, t: str(i + 1), "path", "text"], {}, 1, "path, text"),
     "a prompt": (["path", "text", lambda i, t: "wavs/c0.wav"], {"path": "c{}"}, 1, "path, text"),
-    "other files": (["path", lambda i, t: f"pitch/c{i}.npy", "text", lambda i, t: f"mel-{i}.pt"], {}, 1, "path, text"),
-    "size in a header": (["path", lambda i, t: str(7 * i), "text"], {"head": "wav_filename|wav_filesize|transcript\n"}, 1, "path, text"),
+    "other files": (["path", lambda i, t: f"pitch/c{i}.npy", "text", lambda i, t: f"mel-{i}.pt"], {}, 1,
+                    "path, text"),
+    "size in a header": (["path", lambda i, t: str(7 * i), "text"],
+                         {"head": "wav_filename|wav_filesize|transcript\n"}, 1, "path, text"),
     "language first": (["path", lambda i, t: "en", "text"], {}, 1, "path, language (1: en), text"),
     "text first": (["text", "path"], {"path": "wavs\\c{}.WAV"}, 1, "text, path"),
-    "third column empty": (["path", "text", lambda i, t: ""], {"end": "\r\n\r\n", "head": "\ufeff"}, 1, "path, text"),
+    "third column empty": (["path", "text", lambda i, t: ""], {"end": "\r\n\r\n", "head": "\ufeff"}, 1,
+                           "path, text"),
     "header in any case": ([lambda i, t: str(i % 3), "path", "text", lambda i, t: "sad"],
                            {"head": "Speaker_ID|Audio File|TEXT|mood\n"}, 3, "speaker (3), path, text"),
-    "tsv": (["path", "text"], {"sign": "\t", "head": "\ufeffpath\tsentence\r\n", "end": "\r\n", "name": "train.tsv"}, 1, "path, text"),
-    "csv": ([lambda i, t: f'"{t}, he said"', "path"], {"sign": ",", "head": '"transcription","file_name"\n'}, 1, "text, path"),
-    "digits with a header": (["path", lambda i, t: str(5550100 + i)], {"head": "path|text\n"}, 1, "path, text"),
+    "tsv": (["path", "text"], {"sign": "\t", "head": "\ufeffpath\tsentence\r\n", "end": "\r\n",
+                               "name": "train.tsv"}, 1, "path, text"),
+    "csv": ([lambda i, t: f'"{t}, he said"', "path"], {"sign": ",", "head": '"transcription","file_name"\n'},
+            1, "text, path"),
+    "digits with a header": (["path", lambda i, t: str(5550100 + i)], {"head": "path|text\n"}, 1,
+                             "path, text"),
     "inside, from the root": (["path", "text"], {"path": "{root}/wavs/c{}.wav"}, 1, "path, text")}
 
 
@@ -215,18 +234,23 @@ def test_columns_are_known_by_their_content(layout, tmp_path):
     told = []
     rows, rejected = read_source(voices(tmp_path, columns, **how), told.append)
     assert not rejected and len(rows) == len(SAID) and told == [said]
-    assert len({r.speaker for r in rows}) == speakers and (layout[:6] == "digits" or min(len(r.text.split()) for r in rows) > 4)
+    assert len({r.speaker for r in rows}) == speakers and (layout[:6] == "digits"
+                                                           or min(len(r.text.split()) for r in rows) > 4)
 
 
 @pytest.mark.parametrize("columns, mend", [
-    (["path", lambda i, t: str(i % 2)], "path|text"), (["path", lambda i, t: ("yes", "no")[i % 2]], "path|text"),
-    (["path", "text", lambda i, t: str(7 * i)], "path|text|speaker"), (["path", lambda i, t: SAID[-i], "text"], "path|text|speaker"),
-    (["path", "text", lambda i, t: f"p{i % 3}", lambda i, t: ("sad", "glad")[i % 2]], "path|text|speaker|other")])
+    (["path", lambda i, t: str(i % 2)], "path|text"),
+    (["path", lambda i, t: ("yes", "no")[i % 2]], "path|text"),
+    (["path", "text", lambda i, t: str(7 * i)], "path|text|speaker"),
+    (["path", lambda i, t: SAID[-i], "text"], "path|text|speaker"),
+    (["path", "text", lambda i, t: f"p{i % 3}", lambda i, t: ("sad", "glad")[i % 2]],
+     "path|text|speaker|other")])
 def test_columns_that_could_be_two_things_are_refused_with_the_line_to_write(columns, mend, tmp_path):
     table = voices(tmp_path, columns) / "metadata.csv"
     with pytest.raises(ValueError) as caught:
         read_source(tmp_path)
-    assert f"write a first line with the names, for example `{mend}`" in str(caught.value) and "metadata.csv" in str(caught.value)
+    assert (f"write a first line with the names, for example `{mend}`" in str(caught.value)
+            and "metadata.csv" in str(caught.value))
     table.write_text(mend + "\n" + table.read_text())
     assert sum(map(len, read_source(tmp_path))) == len(SAID)  # pace may leave out some
 
@@ -249,7 +273,9 @@ def test_names_meet_across_folders_and_unicode_forms(tmp_path):
             (tmp_path / f"lab/{who}").mkdir(parents=True, exist_ok=True)
             (tmp_path / f"lab/{who}/{who}_{i}.lab").write_text("Good morning.")
     rows, rejected = read_source(tmp_path)
-    assert not rejected and {(r.uid, r.speaker) for r in rows} == {(f"wav48/{w}/{w}_{i}", w) for w in ("p1", "p2") for i in range(2)}
+    assert not rejected and {(r.uid, r.speaker)
+                             for r in rows} == {(f"wav48/{w}/{w}_{i}", w) for w in ("p1", "p2")
+                                                for i in range(2)}
     table(tmp_path, *(f"{w}_{i}|Good morning." for w in ("p1", "p2") for i in range(2)))
     assert {r.speaker for r in read_source(tmp_path)[0]} == {"p1", "p2"}
     home = tmp_path / "again"
@@ -268,7 +294,8 @@ def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
 
     wave = np.random.default_rng(0).normal(size=16000 * 6) * np.repeat([0.1, 1e-4, 0.1], 32000)
     for name in ("a", "b"):
-        with sf.SoundFile(tmp_path / f"{name}.mp3", "w", 16000, 1, bitrate_mode="VARIABLE", compression_level=0.3) as file:
+        with sf.SoundFile(tmp_path / f"{name}.mp3", "w", 16000, 1, bitrate_mode="VARIABLE",
+                          compression_level=0.3) as file:
             file.write(wave)
         (tmp_path / f"{name}.txt").write_text("Good morning to all of you.")
     data = (tmp_path / "a.mp3").read_bytes()
@@ -287,7 +314,8 @@ def test_lists_with_bars_under_other_names(tmp_path):
     (tmp_path / "train_list.txt").write_text("\n".join(lines[2:]))
     (tmp_path / "val_list.txt").write_text("\n".join(lines[:2]))
     rows, rejected = read_source(tmp_path)
-    assert not rejected and sorted(r.text for r in rows) == sorted(SAID) and [r.split for r in rows] == ["valid"] * 2 + ["train"] * 10
+    assert (not rejected and sorted(r.text for r in rows) == sorted(SAID)
+            and [r.split for r in rows] == ["valid"] * 2 + ["train"] * 10)
     (tmp_path / "train.2.txt").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="train.2.txt and train_list.txt are both for `train`"):
         read_source(tmp_path)
@@ -309,6 +337,8 @@ def test_two_microphones_and_two_forms_of_a_text(tmp_path):
         (tmp_path / f"b/{i % 2}/{i}_0.original.txt").write_text("At 9, Mr. X")
         (tmp_path / f"b/{i % 2}/{i}_0.normalized.txt").write_text("At nine, Mister X")
     rows, rejected = read_source(tmp_path / "a")
-    assert not rejected and len(rows) == 4 and all(r.path.stem.endswith("_mic1") for r in rows) and {r.speaker for r in rows} == {"p0", "p1"}
+    assert (not rejected and len(rows) == 4 and all(r.path.stem.endswith("_mic1") for r in rows)
+            and {r.speaker for r in rows} == {"p0", "p1"})
     rows, rejected = read_source(tmp_path / "b")
-    assert not rejected and [r.text for r in rows] == ["At nine, Mister X"] * 4 and {r.speaker for r in rows} == {"0", "1"}
+    assert (not rejected and [r.text for r in rows] == ["At nine, Mister X"] * 4
+            and {r.speaker for r in rows} == {"0", "1"})

@@ -20,7 +20,8 @@ def tokenizer(folder, multilingual):
 
     letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz"]
     languages = ["<|en|>", "<|am|>"] if multilingual else []
-    special = ["<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>", "<|startoflm|>",
+    special = ["<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>",
+               "<|startoflm|>",
                "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters + special[:1])}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -31,8 +32,9 @@ def tokenizer(folder, multilingual):
 
 def taught(folder, multilingual=False):
     "A whisper of one second that says `high` and `low`."
-    from transformers import (GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration,
-                              WhisperProcessor)
+    from transformers import (
+        GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration,
+        WhisperProcessor)
 
     torch.manual_seed(0)
     folder.mkdir()
@@ -41,11 +43,14 @@ def taught(folder, multilingual=False):
     eos, sot = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     model = WhisperForConditionalGeneration(WhisperConfig(
         vocab_size=len(tok), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, max_source_positions=50,
-        max_target_positions=16, pad_token_id=eos, bos_token_id=eos, eos_token_id=eos, decoder_start_token_id=sot,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20,
+        max_source_positions=50,
+        max_target_positions=16, pad_token_id=eos, bos_token_id=eos, eos_token_id=eos,
+        decoder_start_token_id=sot,
         suppress_tokens=None, begin_suppress_tokens=None))
     gen = {"decoder_start_token_id": sot, "eos_token_id": eos, "pad_token_id": eos, "max_length": 16,
-           "is_multilingual": multilingual, "no_timestamps_token_id": ids["<|notimestamps|>"], "return_timestamps": False}
+           "is_multilingual": multilingual, "no_timestamps_token_id": ids["<|notimestamps|>"],
+           "return_timestamps": False}
     head = [sot]
     if multilingual:
         gen |= {"lang_to_id": {"<|en|>": ids["<|en|>"], "<|am|>": ids["<|am|>"]},

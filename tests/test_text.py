@@ -13,7 +13,8 @@ from workbench.parts.text import tokenizer as text
 from workbench.parts.text import written
 
 CORPUS = [
-    "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "Größe, naïveté, façade",
+    "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs",
+    "Größe, naïveté, façade",
     "ሰላም ለዓለም", "አዲስ አበባ የኢትዮጵያ ዋና ከተማ ናት", "እንኳን ደህና መጡ", "አማርኛ በጌዕዝ ፊደል ይጻፋል",
     "שלום עולם", "בראשית ברא אלהים את השמים ואת הארץ", "שָׁלוֹם", "two  spaces, 3 digits; (marks)!",
 ] * 3
@@ -39,9 +40,11 @@ def test_round_trip_in_three_scripts_after_saving(kind, tmp_path):
 def test_every_process_trains_the_same_tokenizer(kind):
     code = (
         "import json, sys; from workbench.parts import text; "
-        f"print(json.dumps(text.train_tokenizer(json.loads(sys.argv[1]), {kind!r}, 200).get_vocab(), sort_keys=True))")
+        f"print(json.dumps(text.train_tokenizer(json.loads(sys.argv[1]), {kind!r}, 200).get_vocab(), "
+        "sort_keys=True))")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    run = subprocess.run([sys.executable, "-c", code, json.dumps(CORPUS)], capture_output=True, text=True, env=env)
+    run = subprocess.run([sys.executable, "-c", code, json.dumps(CORPUS)], capture_output=True, text=True,
+                         env=env)
     assert json.loads(run.stdout) == text.train_tokenizer(CORPUS, kind, 200).get_vocab(), run.stderr[-500:]
 
 
@@ -53,7 +56,8 @@ def test_vocabulary_size_is_an_upper_bound():
 
 
 @pytest.mark.parametrize("bad, words", [
-    (lambda: text.train_tokenizer([], "char"), "no text"), (lambda: text.train_tokenizer([""], "bpe"), "no text"),
+    (lambda: text.train_tokenizer([], "char"), "no text"),
+    (lambda: text.train_tokenizer([""], "bpe"), "no text"),
     (lambda: text.train_tokenizer(["a"], "word"), "char, unigram or bpe")])
 def test_what_cannot_be_trained(bad, words):
     with pytest.raises(ValueError, match=words):
@@ -69,7 +73,8 @@ def test_a_vocabulary_too_small_for_the_letters_says_so():
 def pieces(*more):
     "A unigram vocabulary in the layout of fairseq (mBART)."
     letters = sorted({c for line in CORPUS for c in line if c != " "})
-    return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
+    return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0),
+            ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
 
 
 def test_mbart50_puts_the_language_first(tmp_path):
@@ -100,7 +105,8 @@ def test_m2m100_knows_its_languages_by_short_names(tmp_path):
     from transformers import M2M100Tokenizer
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_prefix=str(tmp_path / "spm"), vocab_size=120, hard_vocab_limit=False,
+        sentence_iterator=iter(CORPUS), model_prefix=str(tmp_path / "spm"), vocab_size=120,
+        hard_vocab_limit=False,
         minloglevel=2)
     sp = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
     vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
@@ -111,7 +117,8 @@ def test_m2m100_knows_its_languages_by_short_names(tmp_path):
     made.save_pretrained(tmp_path / "saved")
     tok = text.load_tokenizer(tmp_path / "saved")
     rows, _ = text.encode_targets(tok, ["the dog"], language="am")
-    assert rows[0][0] == text.language_id(tok, "am") == tok.get_lang_id("am") and rows[0][-1] == tok.eos_token_id
+    assert rows[0][0] == text.language_id(tok,
+                                          "am") == tok.get_lang_id("am") and rows[0][-1] == tok.eos_token_id
     assert text.decode_texts(tok, rows) == ["the dog"]
 
 
@@ -128,14 +135,16 @@ def test_gpt2_gets_an_end_and_a_padding_token_of_its_own(tmp_path):
     end = "<|endoftext|>"
     tok = byte_level(tmp_path, GPT2Tokenizer, unk_token=end)
     rows, cut = text.encode_targets(tok, ["dog", "a long text"], 5)
-    assert rows[0] == [*tok("dog").input_ids, tok.eos_token_id] and rows[1][-1] == tok.eos_token_id and cut == 1
+    assert rows[0] == [*tok("dog").input_ids,
+                       tok.eos_token_id] and rows[1][-1] == tok.eos_token_id and cut == 1
     assert tok.pad_token_id not in (None, tok.eos_token_id) and text.decode_texts(tok, rows)[0] == "dog"
 
 
 def test_bart_keeps_its_begin_token(tmp_path):
     from transformers import BartTokenizer
 
-    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+               "mask_token": "<mask>"}
     tok = byte_level(tmp_path, BartTokenizer, **special)
     rows, _ = text.encode_targets(tok, ["dog"])
     assert (rows[0][0], rows[0][-1]) == (tok.bos_token_id, tok.eos_token_id) and len(rows[0]) == 5

@@ -29,7 +29,8 @@ def losses_of(cfg, nets, d, batch, training=False):
     torch.manual_seed(3)
     for net in nets.values():
         net.train(training).zero_grad(set_to_none=True)
-    ctx = Ctx(cfg=cfg, data=d, training=training, counts=d.counts(batch), generator=torch.Generator().manual_seed(4))
+    ctx = Ctx(cfg=cfg, data=d, training=training, counts=d.counts(batch),
+              generator=torch.Generator().manual_seed(4))
     parts = tts.speech_loss(nets, batch, ctx)
     parts["loss"].backward()
     grads = {f"{name}.{k}": p.grad for name, net in nets.items() for k, p in net.named_parameters()}
@@ -70,21 +71,25 @@ def test_padding_counts_nothing(good, more, training):
     text = torch.arange(batch["text_ids"].shape[1]) >= batch["text_lengths"][:, None]
     frames = torch.arange(batch["mel"].shape[2]) >= batch["mel_lengths"][:, None]
     assert text.any() and frames.any()
-    spoilt = batch | {"text_ids": batch["text_ids"].masked_fill(text, 5), "mel": batch["mel"].masked_fill(frames[:, None], 7.0)}
+    spoilt = batch | {"text_ids": batch["text_ids"].masked_fill(text, 5),
+                      "mel": batch["mel"].masked_fill(frames[:, None], 7.0)}
     spoilt |= {k: batch[k].masked_fill(frames, 190.0) for k in ("pitch", "energy") if k in batch}
     (parts, grads), (again, grads_again) = (losses_of(cfg, nets, d, b, training) for b in (batch, spoilt))
-    wanted = {"loss", "mel_loss", "duration_loss", "align_loss"} | ({"pitch_loss", "energy_loss"} if cfg.model.pitch else set())
+    wanted = {"loss", "mel_loss", "duration_loss",
+              "align_loss"} | ({"pitch_loss", "energy_loss"} if cfg.model.pitch else set())
     assert parts.keys() == wanted and all(v > 0 for v in parts.values())
     assert {k: float(v) for k, v in parts.items()} == {k: float(v) for k, v in again.items()}
     assert all(torch.equal(grads[k], grads_again[k]) for k in grads)
 
 
 def test_the_total_is_made_of_its_weighted_parts(good):
-    cfg = config(good, f"{MELODY} loss.mel_weight=0.5 loss.dur_weight=0.25 loss.align_weight=2 loss.pitch_weight=3 loss.energy_weight=4")
+    cfg = config(good, f"{MELODY} loss.mel_weight=0.5 loss.dur_weight=0.25 loss.align_weight=2 "
+                       "loss.pitch_weight=3 loss.energy_weight=4")
     nets, d = lively(cfg)
     parts, _ = losses_of(cfg, nets, d, batch_of(d))
     weights = {"mel": 0.5, "duration": 0.25, "align": 2, "pitch": 3, "energy": 4}
-    assert float(parts["loss"]) == pytest.approx(sum(w * float(parts[f"{k}_loss"]) for k, w in weights.items()), rel=1e-5)
+    assert float(parts["loss"]) == pytest.approx(sum(w * float(parts[f"{k}_loss"])
+                                                     for k, w in weights.items()), rel=1e-5)
 
 
 def test_durations_are_learnt_from_real_ones(good):
@@ -94,7 +99,8 @@ def test_durations_are_learnt_from_real_ones(good):
     batch = batch_of(d)
     before, grads = losses_of(cfg, nets, d, batch)
     after, _ = losses_of(cfg, nets, d, batch | {"durations": batch["durations"].roll(1, 1)})
-    assert float(before["duration_loss"]) != float(after["duration_loss"]) and grads["durations.out.weight"].abs().max() > 0
+    assert (float(before["duration_loss"]) != float(after["duration_loss"])
+            and grads["durations.out.weight"].abs().max() > 0)
     optimiser = torch.optim.Adam(nets["durations"].parameters(), 0.02)
     for _ in range(40):  # one batch, by heart
         losses_of(cfg, nets, d, batch)
@@ -120,13 +126,17 @@ def test_alignments_are_monotonic_complete_and_sum_to_the_frames(good):
     d = data_of(timed)
     for split, rows in d.datasets.items():
         batch = batch_of(d, range(len(rows)), split)
-        check_durations(batch["durations"], batch["text_lengths"], batch["mel_lengths"], batch["uid"], silent=99)
-        assert set(batch["text_ids"][batch["durations"] == 0].tolist()) <= {0, 2}  # between words there may be no pause
+        check_durations(batch["durations"], batch["text_lengths"], batch["mel_lengths"], batch["uid"],
+                        silent=99)
+        # between words there may be no pause
+        assert set(batch["text_ids"][batch["durations"] == 0].tolist()) <= {0, 2}
 
 
 def test_the_spectrogram_teaches_the_encoder_through_the_length_regulator(good):
-    "Fault: rounding blocks the mel gradient. The mel error alone moves the vector of every symbol of the batch."
-    cfg = config(good, f"{MELODY} loss.align_weight=0 loss.dur_weight=0 loss.pitch_weight=0 loss.energy_weight=0")
+    """Fault: rounding blocks the mel gradient.
+    The mel error alone moves the vector of every symbol of the batch."""
+    cfg = config(good, f"{MELODY} loss.align_weight=0 loss.dur_weight=0 loss.pitch_weight=0 "
+                       "loss.energy_weight=0")
     nets, d = lively(cfg)
     batch = batch_of(d)
     _, grads = losses_of(cfg, nets, d, batch)
@@ -141,7 +151,8 @@ def test_the_spectrogram_teaches_the_encoder_through_the_length_regulator(good):
 
 
 def test_the_length_regulator_has_no_loop():
-    "Fault: a Python loop in the length regulator. As many operations for sixty symbols of thirty rows as for three of two."
+    """Fault: a Python loop in the length regulator.
+    As many operations for sixty symbols of thirty rows as for three of two."""
     class Count(TorchDispatchMode):
         calls = 0
 
@@ -161,10 +172,12 @@ def test_the_length_regulator_has_no_loop():
 # Voices of other people
 
 def test_unreadable_sound_never_becomes_a_spectrogram(spoilt):
-    "Fault: unreadable audio silently becomes a zero mel. Broken, silent, clipped, 8 kHz, forty minutes, without text: each is named."
+    """Fault: unreadable audio silently becomes a zero mel.
+    Broken, silent, clipped, 8 kHz, forty minutes, without text: each is named."""
     message = refusal(config(spoilt.home))
     count = len(spoilt.reasons)
-    assert message.startswith(f"{count} of {40 + count} rows cannot be used, more than data.max_rejected = 0.01 allows.")
+    assert message.startswith(f"{count} of {40 + count} rows cannot be used, more than data.max_rejected = "
+                              "0.01 allows.")
     for uid, reason in spoilt.reasons.items():
         assert reason in next(x for x in message.splitlines() if f" {uid}: " in x)
     d = data_of(config(spoilt.home, "data.max_rejected=0.5"))
@@ -182,7 +195,8 @@ def test_the_folder_is_read_as_its_owner_wrote_it(good):
     assert d.own["mels"].facts(d.uids["train"][0])["channels"] == 2
     batch = batch_of(d, [0])
     assert d.own["symbols"].decode(batch["text_ids"][0].tolist()) == [" ", *batch["text"][0], " "]
-    assert batch["mel"].shape[1] == 80 and d.counts(batch) == {"frames": int(batch["mel_lengths"][0]), "symbols": int(batch["text_lengths"][0])}
+    assert batch["mel"].shape[1] == 80 and d.counts(batch) == {"frames": int(batch["mel_lengths"][0]),
+                                                               "symbols": int(batch["text_lengths"][0])}
 
 
 @pytest.mark.parametrize("overrides, words", [
@@ -190,7 +204,8 @@ def test_the_folder_is_read_as_its_owner_wrote_it(good):
     ("data.source=samples data.text.language=xx", "there are samples of am, en"),
     ("data.times=/no/such/times.json", "data.times: .*no/such/times.json"),
     ("data.times=samples data.source=samples data.text.language=en", "data.times: .*times.json"),
-    ("data.times={good}/few.json data.text.kind=phones", "data.times has no times of `am-emoji-.*39 clips in all"),
+    ("data.times={good}/few.json data.text.kind=phones",
+     "data.times has no times of `am-emoji-.*39 clips in all"),
     ("data.times={good}/times.json", "40 of 40 rows cannot be used(.|\n)*take both from the same phone set"),
     ("model.rows=8", "model.rows is 8, and there are"),
     ("model.base=/no/such/run", "no run of text to speech: it has no assets/symbols.json"),
@@ -217,7 +232,8 @@ def test_an_unknown_vocoder_is_a_sentence(good, name):
 
 # Reality checks
 
-@pytest.mark.parametrize("more", ["", f"{FLOW} model.decoder.together=3", f"loss.mel=l1 {MELODY}", "model.dropout=0 model.prenet=0",
+@pytest.mark.parametrize("more", ["", f"{FLOW} model.decoder.together=3", f"loss.mel=l1 {MELODY}",
+                                  "model.dropout=0 model.prenet=0",
                                   "data.text.kind=phones", "speakers", "times", f"times {FLOW}"])
 def test_every_variant_passes_the_reality_checks(good, folder, more):
     home = good
@@ -227,7 +243,8 @@ def test_every_variant_passes_the_reality_checks(good, folder, more):
     assert data_of(cfg).facts["speakers"] == (2 if home != good else 1)
     found = {c.name: c for c in check(cfg)}
     assert {c.state for c in found.values()} == {"passed"}, found
-    assert set(found) == {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients", "frozen", "steps", "checkpoint"}
+    assert set(found) == {"inputs", "first loss", "padding", "targets", "inputs matter", "gradients",
+                          "frozen", "steps", "checkpoint"}
 
 
 def test_the_samples_with_their_times_pass_too():
@@ -240,12 +257,14 @@ def with_loss(change):
     "The task with another loss: change(the real one, nets, batch, ctx)."
     def loss(nets, batch, ctx):
         return change(tts.speech_loss, nets, batch, ctx)
-    return replace(tts.task, objectives=lambda cfg: {"speech": Objective(tts.objectives(cfg)["speech"].trains, loss)})
+    return replace(tts.task,
+                   objectives=lambda cfg: {"speech": Objective(tts.objectives(cfg)["speech"].trains, loss)})
 
 
 def noise_like(decoder, mel):
     "As loud as the spectrograms are, and nothing to do with them."
-    return decoder.loud(0.94 * torch.randn(999, 80, generator=torch.Generator().manual_seed(0))[: mel.shape[2]].T).expand_as(mel)
+    return decoder.loud(0.94 * torch.randn(999, 80,
+                                           generator=torch.Generator().manual_seed(0))[: mel.shape[2]].T).expand_as(mel)
 
 
 def one_mel(real, rows, at):
@@ -253,13 +272,18 @@ def one_mel(real, rows, at):
 
 
 FAULTS = {  # fault: (the loss that has it, the check that finds it, a word of what it says)
-    "spectrogram not read": (lambda f, n, b, c: f(n, b | {"mel": noise_like(n["decoder"], b["mel"])}, c), "targets", "other mel cost the same"),
+    "spectrogram not read": (lambda f, n, b, c: f(n, b | {"mel": noise_like(n["decoder"], b["mel"])}, c),
+                             "targets", "other mel cost the same"),
     "mean over padding": (lambda f, n, b, c: {k: v * b["mel"].shape[2] * len(b["mel"]) / sum(b["mel_lengths"])
                                               for k, v in f(n, b, c).items()}, "padding", "padding counts"),
-    "dummy loss": (lambda f, n, b, c: {k: v * 0 - 2344 for k, v in f(n, b, c).items()}, "first loss", "-2344"),
-    "dummy tokens": (lambda f, n, b, c: f(n, b | {"text_ids": b["text_ids"] * 0 + 5}, c), "inputs matter", "text_ids"),
-    "sum over bands": (lambda f, n, b, c: {k: v * 80 for k, v in f(n, b, c).items()}, "first loss", "mel_loss is"),
-    "blocked gradient": (lambda f, n, b, c: {k: v.detach() + 0 * n["aligner"].weight.sum() for k, v in f(n, b, c).items()},
+    "dummy loss": (lambda f, n, b, c: {k: v * 0 - 2344 for k, v in f(n, b, c).items()}, "first loss",
+                   "-2344"),
+    "dummy tokens": (lambda f, n, b, c: f(n, b | {"text_ids": b["text_ids"] * 0 + 5}, c), "inputs matter",
+                     "text_ids"),
+    "sum over bands": (lambda f, n, b, c: {k: v * 80 for k, v in f(n, b, c).items()}, "first loss",
+                       "mel_loss is"),
+    "blocked gradient": (lambda f, n, b,
+                         c: {k: v.detach() + 0 * n["aligner"].weight.sum() for k, v in f(n, b, c).items()},
                          "gradients", "no gradient"),
 }
 
@@ -299,7 +323,8 @@ def test_a_row_is_the_same_alone_and_in_a_batch(good, more):
     alone = [parts([i]) for i in range(6)]
     for i, row in enumerate(together):
         own = tts.predict(nets, batch_of(d, [i]), ctx)[0]["hypothesis"]
-        assert own.mel.shape == row["hypothesis"].mel.shape and np.allclose(own.mel, row["hypothesis"].mel, atol=1e-3)
+        assert (own.mel.shape == row["hypothesis"].mel.shape
+                and np.allclose(own.mel, row["hypothesis"].mel, atol=1e-3))
     for name, value in parts(range(6)).items():
         assert float(value) == pytest.approx(sum(float(a[name]) for a in alone), rel=1e-4)
 
@@ -318,4 +343,5 @@ def test_the_plan_of_a_voice_predicts_its_memory():
     from workbench.core.config.presets import load
 
     memory = plan(load("tts_tiny"), memory=True)["memory"]
-    assert "could not be predicted" not in memory["note"] and {line["device"] for line in memory["table"]} >= {"this machine", "GPU 24 GB"}
+    assert ("could not be predicted" not in memory["note"]
+            and {line["device"] for line in memory["table"]} >= {"this machine", "GPU 24 GB"})

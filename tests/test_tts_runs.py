@@ -73,7 +73,8 @@ def runs(folder, good):
     other = voices.good_folder(folder / "other", first=100, count=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(folder))
-        straight, stopped = go(folder / "straight", config(good, HARD)), go(folder / "killed", config(good, HARD), trap="3")
+        straight, stopped = go(folder / "straight",
+                               config(good, HARD)), go(folder / "killed", config(good, HARD), trap="3")
         base = done(straight)
         assert end(stopped)["state"] == "died" and stopped.process.returncode == -signal.SIGKILL
         assert checkpoint.find(stopped.folder).name == checkpoint.checkpoint_name(2)
@@ -82,13 +83,16 @@ def runs(folder, good):
         one = go(folder / "one", config(good, f"{EQUAL} train.accumulate=2"))
         done(fine)
         two = go(folder / "two", config(good, EQUAL), nproc=2)
-        return {"straight": base, "killed": again.folder, "fine": fine.folder, "one": done(one), "two": done(two), "other": other}
+        return {"straight": base, "killed": again.folder, "fine": fine.folder, "one": done(one),
+                "two": done(two), "other": other}
 
 
 def test_a_killed_run_is_the_run_that_was_never_killed(runs):
-    "Fault: scheduler, scaler and RNG not in the checkpoint. In the middle of an epoch, with dropout, drawn noise and averaged weights."
+    """Fault: scheduler, scaler and RNG not in the checkpoint.
+    In the middle of an epoch, with dropout, drawn noise and averaged weights."""
     one, two = runs["straight"], runs["killed"]
-    assert status_of(two)["attempt"] == 2 and read_json(one / "plan.json")["batches"]["steps_per_epoch"] == 3 > 2 % 3 > 0
+    assert (status_of(two)["attempt"] == 2
+            and read_json(one / "plan.json")["batches"]["steps_per_epoch"] == 3 > 2 % 3 > 0)
     assert lines(two) == lines(one) and len(lines(one, "train")) == 6
     assert same_bits(tensors(two), tensors(one)) and same_bits(tensors(two, "best"), tensors(one, "best"))
     assert read_json(two / "results.json") == read_json(one / "results.json")
@@ -103,7 +107,8 @@ def test_two_processes_equal_one(runs):
 
 
 def test_frozen_rows_keep_their_bits(runs):
-    "Fault: `frozen` rows still shrunk by weight decay. The base's symbols keep ids and embeddings; the rest learns."
+    """Fault: `frozen` rows still shrunk by weight decay.
+    The base's symbols keep ids and embeddings; the rest learns."""
     base, fine = runs["straight"], runs["fine"]
     before, after = (json.loads((r / "assets/symbols.json").read_text())["symbols"] for r in (base, fine))
     old = len(before)
@@ -116,12 +121,15 @@ def test_frozen_rows_keep_their_bits(runs):
     assert torch.equal(averaged[row][:old].view(torch.int32), begun[row].view(torch.int32))
     cfg = config(runs["other"], f"{FINE} model.base={base}")
     fresh = tts.task.nets(cfg, data_of(cfg), True)["encoder"].embed.weight
-    assert len(found[row]) == len(after) and (found[row][old:] != fresh[old:]).any(1).all()  # every new one moved
-    same = {k for k, t in found.items() if k in begun and t.shape == begun[k].shape and torch.equal(t, begun[k])}
+    # every new one moved
+    assert len(found[row]) == len(after) and (found[row][old:] != fresh[old:]).any(1).all()
+    same = {k for k, t in found.items()
+            if k in begun and t.shape == begun[k].shape and torch.equal(t, begun[k])}
     assert not {k for k in same if not k.endswith(("mean", "std"))}  # everything else moved
     statistics = read_json(fine / "assets/statistics.json")["mel"]
     for k in ("mean", "std"):
-        assert found[f"decoder|{k}"][:, 0].tolist() == torch.tensor(statistics[k]).tolist() != begun[f"decoder|{k}"][:, 0].tolist()
+        assert (found[f"decoder|{k}"][:, 0].tolist() == torch.tensor(statistics[k]).tolist()
+                != begun[f"decoder|{k}"][:, 0].tolist())
     origin = read_json(fine / "plan.json")["weights"]
     assert (origin["kind"], origin["where"]) == ("pretrained", str(base))
 
@@ -132,14 +140,16 @@ def test_a_run_begins_with_the_weights_that_load_gives(runs):
     mine, (base, _) = tts.task.nets(cfg, d, True), workbench.load(str(runs["straight"]))
     for name, net in base.items():
         own = mine[name].state_dict()
-        assert all(torch.equal(own[k][: len(t)], t) for k, t in net.state_dict().items() if k not in ("mean", "std")), name
+        assert all(torch.equal(own[k][: len(t)], t)
+                   for k, t in net.state_dict().items() if k not in ("mean", "std")), name
     assert mine["encoder"].embed.weight.frozen_rows == slice(0, len(base["encoder"].embed.weight))
 
 
 def test_rows_that_decay_all_the_same_are_found(runs, monkeypatch):
     cfg = config(runs["other"], f"{FINE} model.base={runs['straight']}")
     assert not [c for c in check(cfg) if c.state == "failed"]
-    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)  # as the public project had it
+    # as the public project had it
+    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)
     found = {c.name: c.says for c in check(cfg) if c.state == "failed"}
     assert "`encoder.embed.weight, frozen rows`" in found["frozen"]
     loose = config(runs["other"], f"{FINE} model.base={runs['straight']} model.freeze_base_rows=false")
@@ -151,7 +161,8 @@ def test_a_base_that_does_not_fit_is_a_sentence(runs, tmp_path):
     wider = refusal(config(runs["other"], f"{FINE} model.base={base} model.width=48"))
     assert f"in {base}" in wider and "give the model the sizes of the base" in wider
     shutil.rmtree(base / "checkpoints")
-    assert refusal(config(runs["other"], f"{FINE} model.base={base}")) == f"model.base: {base} has no checkpoint."
+    assert refusal(config(runs["other"],
+                          f"{FINE} model.base={base}")) == f"model.base: {base} has no checkpoint."
 
 
 # Speaking
@@ -180,7 +191,8 @@ def test_a_text_is_spoken_sentence_by_sentence(voice):
         assert other * speed == pytest.approx(sum(map(len, waves)), rel=0.1)
 
 
-@pytest.mark.parametrize("text, words", [("ሰላም Ω", "no symbol for 'ω'"), ("", "nothing to say"), ("።", "nothing to say")])
+@pytest.mark.parametrize("text, words",
+                         [("ሰላም Ω", "no symbol for 'ω'"), ("", "nothing to say"), ("።", "nothing to say")])
 def test_what_cannot_be_said_is_a_sentence(voice, text, words):
     with pytest.raises(Refused, match=words) as caught:
         list(tts_voice.synthesise(*voice, text))
@@ -195,14 +207,16 @@ def test_what_cannot_be_said_is_a_sentence(voice, text, words):
 def trained(folder, spoilt):
     "A spoilt folder of another language, trained by the command."
     own = folder / "own.yaml"
-    raw = config(spoilt.home, "data.max_rejected=0.5 train.max_steps=2 valid.every=2 speak.f0=true trackers=[tensorboard] check=true",
+    raw = config(spoilt.home, "data.max_rejected=0.5 train.max_steps=2 valid.every=2 speak.f0=true "
+                              "trackers=[tensorboard] check=true",
                  speak={"sentences": [voices.rows()[1][1], "Ω"]})
     own.write_text(presets.dump(raw), encoding="utf8")
     from workbench.lab import cli
 
     with pytest.MonkeyPatch.context() as patch, started.surroundings(""):
         patch.setenv("WORKBENCH_RUNS", str(folder))
-        assert cli.main(["train", str(own), "--run-dir", str(folder / "own")]) == 0, launch.log_tail(folder / "own", 40)
+        assert cli.main(["train", str(own), "--run-dir",
+                         str(folder / "own")]) == 0, launch.log_tail(folder / "own", 40)
     return folder / "own"
 
 
@@ -222,7 +236,8 @@ def test_results_stand_beside_a_baseline(trained):
     for table in ("valid", "predictions_epoch_0_step_2"):
         with open(trained / f"predictions/{table}.csv", encoding="utf8", newline="") as f:
             rows = list(csv.DictReader(f))
-        assert len(rows) == split["rows"] and all("s of speech" in r["hypothesis"] and r["reference"] for r in rows)
+        assert len(rows) == split["rows"] and all("s of speech" in r["hypothesis"] and r["reference"]
+                                                  for r in rows)
 
 
 def test_previews_can_be_seen_and_heard(trained):
@@ -230,12 +245,15 @@ def test_previews_can_be_seen_and_heard(trained):
 
     shown = trained / "previews" / checkpoint.checkpoint_name(2)
     names = {p.name for p in shown.iterdir()}
-    assert names >= {"valid_0.png", "valid_0_recorded.wav", "valid_0_spoken.wav", "sentence_0.png", "sentence_0_spoken.wav"}
+    assert names >= {"valid_0.png", "valid_0_recorded.wav", "valid_0_spoken.wav", "sentence_0.png",
+                     "sentence_0_spoken.wav"}
     assert "no symbol for 'ω'" in (shown / "sentence_1.txt").read_text(encoding="utf8")
     for path in shown.glob("*.wav"):
         with wave.open(str(path)) as f:
             assert f.getframerate() == 22050 and np.frombuffer(f.readframes(f.getnframes()), "<i2").std() > 10
     events = next(p.parent for p in trained.rglob("events.out.tfevents*"))
     tags = EventAccumulator(str(events), size_guidance={"images": 0, "audio": 0}).Reload().Tags()
-    assert {"valid_0", "sentence_0"} <= set(tags["images"]) and {"valid_0_recorded", "valid_0_spoken"} <= set(tags["audio"])
-    assert [t for t in tags["scalars"] if "mel_loss" in t] and [t for t in tags["scalars"] if "duration_loss" in t]
+    assert {"valid_0", "sentence_0"} <= set(tags["images"]) and {"valid_0_recorded",
+                                                                 "valid_0_spoken"} <= set(tags["audio"])
+    assert [t for t in tags["scalars"] if "mel_loss" in t] and [t for t in tags["scalars"]
+                                                                if "duration_loss" in t]

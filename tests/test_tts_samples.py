@@ -14,7 +14,8 @@ from workbench.parts.speech.phones import available, phones, read_phones
 from workbench.parts.speech.normalise import leftovers, normalise
 from workbench.parts.speech.symbols import is_pause
 
-soundfile = pytest.importorskip("soundfile", reason="reading the clips needs soundfile: pip install soundfile")
+soundfile = pytest.importorskip("soundfile",
+                                reason="reading the clips needs soundfile: pip install soundfile")
 PACKS = Path(workbench.__file__).parent / "samples/tts"
 COUNTS = {"en": (462, 30, 32), "am": (265, 25, 35)}
 VOICES = {"en": "en-us", "am": "am"}
@@ -53,8 +54,10 @@ def test_the_pack_is_the_one_that_was_made(lang):
 @both
 def test_the_datasheet_says_what_is_there(lang):
     sheet = (PACKS / lang / "DATASHEET.md").read_text(encoding="utf8")
-    words = {"en": ("asterisk-core-sounds-en", "1.6.1-1", "CC-BY-SA-3.0", "Allison Smith", "The speech is real"),
-             "am": ("SYNTHETIC", "not by a person", "espeak-ng 1.52", "cldr-annotations-full` 48.2.0", "MIT")}[lang]
+    words = {"en": ("asterisk-core-sounds-en", "1.6.1-1", "CC-BY-SA-3.0", "Allison Smith",
+                    "The speech is real"),
+             "am": ("SYNTHETIC", "not by a person", "espeak-ng 1.52", "cldr-annotations-full` 48.2.0",
+                    "MIT")}[lang]
     assert all(word in sheet for word in words)
     for part, count in zip(("train", "valid", "test"), COUNTS[lang]):
         found = rows(lang, part)
@@ -130,5 +133,6 @@ def test_the_amharic_times_fit_the_sound():
         wave, rate = soundfile.read(PACKS / "am" / clip)
         for phone, start, end in times[Path(clip).stem]:
             piece = wave[int(start * rate):int(end * rate)]
-            if end - start > 0.02: (loud if set(phone) & set("aeiouəɨ") else silent if not phone else []).append(piece.std())
+            if end - start > 0.02: (loud if set(phone) & set("aeiouəɨ") else silent if not phone
+                                    else []).append(piece.std())
     assert np.median(loud) > 20 * np.median(silent) and len(silent) > 5

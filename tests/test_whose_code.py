@@ -26,7 +26,8 @@ def handed_over(tmp_path, monkeypatch):
     run = create(presets.load(config()), tmp_path / "runs" / "shared")
     update_status(run, state="stopped", **process())
     for name in ("runs/shared/extra.py", "extra.py"):
-        write_text(tmp_path / name, MARK.format(mark=str(tmp_path / "it ran")) + (toys / "curve.py").read_text())
+        write_text(tmp_path / name,
+                   MARK.format(mark=str(tmp_path / "it ran")) + (toys / "curve.py").read_text())
     text = (run / "config.yaml").read_text()
     write_text(run / "config.yaml", text.replace("task: curve", "task: runs.shared.extra"))
     write_text(tmp_path / "mine.yaml", text.replace("task: curve", "task: extra"))
@@ -38,8 +39,10 @@ def handed_over(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("words", [["resume", "{run}"], ["say", "{run}", "Hello."], ["plan", "{run}/config.yaml"], ["check", "{run}/config.yaml"],
-                                   ["train", "{run}/config.yaml"], ["plan", "mine.yaml"], ["plan", "t5_tiny", "--overrides", "task=extra"]])
+@pytest.mark.parametrize("words", [["resume", "{run}"], ["say", "{run}", "Hello."],
+                                   ["plan", "{run}/config.yaml"], ["check", "{run}/config.yaml"],
+                                   ["train", "{run}/config.yaml"], ["plan", "mine.yaml"],
+                                   ["plan", "t5_tiny", "--overrides", "task=extra"]])
 def test_a_file_alone_imports_nothing(handed_over, tmp_path, capsys, words):
     assert cli.main([w.format(run=handed_over) for w in words]) == 2
     says = capsys.readouterr().err
@@ -49,8 +52,10 @@ def test_a_file_alone_imports_nothing(handed_over, tmp_path, capsys, words):
 def test_loading_and_the_training_process_import_nothing(handed_over, tmp_path):
     with pytest.raises(Refused, match="imports no other code"):
         workbench.load(str(handed_over))
-    done = subprocess.run([sys.executable, "-m", "workbench.core.train.loop", str(handed_over)], capture_output=True, text=True)
-    assert done.returncode == 2 and "--task-from runs.shared.extra" in done.stderr and not (tmp_path / "it ran").exists()
+    done = subprocess.run([sys.executable, "-m", "workbench.core.train.loop", str(handed_over)],
+                          capture_output=True, text=True)
+    assert (done.returncode == 2 and "--task-from runs.shared.extra" in done.stderr
+            and not (tmp_path / "it ran").exists())
     assert status_of(handed_over)["state"] == "failed"
 
 
@@ -58,9 +63,11 @@ def test_loading_and_the_training_process_import_nothing(handed_over, tmp_path):
 def test_a_task_that_the_user_named(handed_over, tmp_path, monkeypatch, capsys, named):
     "By its module or its file; the process that trains is told."
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
-    assert cli.main(["train", "mine.yaml", "--overrides", "train.max_steps=1", "--run-dir", "own", "--task-from", named]) == 0
+    assert cli.main(["train", "mine.yaml", "--overrides", "train.max_steps=1", "--run-dir", "own",
+                     "--task-from", named]) == 0
     assert (tmp_path / "it ran").exists() and status_of(tmp_path / "own")["state"] == "finished"
-    assert cli.main(["plan", "mine.yaml", "--task-from", "none.py"]) == 2 and "no such file" in capsys.readouterr().err
+    assert cli.main(["plan", "mine.yaml", "--task-from",
+                     "none.py"]) == 2 and "no such file" in capsys.readouterr().err
 
 
 def test_a_task_that_this_process_has_imported(monkeypatch):

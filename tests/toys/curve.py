@@ -25,7 +25,8 @@ class Curve:
         i, epoch = at
         x = np.random.default_rng(self.first + i).normal(size=3)
         moved = x + 0.01 * np.random.default_rng([i, epoch]).normal(size=3)
-        return f"r{self.first + i:03d}", torch.tensor(moved).float(), torch.tensor([np.sin(x[0]) + x[1] * x[2]]).float()
+        return (f"r{self.first + i:03d}", torch.tensor(moved).float(),
+                torch.tensor([np.sin(x[0]) + x[1] * x[2]]).float())
 
 
 class CurveData(Section):
@@ -45,16 +46,20 @@ class CurveConfig(Section):
 
 def data(cfg, stage):
     datasets = {"train": Curve(cfg.data.rows, cfg.data.first), "valid": Curve(11, 100), "test": Curve(7, 200)}
-    return Data(datasets, lambda items: dict(zip(("uid", "x", "y"), (list(f) if isinstance(f[0], str) else torch.stack(f)
+    return Data(datasets, lambda items: dict(zip(("uid", "x", "y"),
+                                                 (list(f) if isinstance(f[0], str) else torch.stack(f)
                                                                      for f in zip(*items)))),
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()}, lambda b: {"rows": len(b["uid"])},
-                {k: [f"r{d.first + i:03d}" for i in range(len(d))] for k, d in datasets.items()}, targets=("y",))
+                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                lambda b: {"rows": len(b["uid"])},
+                {k: [f"r{d.first + i:03d}" for i in range(len(d))] for k, d in datasets.items()},
+                targets=("y",))
 
 
 def nets(cfg, data, load_weights):
     torch.manual_seed(cfg.seed)
     norm = nn.BatchNorm1d(cfg.width) if cfg.norm else nn.Identity()
-    body = nn.Sequential(nn.Linear(3, cfg.width), norm, nn.Tanh(), nn.Dropout(cfg.dropout), nn.Linear(cfg.width, cfg.width))
+    body = nn.Sequential(nn.Linear(3, cfg.width), norm, nn.Tanh(), nn.Dropout(cfg.dropout),
+                         nn.Linear(cfg.width, cfg.width))
     head = nn.ModuleDict({"out": nn.Linear(cfg.width, 1)} | ({"spare": nn.Linear(1, 1)} if cfg.spare else {}))
     return {"body": body, "head": head, "judge": nn.Linear(cfg.width, 1)}
 
@@ -87,7 +92,8 @@ def fit(nets, batch, ctx):
 
 
 def guess(nets, batch, ctx):
-    return {"loss": (nets["judge"](ctx.cache["hidden"]) - ctx.cache["error"]).square().sum() / ctx.counts["rows"]}
+    return {"loss": (nets["judge"](ctx.cache["hidden"]) - ctx.cache["error"]).square().sum()
+            / ctx.counts["rows"]}
 
 
 def lift(nets, batch, ctx):

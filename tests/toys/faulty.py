@@ -1,4 +1,5 @@
-"A task for tests that names the kind of every frame of a sequence; `fault` brings in what went wrong in public projects."
+"""A task for tests that names the kind of every frame of a sequence; `fault` brings in what went wrong in
+public projects."""
 import numpy as np
 import torch
 from torch import nn
@@ -32,21 +33,26 @@ class Frames:
         kinds = (np.arctan2(x[:, 0], x[:, 1]) / (2 * np.pi) * KINDS % KINDS).astype(int)
         x = {"zeros": 0 * x, "constant": 0 * x + 0.5, "one row": np.ones((3 + i % 5, 1)) * [1, 2, 3],
              "nan": x / (i % 2)}.get(self.fault, x)
-        return f"r{i:03d}", torch.tensor(x).float(), torch.tensor(0 * kinds if self.fault == "one target" else kinds)
+        return f"r{i:03d}", torch.tensor(x).float(), torch.tensor(0 * kinds if self.fault == "one target"
+                                                                  else kinds)
 
 
 def data(cfg, stage):
     with np.errstate(all="ignore"):
-        datasets = {k: Frames(n, first, cfg.fault) for k, n, first in (("train", 40, 0), ("valid", 8, 50), ("test", 8, 60))}
+        datasets = {k: Frames(n, first, cfg.fault)
+                    for k, n, first in (("train", 40, 0), ("valid", 8, 50), ("test", 8, 60))}
 
     def collate(items):
         uid, x, y = zip(*items)
         lengths = torch.tensor([len(f) for f in x])
-        return {"uid": list(uid), "x": pad_sequence(x, True), "mask": torch.arange(max(lengths))[None] < lengths[:, None],
+        return {"uid": list(uid), "x": pad_sequence(x, True),
+                "mask": torch.arange(max(lengths))[None] < lengths[:, None],
                 "y": pad_sequence(y, True, 0 if cfg.fault == "padding labels" else -100)}
-    return Data(datasets, collate, {k: [3 + (d.first + i) % 5 for i in range(len(d))] for k, d in datasets.items()},
+    return Data(datasets, collate,
+                {k: [3 + (d.first + i) % 5 for i in range(len(d))] for k, d in datasets.items()},
                 lambda b: {"frames": int(b["mask"].sum())}, {k: [f"r{d.first + i:03d}" for i in range(len(d))]
-                                                             for k, d in datasets.items()}, ["y"], {"x": "mask"})
+                                                             for k, d in datasets.items()}, ["y"],
+                                                             {"x": "mask"})
 
 
 class Namer(nn.Module):
@@ -65,7 +71,8 @@ class Namer(nn.Module):
             self.drift += 0.1
         if self.fault == "deaf":
             x = torch.ones_like(x)
-        out = self.layers(x) + self.table(torch.zeros((), dtype=torch.long, device=x.device) + 2) + self.drift.cumsum(0)
+        out = self.layers(x) + self.table(torch.zeros((), dtype=torch.long, device=x.device)
+                                          + 2) + self.drift.cumsum(0)
         if self.fault == "zero":
             out = out + 0 * self.table(torch.tensor(1, device=x.device))
         return out
@@ -82,8 +89,10 @@ def loss(nets, batch, ctx):
     fault, out, y = ctx.cfg.fault, nets["namer"](batch["x"]), batch["y"]
     if fault == "drifting" and ctx.training:
         with torch.no_grad():
-            nets["still"].weight.mul_(0.999)  # what weight decay does to a tensor that an optimiser should not have
-    if fault == "dummy":  # falls as long as one likes: the loss of a public project, completed after 1000 epochs
+            # what weight decay does to a tensor that an optimiser should not have
+            nets["still"].weight.mul_(0.999)
+    # falls as long as one likes: the loss of a public project, completed after 1000 epochs
+    if fault == "dummy":
         return {"loss": sum(p.square().sum() for p in nets["namer"].parameters()) - 2344.0}
     if fault == "targets":
         return {"loss": out[batch["mask"]].square().sum() / ctx.counts["frames"]}
@@ -97,7 +106,8 @@ def loss(nets, batch, ctx):
 def predict(nets, batch, ctx):
     said = nets["namer"](batch["x"]).argmax(-1)
     said = torch.zeros_like(said) if ctx.cfg.fault == "collapsed" or ctx.cfg.shy else said
-    text = lambda row, mask: "and" if ctx.cfg.fault == "collapsed" else " ".join(str(int(k)) for k in row[mask])
+    text = (lambda row,
+            mask: "and" if ctx.cfg.fault == "collapsed" else " ".join(str(int(k)) for k in row[mask]))
     return [{"uid": u, "reference": " ".join(str(int(k)) for k in y[m]), "hypothesis": text(s, m)}
             for u, s, y, m in zip(batch["uid"], said, batch["y"], batch["mask"])]
 
@@ -110,6 +120,7 @@ def expect(nets, batch, ctx):
     return {"loss": chance_band(nets["namer"](batch["x"]), batch["y"])}
 
 
-task = Task(config=FaultyConfig, data=data, nets=nets, objectives=lambda cfg: {"name": Objective(["namer"], loss)},
+task = Task(config=FaultyConfig, data=data, nets=nets,
+            objectives=lambda cfg: {"name": Objective(["namer"], loss)},
             predict=predict, score=score, baseline=lambda data, split: {"exact": 0.0}, expect=expect,
             preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"})

@@ -28,16 +28,20 @@ class GanConfig(Section):
 
 def data(cfg, stage):
     datasets = {"train": Points(60), "valid": Points(10, 60), "test": Points(7, 70)}
-    return Data(datasets, lambda items: {"uid": [u for u, _ in items], "point": torch.stack([p for _, p in items])},
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()}, lambda b: {"rows": len(b["uid"])},
-                {k: [f"r{d.first + i}" for i in range(len(d))] for k, d in datasets.items()}, targets=("point",))
+    return Data(datasets,
+                lambda items: {"uid": [u for u, _ in items], "point": torch.stack([p for _, p in items])},
+                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                lambda b: {"rows": len(b["uid"])},
+                {k: [f"r{d.first + i}" for i in range(len(d))] for k, d in datasets.items()},
+                targets=("point",))
 
 
 def nets(cfg, data, load_weights):
     torch.manual_seed(cfg.seed)
 
     def net(inputs, outputs):
-        return nn.Sequential(nn.Linear(inputs, cfg.width), nn.Tanh(), nn.Dropout(cfg.dropout), nn.Linear(cfg.width, outputs))
+        return nn.Sequential(nn.Linear(inputs, cfg.width), nn.Tanh(), nn.Dropout(cfg.dropout),
+                             nn.Linear(cfg.width, outputs))
     return {"generator": net(2, 2), "critic": net(2, 1)}
 
 

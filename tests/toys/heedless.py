@@ -43,7 +43,8 @@ def fit(nets, batch, ctx):
 
 
 def predict(nets, batch, ctx):
-    return [row | {"hypothesis": f"{float(row['hypothesis']):.{ctx.cfg.digits}f}"} for row in curve.predict(nets, batch, ctx)]
+    return [row | {"hypothesis": f"{float(row['hypothesis']):.{ctx.cfg.digits}f}"}
+            for row in curve.predict(nets, batch, ctx)]
 
 
 def score(rows, data):
@@ -51,6 +52,7 @@ def score(rows, data):
 
 
 task = replace(curve.task, config=HeedlessConfig, data=data, predict=predict, score=score,
-               objectives=lambda cfg: curve.objectives(cfg) | {"fit": replace(curve.objectives(cfg)["fit"], loss=fit)},
+               objectives=lambda cfg: curve.objectives(cfg)
+               | {"fit": replace(curve.objectives(cfg)["fit"], loss=fit)},
                baseline=lambda data, split: {"error": data.own["cfg"].trivial},
                preview=lambda nets, data, ctx: {"note": str(ctx.cfg.look.model_dump())})

@@ -19,7 +19,8 @@ outside = ("time", "tokens_per_s", "attempt")  # what may differ between equal r
 def surroundings(trap):
     "The variables of the processes that are started here: no GPU, one thread, the toys on the path."
     tests = Path(__file__).parents[1]
-    ours = {"PYTHONPATH": f"{tests / 'toys'}{os.pathsep}{tests.parent}", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+    ours = {"PYTHONPATH": f"{tests / 'toys'}{os.pathsep}{tests.parent}", "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1", "TOY_TRAP": trap}
     before = dict(os.environ)
     os.environ.update(ours)

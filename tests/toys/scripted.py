@@ -1,4 +1,5 @@
-"A task for tests whose validations say what the configuration tells them: validation i of a stage scores good[i] and costs costs[i]."
+"""A task for tests whose validations say what the configuration tells them: validation i of a stage scores
+good[i] and costs costs[i]."""
 import numpy as np
 import torch
 from curve import trap
@@ -30,7 +31,8 @@ class Rows:
 
 def data(cfg, stage):
     sets = {split: Rows(split, n) for split, n in (("train", 8), ("valid", 2), ("test", 2))}
-    return Data(sets, lambda items: {"uid": items}, {k: [1] * len(d) for k, d in sets.items()}, lambda b: {"rows": len(b["uid"])},
+    return Data(sets, lambda items: {"uid": items}, {k: [1] * len(d) for k, d in sets.items()},
+                lambda b: {"rows": len(b["uid"])},
                 {k: d.names for k, d in sets.items()})
 
 
@@ -42,11 +44,13 @@ def loss(nets, batch, ctx):
     share = len(batch["uid"]) / ctx.counts["rows"]
     if not ctx.training:
         return {"loss": torch.tensor(share * told(ctx.cfg.loss.costs, ctx))}
-    return {"loss": trap(ctx, nets["m"].weight.square().sum() * share), "ramp": torch.tensor(share * ctx.stage_step)}
+    return {"loss": trap(ctx, nets["m"].weight.square().sum() * share),
+            "ramp": torch.tensor(share * ctx.stage_step)}
 
 
 def predict(nets, batch, ctx):
-    return [{"uid": u, "reference": u, "hypothesis": repr(told(ctx.cfg.loss.good, ctx))} for u in batch["uid"]]
+    return [{"uid": u, "reference": u, "hypothesis": repr(told(ctx.cfg.loss.good, ctx))}
+            for u in batch["uid"]]
 
 
 def preview(nets, data, ctx):
@@ -55,5 +59,6 @@ def preview(nets, data, ctx):
 
 task = Task(config=ScriptedConfig, data=data, nets=lambda cfg, data, load_weights: {"m": nn.Linear(1, 1)},
             objectives=lambda cfg: {"fit": Objective(["m.weight"], loss, parts=["ramp"])},
-            predict=predict, score=lambda rows, data: {"good": float(rows[0]["hypothesis"])}, baseline=lambda data, split: {"good": 0.0},
+            predict=predict, score=lambda rows, data: {"good": float(rows[0]["hypothesis"])},
+            baseline=lambda data, split: {"good": 0.0},
             expect=lambda nets, batch, ctx: {}, preview=preview, better={"good": "max"})

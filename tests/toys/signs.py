@@ -15,7 +15,8 @@ WORDS = {"isr": ["שלום", "בוקר טוב", "תודה רבה", "לילה", "
          "eth": ["ሰላም", "አዲስ አበባ", "እንኳን ደህና መጡ", "ውሃ", "ቤት", "ፍቅር", "ልጅ ነኝ", "አማርኛ"],
          "ukl": ["привіт", "дякую", "їжа", "ґанок і дім", "пес", "щастя", "мова жестів", "ні"]}
 # the table has them decomposed, as some keyboards type; they are learnt and scored composed
-TEXTS = [(lang, unicodedata.normalize("NFC", t)) for i in range(8) for lang, t in ((k, v[i]) for k, v in WORDS.items())]
+TEXTS = [(lang, unicodedata.normalize("NFC", t)) for i in range(8)
+         for lang, t in ((k, v[i]) for k, v in WORDS.items())]
 
 
 def motion(n, frames=24, points=76):
@@ -48,7 +49,8 @@ def save_pose(path, n, frames=24):
         path.write_bytes(dot_pose(n, frames))
     elif path.suffix == ".pkl":
         points = motion(n, frames)
-        path.write_bytes(pickle.dumps({"keypoints": points[:, None], "scores": np.ones((frames, 1, 76), np.float32)}))
+        path.write_bytes(pickle.dumps({"keypoints": points[:, None],
+                                       "scores": np.ones((frames, 1, 76), np.float32)}))
     else:
         np.save(path, motion(n, frames))
 
@@ -74,7 +76,8 @@ def write(path, rows, delimiter=",", bom=False, head=("uid", "text")):
 
 
 def good_folder(home, test=True):
-    "24 rows to train on in three scripts, no table for validation, poses of three formats, some in folders of their own."
+    """24 rows to train on in three scripts, no table for validation, poses of three formats, some in folders
+    of their own."""
     for i, (lang, _) in enumerate(TEXTS):
         save_pose(home / "poses" / (f"{lang}/s{i}" + (".pose", ".npy", ".pkl")[i % 3]), i, 18 + i % 7)
     typed = [(f"{lang}/s{i}", unicodedata.normalize("NFD", t)) for i, (lang, t) in enumerate(TEXTS)]
@@ -95,10 +98,13 @@ def spoil(home, flag):
     (poses / "empty.pose").write_bytes(b"")
     (poses / "no_frames_pose.pose").write_bytes(dot_pose(99, 0))
     save_pose(home / "secret.npy", 7)
-    rows = [("isr/s0", "פעמיים"), ("silent", ""), ("gone", "где"), ("truncated", "ሰ"), ("zeros", "אפס"), ("no_frames", "a"),
+    rows = [("isr/s0", "פעמיים"), ("silent", ""), ("gone", "где"), ("truncated", "ሰ"), ("zeros", "אפס"),
+            ("no_frames", "a"),
             ("no_frames_pose", "b"), ("evil", "c"), ("empty", "d"), ("../secret", "e")]
     with open(home / "train.csv", "ab") as f:
         f.write("".join(f"{u};{t}\r\n" for u, t in rows).encode("utf8"))
-    return {"isr/s0": "twice", "silent": "no text", "gone": "no pose gone", "truncated": "cut off|not a complete",
+    return {"isr/s0": "twice", "silent": "no text", "gone": "no pose gone",
+            "truncated": "cut off|not a complete",
             "zeros": "no point is visible", "no_frames": "no frames", "no_frames_pose": "no frames",
-            "evil": "refused, it asks for posix.system", "empty": "the file is empty", "../secret": "leads out"}
+            "evil": "refused, it asks for posix.system", "empty": "the file is empty",
+            "../secret": "leads out"}

@@ -30,9 +30,11 @@ class Rows:
 def data(cfg, stage):
     datasets = {"train": Rows(60), "valid": Rows(10, 60), "test": Rows(7, 70)}
     names = {k: [d[i, 0][0] for i in range(len(d))] for k, d in datasets.items()}
-    return Data(datasets, lambda items: {"uid": [i[0] for i in items], "x": torch.stack([i[1] for i in items]),
+    return Data(datasets,
+                lambda items: {"uid": [i[0] for i in items], "x": torch.stack([i[1] for i in items]),
                                          "y": torch.stack([i[2] for i in items])},
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()}, lambda b: {"rows": len(b["uid"])}, names,
+                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                lambda b: {"rows": len(b["uid"])}, names,
                 targets=("y",), show=lambda batch: {"texts": "\n".join(batch["uid"])}, rejected=[
                     {"row": HARM, "uid": HARM, "reason": HARM}], facts={"source": HARM})
 
@@ -55,7 +57,8 @@ def predict(nets, batch, ctx):
             for u, s in zip(batch["uid"], nets["net"](batch["x"])[:, 0])]
 
 
-task = Task(config=SpelledConfig, data=data, nets=nets, objectives=lambda cfg: {"fit": Objective(["net"], fit)}, predict=predict,
+task = Task(config=SpelledConfig, data=data, nets=nets,
+            objectives=lambda cfg: {"fit": Objective(["net"], fit)}, predict=predict,
             score=lambda rows, data: {"error": sum(len(r["hypothesis"]) for r in rows) / len(rows)},
             baseline=lambda data, split: {"error": 1.0}, expect=lambda nets, batch, ctx: {},
             preview=lambda nets, data, ctx: {"note": HARM})

@@ -1,4 +1,5 @@
-"A folder with a voice of another language as its owner has it, in LJSpeech's layout, whole or spoilt; and small nets that learn it."
+"""A folder with a voice of another language as its owner has it, in LJSpeech's layout, whole or spoilt; and
+small nets that learn it."""
 import os
 import shutil
 import types
@@ -30,7 +31,8 @@ def write_table(home, lines, name="metadata.csv"):
 
 
 def good_folder(home, first=0, count=40):
-    "metadata.csv, and beside it wavs in stereo at 22,050 Hz; the phones of the texts and their times. Returns the folder."
+    """metadata.csv, and beside it wavs in stereo at 22,050 Hz; the phones of the texts and their times.
+    Returns the folder."""
     (home / "wavs").mkdir(parents=True)
     mine = rows()[first:first + count]
     for name in ("phones.json", "times.json"):
@@ -68,24 +70,32 @@ def spoil(home):
     shutil.copy(place(low), home / "wavs/nobody_wrote_this.wav")
     lines = [(u, "" if u == text_gone else t) for u, t in more]
     old = (home / "metadata.csv").read_text(encoding="utf8").splitlines()
-    write_table(home, [*(line.split("|") for line in old), *lines, ("not_there", "ሰላም ለዓለም"), ("../outside", "ሰላም"), rows()[3]])
-    return {low: "nothing above 4 kHz", low2: "nothing above 4 kHz", cut: "cut off", text_gone: "empty text", mute: "silent",
-            long: "2400.00 s", noise: "not a sound file", clipped: "clipped: ", "nobody_wrote_this": "audio without text",
-            "not_there": "text without audio", "../outside": "leads out of the folder", rows()[3][0]: "stands twice"}
+    write_table(home, [*(line.split("|") for line in old), *lines, ("not_there", "ሰላም ለዓለም"),
+                       ("../outside", "ሰላም"), rows()[3]])
+    return {low: "nothing above 4 kHz", low2: "nothing above 4 kHz", cut: "cut off", text_gone: "empty text",
+            mute: "silent",
+            long: "2400.00 s", noise: "not a sound file", clipped: "clipped: ",
+            "nobody_wrote_this": "audio without text",
+            "not_there": "text without audio", "../outside": "leads out of the folder",
+            rows()[3][0]: "stands twice"}
 
 
 SMALL = {"trackers": [], "check": False, "data": {"text": {"kind": "characters", "language": "am"}},
-         "model": {"width": 32, "layers": 1, "hidden": 64, "prenet": 1, "decoder": {"width": 32, "blocks": 1, "together": 2}},
-         "train": {"max_steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2, "scheduler": {"warmup": 1}},
+         "model": {"width": 32, "layers": 1, "hidden": 64, "prenet": 1,
+                   "decoder": {"width": 32, "blocks": 1, "together": 2}},
+         "train": {"max_steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1, "checkpoint_every": 2,
+                   "scheduler": {"warmup": 1}},
          "valid": {"every": 4, "rows": 4, "batch_size": 2}, "speak": {"f0": False}}
 MELODY = "model.pitch=true model.energy=true"
 FLOW = f"model.decoder.kind=flow speak.steps=2 {MELODY}"
-TIMES = "data.text.kind=phones data.text.voice=am"  # beside data.times: the folder has phones.json and times.json
+# beside data.times: the folder has phones.json and times.json
+TIMES = "data.text.kind=phones data.text.voice=am"
 
 
 def config(home, overrides="", **more):
     small = presets.merge(SMALL, {"data": {"source": str(home)}})
-    return presets.load("tts_tiny", presets.merge(presets.merge(small, more), presets.parse_overrides(overrides)))
+    return presets.load("tts_tiny",
+                        presets.merge(presets.merge(small, more), presets.parse_overrides(overrides)))
 
 
 def data_of(cfg, assets=None):

@@ -19,7 +19,8 @@ class Ctx:
     stage: str = "train"
     epoch: int = 0
     step: int = 0  # optimiser steps done in the run
-    stage_step: int = 0  # those done in the stage: what a ramp counts, or anything that happens every so often
+    # those done in the stage: what a ramp counts, or anything that happens every so often
+    stage_step: int = 0
     slot: int = 0  # which micro-batch of the step
     training: bool = True
     generator: Any = None  # torch.Generator on the device, seeded from (seed, step, objective, slot)
@@ -34,8 +35,10 @@ class Ctx:
 class Objective:
     "A loss and what it trains."
     trains: Sequence[str]  # nets, or prefixes of parameter names: "generator", "model.encoder"
-    loss: Callable  # (nets, batch, ctx) -> {"loss": scalar, part: scalar …}; every entry a share of the step's mean
-    optimizers: dict[str, Sequence[str]] = field(default_factory=dict)  # name -> what it steps; {}: one for all
+    # (nets, batch, ctx) -> {"loss": scalar, part: scalar …}; every entry a share of the step's mean
+    loss: Callable
+    # name -> what it steps; {}: one for all
+    optimizers: dict[str, Sequence[str]] = field(default_factory=dict)
     parts: Sequence[str] = ()  # what `loss` reports besides "loss"; (): not said before the first step
 
     def owners(
@@ -58,7 +61,8 @@ class Data:
     "What a task knows of its data."
     datasets: dict[str, Any]  # split -> dataset[i, epoch] -> item; "train" and "valid" at least
     collate: Callable  # [item, …] -> batch, a dict of tensors and lists
-    lengths: dict[str, Any]  # split -> int array [N] or [N, K]: K padded dimensions, e.g. frames and text tokens
+    # split -> int array [N] or [N, K]: K padded dimensions, e.g. frames and text tokens
+    lengths: dict[str, Any]
     counts: Callable  # batch -> {"tokens": n}: this micro-batch's share of the denominators
     uids: dict[str, Sequence[str]]  # split -> the id of each row
     targets: Sequence[str] = ()  # batch fields that are targets
@@ -66,13 +70,18 @@ class Data:
     show: Callable | None = None  # batch -> what a person looks at (a figure)
     save: Callable | None = None  # (folder) -> None: tokenizer, statistics; resume and export read them back
     rejected: Sequence[dict] = ()  # {"row", "uid", "reason"} of every row left out
-    facts: dict[str, Any] = field(default_factory=dict)  # what the plan says of the data: counts, origin, vocabulary
+    # what the plan says of the data: counts, origin, vocabulary
+    facts: dict[str, Any] = field(default_factory=dict)
     assets: Any = None  # the folder of saved assets, where there is a run
     own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
-    groups: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: rows of two groups never share a batch
-    blocks: dict[str, Any] = field(default_factory=dict)  # split -> int array [N]: the shard that a row stands in
-    contents: dict[str, Sequence] = field(default_factory=dict)  # split -> what each row is made of: equal ones are one row; {}: told by uid
-    plans: dict[tuple, Callable] = field(default_factory=dict)  # what decides the batches -> (epoch -> its steps), once made
+    # split -> int array [N]: rows of two groups never share a batch
+    groups: dict[str, Any] = field(default_factory=dict)
+    # split -> int array [N]: the shard that a row stands in
+    blocks: dict[str, Any] = field(default_factory=dict)
+    # split -> what each row is made of: equal ones are one row; {}: told by uid
+    contents: dict[str, Sequence] = field(default_factory=dict)
+    # what decides the batches -> (epoch -> its steps), once made
+    plans: dict[tuple, Callable] = field(default_factory=dict)
 
 # %% ../../nbs/core/10_task.ipynb #Task
 @dataclass(frozen=True)
@@ -80,19 +89,23 @@ class Task:
     "One system: everything the loop, the notebooks and the exports need to know of it."
     config: type  # its sections of the configuration
     data: Callable  # (cfg, stage) -> Data; stage.assets is the folder where saved assets stand, if any
-    nets: Callable  # (cfg, data, load_weights) -> {name: nn.Module}; load_weights False: no hub, no weights read
+    # (cfg, data, load_weights) -> {name: nn.Module}; load_weights False: no hub, no weights read
+    nets: Callable
     objectives: Callable  # (cfg) -> {name: Objective}, in the order in which they run
     predict: Callable  # (nets, batch, ctx) -> [{"uid", "reference", "hypothesis"}, …]
     score: Callable  # (rows, data) -> {metric: float}
     baseline: Callable  # (data, split) -> {metric: float}: what a trivial answer scores
-    expect: Callable  # (nets, batch, ctx) -> {loss part: (low, high)}: what theory says of untrained nets' loss
+    # (nets, batch, ctx) -> {loss part: (low, high)}: what theory says of untrained nets' loss
+    expect: Callable
     preview: Callable  # (nets, data, ctx) -> {name: figure | text | Sound}
     exports: Callable | None = None  # (nets, data) -> the modules that leave, with example inputs
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
-    scores: Callable | None = None  # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
-    idle: Callable | None = None  # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
+    # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
+    scores: Callable | None = None
+    # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
+    idle: Callable | None = None
     better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
 
 

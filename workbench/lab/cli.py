@@ -36,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
 
     config = ("config", dict(metavar="CONFIG", help="a preset's name or the path of a YAML file"))
     run = ("run", dict(metavar="RUN", help="a run folder"))
-    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT", help='changes: "a.b=value c.d=value"'))
+    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT", help='changes: "a.b=value '
+                                                                                     'c.d=value"'))
     nproc = ("--nproc", dict(type=int, metavar="N", help="processes: one GPU each, or CPU processes"))
-    task = ("--task-from", dict(action="append", default=[], metavar="MODULE", help="let this module or .py file be a task"))
+    task = ("--task-from", dict(action="append", default=[], metavar="MODULE", help="let this module or .py "
+                                                                                    "file be a task"))
     folder = ("--run-dir", dict(metavar="DIR", help="the run folder (default: runs/<preset>-<time>)"))
     command("train", "start a run and follow it", config, folder, overrides, nproc, task)
     command("resume", "continue a run from its last checkpoint", run, overrides, nproc, task)
     command("plan", "show what would be trained on what, without training", config, overrides, task)
-    command("check", "put the reality checks to a configuration, without training it", config, overrides, task,
-            ("--deep", dict(type=float, default=0.0, metavar="SECONDS", help="also learn a few rows by heart, in so many seconds")))
+    command("check", "put the reality checks to a configuration, without training it", config, overrides,
+            task,
+            ("--deep", dict(type=float, default=0.0, metavar="SECONDS",
+                            help="also learn a few rows by heart, in so many seconds")))
     command("presets", "list the presets of the package")
     command("runs", "list the runs of this folder")
     command("stop", "ask a run to save and stop", run)
@@ -52,10 +56,13 @@ def parser() -> argparse.ArgumentParser:
             ("name", dict(metavar="NAME", help="a model of the hub, or a local folder")))
     command("say", "speak a text with a run of text to speech, into a wav file", run,
             ("text", dict(metavar="TEXT", help="what to say")),
-            ("--out", dict(default="speech.wav", metavar="FILE", help="the file that grows by a sentence at a time (default: speech.wav)")),
+            ("--out", dict(default="speech.wav", metavar="FILE",
+                           help="the file that grows by a sentence at a time (default: speech.wav)")),
             ("--speed", dict(type=float, default=1.0, metavar="X", help="times as fast (default: 1)")),
-            ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: the run's)")),
-            ("--speaker", dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
+            ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: "
+                                                    "the run's)")),
+            ("--speaker",
+             dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
             ("--checkpoint", dict(default="best", metavar="NAME", help="best, last, or a checkpoint's name")))
     command("docs", "open the pages that `make docs` built",
             ("--no-browser", dict(action="store_true", help="only say the address")),
@@ -96,7 +103,8 @@ def ask_to_stop(
     "Stop a run and wait until it has saved. Raises as the run does; KeyboardInterrupt leaves it to itself."
     from workbench.lab.run.launch import stop, wait
 
-    print(f"\nStopping {run.folder}: it finishes its step and saves. Once more leaves it running.", file=sys.stderr,
+    print(f"\nStopping {run.folder}: it finishes its step and saves. Once more leaves it running.",
+          file=sys.stderr,
           flush=True)
     asked = [False]
 
@@ -135,7 +143,8 @@ def plan(options) -> int:
 
 @contextmanager
 def all_kept():
-    "Python looks for no circles of garbage: among the objects of a short process that is a third of the time, and finds next to nothing."
+    """Python looks for no circles of garbage: among the objects of a short process that is a third of the
+    time, and finds next to nothing."""
     was = gc.isenabled()
     gc.disable()
     atexit.register(gc.freeze)  # nor when it ends: another second
@@ -209,7 +218,8 @@ def line_of(
     except Exception as e:  # whatever is wrong with it, it is said
         from workbench.core.config.schema import short  # the schema: not loaded for a list of sound runs
 
-        return [run.name, "–", "damaged", "–", short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
+        return [run.name, "–", "damaged", "–",
+                short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
 
 
 def run_row(
@@ -221,7 +231,8 @@ def run_row(
     from workbench.lab.show import number
 
     chosen, status, (stage, metric, mode) = facts_of(run), status_of(run), judged(run)
-    found = [v for r in of_stage(metrics_of(run, "valid"), stage) if isinstance(v := r.get(metric), (int, float)) and v == v]
+    found = [v for r in of_stage(metrics_of(run, "valid"), stage)
+             if isinstance(v := r.get(metric), (int, float)) and v == v]
     best = f"{metric} {number((min if mode == 'min' else max)(found))}" if found else "–"
     updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(status["updated"]))
     name, step = chosen.get("preset") or chosen["task"], f"{status.get('step', 0):,}"
@@ -235,7 +246,8 @@ def check_model(options) -> int:
     from workbench.lab.show import Table, show
 
     found = check_model(options.name, device=device_kind())
-    show(Table(["about", "result", "what was found"], [[f.about, f.state, f.says] for f in found], options.name))
+    show(Table(["about", "result", "what was found"], [[f.about, f.state, f.says] for f in found],
+               options.name))
     return 0 if works(found) else 2
 
 
@@ -243,7 +255,8 @@ def say(options) -> int:
     "workbench say RUN TEXT"
     from workbench.lab.say import say
 
-    say(options.run, options.text, options.out, options.speed, options.vocoder, options.speaker, options.checkpoint)
+    say(options.run, options.text, options.out, options.speed, options.vocoder, options.speaker,
+        options.checkpoint)
     return 0
 
 
@@ -260,7 +273,8 @@ def main(
 ) -> int:
     "Run a command; returns the exit status."
     options = parser().parse_args(arguments)
-    commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets, "runs": runs, "stop": stop,
+    commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets,
+                "runs": runs, "stop": stop,
                 "check-model": check_model, "say": say, "docs": docs}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit

@@ -59,7 +59,8 @@ class Sentence:
         return len(self.wave) / self.rate
 
     def __str__(self):
-        return f"{self.seconds:6.2f} s made in {self.took:.2f} s, real-time factor {self.took / self.seconds:.3f}   {self.text}"
+        return (f"{self.seconds:6.2f} s made in {self.took:.2f} s, real-time factor "
+                f"{self.took / self.seconds:.3f}   {self.text}")
 
     __repr__ = __str__
 
@@ -72,7 +73,8 @@ def spoken(
     speaker: str | None = None,  # None: the first
     checkpoint: str = "best",
 ) -> Iterator[Sentence]:
-    "The sentences of a text, each as soon as it is made. Raises `Refused` before the first for what cannot be said."
+    """The sentences of a text, each as soon as it is made.
+    Raises `Refused` before the first for what cannot be said."""
     from workbench.parts.speech.normalise import sentences
     from workbench.tasks.tts.synthesis import synthesise
 
@@ -83,7 +85,8 @@ def spoken(
     voice = voice_of(voice, checkpoint)
     own, began = voice.data.own, time.perf_counter()
     parts = [text] if text in own["lexicon"] else sentences(text)
-    waves = synthesise(voice.nets, voice.data, text, speed, vocoder or voice.speak.vocoder, speaker, voice.speak.steps)
+    waves = synthesise(voice.nets, voice.data, text, speed, vocoder or voice.speak.vocoder, speaker,
+                       voice.speak.steps)
     for part, wave in zip(parts, waves, strict=True):
         yield Sentence(part, np.clip(wave, -1, 1), own["mel"].rate, time.perf_counter() - began)
         began = time.perf_counter()
@@ -112,7 +115,8 @@ def say(
     speaker: str | None = None,  # None: the first
     checkpoint: str = "best",
 ) -> Path:
-    "Speak a text into a wav file that can be listened to while it grows; a line for each sentence. Raises `Refused`."
+    """Speak a text into a wav file that can be listened to while it grows; a line for each sentence.
+    Raises `Refused`."""
     from workbench.parts.speech.wave import write_wave
 
     out, made, took = Path(out).expanduser(), 0.0, 0.0

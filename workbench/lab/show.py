@@ -18,7 +18,8 @@ from typing import Any
 from ..errors import Failed, Refused
 
 # %% ../../nbs/lab/15_show.ipynb #da6db7f1
-colours = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "baseline": "#888888", "control": "#CC79A7",
+colours = {"train": "#0072B2", "valid": "#D55E00", "test": "#009E73", "baseline": "#888888",
+           "control": "#CC79A7",
            "rate": "#444444", "warning": "#B00020"}
 part_colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
@@ -64,7 +65,8 @@ def width(
     text: str,
 ) -> int:
     "Columns that a terminal draws for a text."
-    return sum(0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 1 + (unicodedata.east_asian_width(c) in "WF")
+    return sum(0 if unicodedata.category(c) in ("Mn", "Me", "Cf")
+               else 1 + (unicodedata.east_asian_width(c) in "WF")
                for c in text)
 
 
@@ -91,7 +93,8 @@ class Table:
         return [any(isinstance(c, (int, float)) for c in column) for column in columns]
 
     def __repr__(self) -> str:
-        lines = [[isolated(number(c)) for c in row] for row in ([self.head] if self.head else []) + list(self.rows)]
+        lines = [[isolated(number(c)) for c in row]
+                 for row in ([self.head] if self.head else []) + list(self.rows)]
         wide = [max(map(width, column)) for column in zip(*lines)]
         right = self.numeric()
         pad = lambda c, w, r: " " * (w - width(c)) + c if r else c + " " * (w - width(c))

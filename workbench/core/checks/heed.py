@@ -25,7 +25,8 @@ from .questions import Check
 def begun_from(
     loop: Loop,
 ) -> dict | None:
-    "The configuration, as plain values, of the run that this one begins from: its tokenizer and statistics hold."
+    """The configuration, as plain values, of the run that this one begins from: its tokenizer and statistics
+    hold."""
     begin = loop.stages[0].begin_from
     path = Path(run_and_stage(begin.run)[0]).expanduser() / "config.yaml" if begin else None
     return read_yaml(path.read_text(encoding="utf8"), str(path)) if path and path.is_file() else None
@@ -56,7 +57,8 @@ def call_all(
     loop: Loop,
     held_out: Callable[[], dict],  # a batch of a few validation rows
 ):
-    "What a task does besides its losses, one after another: predict and score, the trivial answer, the preview, the export."
+    """What a task does besides its losses, one after another: predict and score, the trivial answer, the
+    preview, the export."""
     task, device = loop.task, loop.accelerator.device
     ctx = loop.ctx(training=False, generator=torch.Generator(device).manual_seed(loop.cfg.seed))
 
@@ -70,7 +72,8 @@ def call_all(
     yield
     set_modes(loop.nets, False)
     calls = [answers, lambda: task.baseline(loop.data, "valid"),
-             lambda: task.preview(loop.nets, loop.data, ctx), lambda: task.exports and task.exports(loop.nets, loop.data)]
+             lambda: task.preview(loop.nets, loop.data, ctx),
+             lambda: task.exports and task.exports(loop.nets, loop.data)]
     for call in calls:
         with torch.no_grad(), loop.reads.during(loop.stage):
             call()
@@ -84,11 +87,14 @@ def check_keys(
     "The keys of the task that the user set and that nothing reads, as one check; none where each is read."
     held, only = begun_from(loop), loop.cfg.pipeline and loop.cfg.pipeline.only
     alone = len(loop.stages) == 1 and not only
-    left = lambda: [(s, says) for s, says in unread(loop.cfg, loop.stages, loop.reads, "checks", held) if s in (None, loop.stage)]
+    left = lambda: [(s, says) for s, says in unread(loop.cfg, loop.stages, loop.reads, "checks", held)
+                    if s in (None, loop.stage)]
     for _ in call_all(loop, held_out):
         if not left():
             return []
-    whole_run = loop.at.stage == len(loop.stages) - 1 and not only  # a key of the run may be read in a stage to come
+    # a key of the run may be read in a stage to come
+    whole_run = loop.at.stage == len(loop.stages) - 1 and not only
     found = [(stage, says) for stage, says in left() if stage or whole_run]
     failed = [says for stage, says in found if loop.at.stage == 0 and (stage or alone)]
-    return [Check("keys", "failed" if failed else "warned", " ".join(failed or [says for _, says in found]))] if found else []
+    return [Check("keys", "failed" if failed else "warned",
+                  " ".join(failed or [says for _, says in found]))] if found else []

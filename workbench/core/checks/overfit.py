@@ -48,7 +48,8 @@ def deep(
         found = [Check("overfit", "passed", said + ".")]
         for kind, gap in gaps.items():
             state = "passed" if gap > 0.02 * first else "failed" if now < 0.1 * first else "not proven"
-            found.append(Check(f"shuffled {kind}", state, f"with each other's {kind} the rows cost {gap:.3f} more than {now:.3f}."))
+            found.append(Check(f"shuffled {kind}", state,
+                               f"with each other's {kind} the rows cost {gap:.3f} more than {now:.3f}."))
         return found + [answer or generated(loop, batch, now < 0.1 * first)]
 
 
@@ -76,7 +77,8 @@ def mismatched(
     changes = {"targets": targets}
     if inputs := list(inputs_of(batch, targets, loop.data.padding.values())):
         changes["inputs"] = [k for k in batch if k not in targets] if inputs else []
-    return {kind: parts_of(loop, rolled(batch, fields), counts)["loss"] - now for kind, fields in changes.items()}
+    return {kind: parts_of(loop, rolled(batch, fields), counts)["loss"] - now
+            for kind, fields in changes.items()}
 
 
 @torch.no_grad()
@@ -91,9 +93,11 @@ def generated(
     ctx = loop.ctx(training=False, counts=loop.data.counts(batch), generator=generator)
     rows = loop.task.predict(loop.nets, batch, ctx)
     wanted, got = ({r[k] for r in rows} for k in ("reference", "hypothesis"))
-    said = f"{len(got)} different answers for {len(wanted)} different references, e.g. {rows[0]['hypothesis']!r} for {rows[0]['reference']!r}"
+    said = (f"{len(got)} different answers for {len(wanted)} different references, e.g. "
+            f"{rows[0]['hypothesis']!r} for {rows[0]['reference']!r}")
     collapsed = len(wanted) > 1 and len(got) == 1
-    return Check("generation", ("failed" if by_heart else "not proven") if collapsed else "passed", said + ".")
+    return Check("generation", ("failed" if by_heart else "not proven") if collapsed else "passed",
+                 said + ".")
 
 # %% ../../../nbs/core/checks/30_overfit.ipynb #demand
 def demand(
@@ -106,13 +110,15 @@ def demand(
     if not any(c.state == "failed" for c in found):
         pace = (time.monotonic() - began) / 12  # the quick tier costs about twelve steps of its few rows
         train = loop.stage.cfg.train
-        steps = min((n for n in (train.max_steps, train.epochs and train.epochs * len(plan(0))) if n), default=None)
+        steps = min((n for n in (train.max_steps, train.epochs and train.epochs * len(plan(0))) if n),
+                    default=None)
         length = min((s for s in (loop.budget(), steps and steps * pace) if s), default=0.0)
         found += deep(loop, min(120.0, length / 10)) if length >= 1800 else []
     if loop.main:
         before = read_json(loop.run / "checks.json", []) if loop.at.stage else []
         kept = [c for c in before if c["stage"] != loop.stage.name]
-        write_json(loop.run / "checks.json", [*kept, *(asdict(c) | {"stage": loop.stage.name} for c in found)])
+        write_json(loop.run / "checks.json",
+                   [*kept, *(asdict(c) | {"stage": loop.stage.name} for c in found)])
         for c in found:
             print(f"check {c.name}: {c.state}: {c.says}", flush=True)
     if failed := [c for c in found if c.state == "failed"]:

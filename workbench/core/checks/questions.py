@@ -36,14 +36,16 @@ def inputs_of(
 
 def pieces(
     field: torch.Tensor,  # [B, …]
-    mask: torch.Tensor | None = None,  # [B, T] true where there is something, or [B] lengths; None: nothing is padded
+    # [B, T] true where there is something, or [B] lengths; None: nothing is padded
+    mask: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     "The real part of each row: [places, values of a place]; a row without a mask is [places, 1]."
     if mask is None:
         return [row.reshape(-1, 1) for row in field]
     if mask.dim() == 1:
         mask = torch.arange(int(mask.max()), device=mask.device) < mask[:, None]
-    padded = next((d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]), 1)  # the places may come last
+    # the places may come last
+    padded = next((d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]), 1)
     return [row[m.bool()].reshape(int(m.sum()), -1) for row, m in zip(field.transpose(1, padded), mask)]
 
 
@@ -67,18 +69,21 @@ def check_inputs(
             odd = next(i for i in range(len(field)) if not torch.isfinite(field[i]).all())
             return Check("inputs", "failed", f"`{name}` holds NaN or infinity ({name_of(odd)}).")
     inputs = inputs_of(batch, targets, padding.values())
-    continuous = {n: batch[n] for n in targets if isinstance(batch.get(n), torch.Tensor) and batch[n].is_floating_point()
+    continuous = {n: batch[n]
+                  for n in targets if isinstance(batch.get(n), torch.Tensor) and batch[n].is_floating_point()
                   and n in padding}
     for name, field in continuous.items():
         rows = pieces(field, batch[padding[name]])
         if same(torch.cat(rows)) or same(rows):
-            return Check("inputs", "failed", f"the target `{name}` is the same everywhere or in all rows: there is nothing to learn.")
+            return Check("inputs", "failed", f"the target `{name}` is the same everywhere or in all rows: "
+                                             "there is nothing to learn.")
     parts = {n: pieces(f, batch.get(padding.get(n))) for n, f in inputs.items()}
     flat = {n for n, rows in parts.items() if same(torch.cat(rows)) or same(rows)}
     real = {n for n, f in inputs.items() if f.is_floating_point()}
     if dead := [n for n in inputs if n in flat and (n in real or len(flat) == len(inputs))]:
         values = ", ".join(f"{v:g}" for v in torch.cat(parts[dead[0]]).flatten()[:3].tolist())
-        return Check("inputs", "failed", f"`{dead[0]}` is the same everywhere or in all rows ({values}…): there is nothing in it.")
+        return Check("inputs", "failed", f"`{dead[0]}` is the same everywhere or in all rows ({values}…): "
+                                         "there is nothing in it.")
     for name in (t for t in targets if isinstance(batch.get(t), torch.Tensor) and batch[t].dim() > 1):
         if len(batch[name][batch[name] != -100].unique()) < 2:
             return Check("inputs", "failed", f"the target `{name}` has one value: there is nothing to learn.")
@@ -97,9 +102,11 @@ def check_texts(
     if len(texts) < 12 or (len(counts) > 2 and len(letters) > 8 and max(counts.values()) <= len(texts) / 2):
         return None
     common, times = counts.most_common(1)[0]
-    few = f"{len(counts)} different texts of {len(letters)} letters and digits in {len(texts)} rows; {times} are {common[:40]!r}"
+    few = (f"{len(counts)} different texts of {len(letters)} letters and digits in {len(texts)} rows; "
+           f"{times} are {common[:40]!r}")
     if len(counts) <= 2 or len(letters) <= 8:
-        return Check("texts", "failed", f"{few}: they say hardly anything, so look which column of the table was read.")
+        return Check("texts", "failed", f"{few}: they say hardly anything, so look which column of the table "
+                                        "was read.")
     return Check("texts", "warned", f"{few}: more than half are the same.")
 
 # %% ../../../nbs/core/checks/00_questions.ipynb #chance_band
@@ -128,8 +135,10 @@ def check_first_loss(
     for name, (low, high) in expected.items():
         said.append(f"{name} is {parts[name]:.3f}, chance {low:.3f} to {high:.3f}")
         if not low <= parts[name] <= high:
-            why = ("better than chance before any training: the loss sees what it should predict, or counts what is easy"
-                   if parts[name] < low else "worse than chance: the loss counts what it should not, or its scale is another")
+            why = ("better than chance before any training: the loss sees what it should predict, or counts "
+                   "what is easy"
+                   if parts[name] < low else "worse than chance: the loss counts what it should not, or its "
+                                             "scale is another")
             return Check("first loss", "failed" if scratch else "warned", f"{said[-1]}: {why}.")
     return Check("first loss", "passed", "; ".join(said) + ".")
 
@@ -142,7 +151,8 @@ def check_padding(
     "Two rows of unlike length cost the same in one batch as in two."
     for name, value in together.items():
         if not abs(value - apart[name]) <= tolerance * max(1.0, abs(value)):
-            return Check("padding", "failed", f"{name} of two rows is {value:.5f} in one batch and {apart[name]:.5f} in two: "
+            return Check("padding", "failed",
+                         f"{name} of two rows is {value:.5f} in one batch and {apart[name]:.5f} in two: "
                          "padding counts.")
     return Check("padding", "passed", "two rows of unlike length cost the same in one batch as in two.")
 
@@ -152,7 +162,8 @@ def rolled(
     fields: Iterable[str],
 ) -> dict:
     "The batch with these fields moved on by a row."
-    return batch | {k: batch[k].roll(1, 0) if isinstance(batch[k], torch.Tensor) else [batch[k][-1], *batch[k][:-1]]
+    return batch | {k: batch[k].roll(1, 0) if isinstance(batch[k], torch.Tensor)
+                    else [batch[k][-1], *batch[k][:-1]]
                     for k in fields if isinstance(batch.get(k), (torch.Tensor, list))}
 
 
@@ -162,7 +173,8 @@ def repeated(
 ) -> dict:
     "The batch with the first row's values of these fields in all rows."
     return batch | {k: batch[k][:1].expand_as(batch[k]).contiguous() if isinstance(batch[k], torch.Tensor)
-                    else batch[k][:1] * len(batch[k]) for k in fields if isinstance(batch.get(k), (torch.Tensor, list))}
+                    else batch[k][:1] * len(batch[k])
+                    for k in fields if isinstance(batch.get(k), (torch.Tensor, list))}
 
 
 def distance(
@@ -181,7 +193,8 @@ def check_change(
 ) -> Check:
     "A change of the batch must change the loss, by more than rounding does."
     drawn = noise > 1e-4  # a loss that draws noise for each place of a batch, as flow matching does
-    said = f"the loss changes by {effect:.2g} of itself, {'drawn noise' if drawn else 'rounding'} by {noise:.2g}"
+    said = (f"the loss changes by {effect:.2g} of itself, {'drawn noise' if drawn else 'rounding'} by "
+            f"{noise:.2g}")
     if effect <= max(noise, 1e-9) and not drawn:
         return Check(name, "failed", f"{said}: {blame}.")
     return Check(name, "passed" if effect > 3 * noise else "not proven", f"{said}.")
@@ -201,21 +214,27 @@ def fingerprint(
 
 
 def check_gradients(
-    largest: dict[str, float | None],  # trained parameter -> largest |gradient| over the steps; None: it got none
-    vectors: Iterable[str] = (),  # those with one dimension: a loss may be blind to a shift (a critic's last bias)
+    # trained parameter -> largest |gradient| over the steps; None: it got none
+    largest: dict[str, float | None],
+    # those with one dimension: a loss may be blind to a shift (a critic's last bias)
+    vectors: Iterable[str] = (),
 ) -> Check:
-    "Every trained tensor gets a finite gradient that is not zero in all steps (LoRA's A is zero in the first)."
+    """Every trained tensor gets a finite gradient that is not zero in all steps (LoRA's A is zero in the
+    first)."""
     zero = [n for n, g in largest.items() if g == 0]
     shifts = bool(zero) and len(zero) < len(largest) and set(zero) <= set(vectors)
-    for odd, says in (([n for n, g in largest.items() if g is None], "got no gradient: the loss never uses it"),
+    for odd, says in (([n for n, g in largest.items() if g is None],
+                       "got no gradient: the loss never uses it"),
                       ([n for n, g in largest.items() if g is not None and not g < float("inf")],
                        "has a gradient of NaN or infinity"),
                       (zero, "has a gradient of zero in both steps: nothing that it does reaches the loss")):
         if odd:
             more = f" ({len(odd)} of {len(largest)} tensors)" if len(odd) > 1 else ""
-            return Check("gradients", "warned" if odd is zero and shifts else "failed", f"`{odd[0]}` {says}{more}.")
+            return Check("gradients", "warned" if odd is zero and shifts else "failed",
+                         f"`{odd[0]}` {says}{more}.")
     least = min(largest, key=largest.get)
-    return Check("gradients", "passed", f"all {len(largest)} trained tensors; the smallest reaches {largest[least]:.1e} (`{least}`).")
+    return Check("gradients", "passed", f"all {len(largest)} trained tensors; the smallest reaches "
+                                        f"{largest[least]:.1e} (`{least}`).")
 
 
 def check_frozen(
@@ -226,7 +245,8 @@ def check_frozen(
     if moved := [n for n in before if before[n] != after[n]]:
         more = f" ({len(moved)} of {len(before)})" if len(moved) > 1 else ""
         return Check("frozen", "failed", f"`{moved[0]}` is frozen and changed in two steps{more}.")
-    return Check("frozen", "passed", f"{len(before)} frozen tensors are bit-identical." if before else "nothing is frozen.")
+    return Check("frozen", "passed",
+                 f"{len(before)} frozen tensors are bit-identical." if before else "nothing is frozen.")
 
 
 def check_moved(
@@ -247,6 +267,8 @@ def check_reload(
     "A checkpoint reloads to the same loss, to the last bit."
     for name, value in before.items():
         if after[name] != value:
-            return Check("checkpoint", "failed", f"{name} was {value:.9g} and is {after[name]:.9g} after writing and reading "
+            return Check("checkpoint", "failed",
+                         f"{name} was {value:.9g} and is {after[name]:.9g} after writing and reading "
                          "a checkpoint: something is missing in it.")
-    return Check("checkpoint", "passed", f"written, read and compared: loss {before['loss']:.6g} again, to the last bit.")
+    return Check("checkpoint", "passed", f"written, read and compared: loss {before['loss']:.6g} again, to "
+                                         "the last bit.")

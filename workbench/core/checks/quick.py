@@ -19,8 +19,9 @@ from ..step.evaluate import batches_of, losses, to_device
 from .heed import check_keys
 from ..setup.state import Loop
 from ..step.optim import freeze, named_parameters, seed_all, set_modes
-from .questions import (Check, check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved,
-                                      check_padding, check_reload, check_texts, distance, fingerprint, inputs_of, repeated, rolled)
+from .questions import (
+    Check, check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved,
+    check_padding, check_reload, check_texts, distance, fingerprint, inputs_of, repeated, rolled)
 from ..setup.resume import save
 from ..step.step import Work, build, optimiser_step
 
@@ -40,7 +41,8 @@ def batch_of(
     rows: list[int],
 ) -> dict:
     "These training rows as a batch on the device."
-    return to_device(loop.data.collate([loop.data.datasets["train"][i, 0] for i in rows]), loop.accelerator.device)
+    return to_device(loop.data.collate([loop.data.datasets["train"][i, 0] for i in rows]),
+                     loop.accelerator.device)
 
 
 def parts_of(
@@ -81,7 +83,8 @@ def scratch(
     loop: Loop,
 ) -> bool:
     "Whether the weights are random."
-    return not loop.at.step and not loop.stage.begin_from and (loop.task.origin(loop.nets) if loop.task.origin else {}).get("kind") != "pretrained"
+    return not loop.at.step and not loop.stage.begin_from and (loop.task.origin(loop.nets) if loop.task.origin
+                                                               else {}).get("kind") != "pretrained"
 
 
 def padding(
@@ -101,9 +104,11 @@ def matters(
     batch: dict,
     before: dict[str, float],  # its loss parts
 ) -> list[Check]:
-    "Other targets cost something else; so do the same targets beside other rows' inputs, whatever their lengths."
+    """Other targets cost something else; so do the same targets beside other rows' inputs, whatever their
+    lengths."""
     masks, counts = set(loop.data.padding.values()), loop.data.counts(batch)
-    targets = [t for t in loop.data.targets if t not in masks]  # where a target ends is a mask: the same for whatever stands in it
+    # where a target ends is a mask: the same for whatever stands in it
+    targets = [t for t in loop.data.targets if t not in masks]
     change = lambda other: distance(before, parts_of(loop, other, counts))
     noise = change(rolled(batch, batch))
     if not targets:
@@ -113,7 +118,8 @@ def matters(
     if inputs := inputs_of(batch, loop.data.targets, masks):
         with awake(loop):
             before = parts_of(loop, batch, counts)
-            found.append(check_change("inputs matter", change(rolled(batch, inputs)), change(rolled(batch, batch)),
+            found.append(check_change("inputs matter", change(rolled(batch, inputs)),
+                                      change(rolled(batch, batch)),
                                       f"the loss does not read {' and '.join(inputs)} beside the targets"))
     return found
 
@@ -122,8 +128,10 @@ def matters(
 def awake(
     loop: Loop,
 ):
-    "Within it matrices of zeros hold small numbers: a last layer that starts at zero says the same whatever it is shown."
-    asleep = [p for p in named_parameters(loop.nets).values() if p.dim() > 1 and p.is_floating_point() and not p.any()]
+    """Within it matrices of zeros hold small numbers: a last layer that starts at zero says the same whatever
+    it is shown."""
+    asleep = [p for p in named_parameters(loop.nets).values()
+              if p.dim() > 1 and p.is_floating_point() and not p.any()]
     generator = torch.Generator().manual_seed(loop.cfg.seed)
     with torch.no_grad():
         for p in asleep:
@@ -145,7 +153,8 @@ class untouched:
     def __enter__(self) -> "untouched":
         nets, scaler = self.loop.nets, self.loop.accelerator.scaler
         self.held = {n: p.detach().clone() for n, p in named_parameters(nets).items() if n in self.loop.ever}
-        self.buffers = {f"{name}.{n}": b.clone() for name, net in nets.items() for n, b in net.named_buffers()}
+        self.buffers = {f"{name}.{n}": b.clone() for name, net in nets.items()
+                        for n, b in net.named_buffers()}
         self.scaler = scaler.state_dict() if scaler else None
         return self
 
@@ -153,7 +162,8 @@ class untouched:
     def rebuild(self, weights: dict):
         "Buffers as a new process has them, and these weights."
         nets = self.loop.nets
-        places = {f"{name}.{n}": b for name, net in nets.items() for n, b in net.named_buffers()} | named_parameters(nets)
+        places = {f"{name}.{n}": b for name, net in nets.items()
+                  for n, b in net.named_buffers()} | named_parameters(nets)
         for n, t in (self.buffers | weights).items():
             places[n].copy_(t)
 
@@ -182,7 +192,8 @@ def step(
     "One optimiser step on a batch."
     set_modes(loop.nets, True)
     ctx = replace(loop.ctx(counts=loop.data.counts(batch)), step=number, stage_step=number)
-    optimiser_step(works, named_parameters(loop.nets), [batch], ctx, loop.accelerator, loop.stage.cfg.train.clip, look)
+    optimiser_step(works, named_parameters(loop.nets), [batch], ctx, loop.accelerator,
+                   loop.stage.cfg.train.clip, look)
 
 
 def two_steps(
@@ -207,7 +218,8 @@ def two_steps(
     for i in range(2):
         step(loop, works, batch, i, look)
     found = check_gradients(largest, [n for n in largest if params[n].dim() < 2])
-    if found.state == "failed" and loop.accelerator.scaler and "infinity" in found.says:  # fp16 skips such steps by design
+    # fp16 skips such steps by design
+    if found.state == "failed" and loop.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)
     moved = {n: not torch.equal(params[n], held[n]) for n in sorted(trained)}
     return [found, check_frozen(before, prints()), check_moved(moved)]
@@ -237,7 +249,8 @@ def reloaded(
 def quick(
     loop: Loop,  # prepared, at the beginning of a stage
 ) -> list[Check]:
-    "The quick tier: seconds. The loop is left as it was. Stops at the first answer that makes the next questions void."
+    """The quick tier: seconds.
+    The loop is left as it was. Stops at the first answer that makes the next questions void."""
     rows = spread(loop)
     with loop.reads.during(loop.stage):
         found = first_answers(loop, rows)
@@ -248,5 +261,6 @@ def quick(
         found += two_steps(loop, batch, before_steps.held)
         if all(c.state != "failed" for c in found):
             found.append(reloaded(loop, batch, before_steps))
-    few = lambda: to_device(next(iter(batches_of(loop.data, "valid", 2, 2, seed=loop.cfg.seed))), loop.accelerator.device)
+    few = lambda: to_device(next(iter(batches_of(loop.data, "valid", 2, 2, seed=loop.cfg.seed))),
+                            loop.accelerator.device)
     return found + check_keys(loop, few)

@@ -22,7 +22,8 @@ def set_keys(
     prefix: str = "",
     whole: type | None = None,  # the schema of all; None: `schema`
 ) -> list[str]:
-    "Dotted keys of the schema that a mapping sets, entries of a list by their names. Unknown keys are left out."
+    """Dotted keys of the schema that a mapping sets, entries of a list by their names.
+    Unknown keys are left out."""
     whole, out = whole or schema, []
     for name, value in tree.items():
         changes = schema is StageSpec and name in ("train", "valid", "data", "loss")
@@ -31,7 +32,8 @@ def set_keys(
             continue
         kind, key = section_in(field.annotation), f"{prefix}{name}"
         if isinstance(value, list) and kind is StageSpec:
-            value = {str(entry["name"]): entry for entry in value if isinstance(entry, dict) and "name" in entry}
+            value = {str(entry["name"]): entry
+                     for entry in value if isinstance(entry, dict) and "name" in entry}
         if kind is None or not isinstance(value, dict) or not value:
             out.append(key)
         elif kind is StageSpec or get_origin(field.annotation) is dict:
@@ -45,14 +47,16 @@ def set_keys(
 def listed(
     given: Any,  # a configuration, or a part of one
 ) -> Any:
-    "With the stages of a pipeline as a list, also where overrides name them one by one; what the document gives all stages is any one's to use."
+    """With the stages of a pipeline as a list, also where overrides name them one by one; what the document
+    gives all stages is any one's to use."""
     if not isinstance(given, dict):
         return given
     steps, training = given.get("steps"), given.get("training")
     if isinstance(training, dict) and ("pipeline" in training or "pipeline" in given):
         given = given | {"training": {k: v for k, v in training.items() if k == "pipeline"}}
     out = {k: listed(v) if k in ("training", "pipeline") else v for k, v in given.items() if k != "defaults"}
-    return out | {"steps": [{"name": k} | v for k, v in steps.items() if isinstance(v, dict)]} if isinstance(steps, dict) else out
+    return out | {"steps": [{"name": k} | v for k, v in steps.items()
+                            if isinstance(v, dict)]} if isinstance(steps, dict) else out
 
 
 def asked_in(
@@ -67,7 +71,8 @@ def value_at(
     cfg: Any,  # a section, or what stands inside one
     key: str,  # "train.optimizers.slow.lr"
 ) -> Any:
-    "The value of a dotted key; entries of a list are found by their names. Raises KeyError where nothing stands there."
+    """The value of a dotted key; entries of a list are found by their names.
+    Raises KeyError where nothing stands there."""
     at = cfg
     for part in key.split("."):
         if isinstance(at, list):
@@ -83,7 +88,8 @@ def usual(
     schema: type,
     key: str,
 ) -> Any:
-    "The value of a dotted key where nobody sets it; of a section that is absent, the section's own. Raises KeyError."
+    """The value of a dotted key where nobody sets it; of a section that is absent, the section's own.
+    Raises KeyError."""
     first, *rest = key.split(".")
     if first not in schema.model_fields:
         raise KeyError(key)

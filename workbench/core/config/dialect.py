@@ -17,11 +17,14 @@ from .schema import StageSpec, merge, nearest, short, shown
 # %% ../../../nbs/core/config/60_dialect.ipynb #put
 step_words = {"n_epochs": "train.epochs", "max_steps": "train.max_steps", "batch_size": "train.batch_size",
               "workers": "train.workers", "lr": "train.lr", "initial_clipping_norm": "train.clip",
-              "gradient_accumulation_steps": "train.accumulate", "use_ema": "train.ema", "transition_criteria": "transition_on",
+              "gradient_accumulation_steps": "train.accumulate", "use_ema": "train.ema",
+              "transition_criteria": "transition_on",
               "optimization.optimizers": "train.optimizers", "optimization.schedulers": "train.schedulers"}
-run_words = {"log_interval": "train.log_every", "checkpoint_save_interval": "train.checkpoint_every", "output_path": "run_dir",
+run_words = {"log_interval": "train.log_every", "checkpoint_save_interval": "train.checkpoint_every",
+             "output_path": "run_dir",
              "model_checkpoint": "begin_from"}
-tables = ("steps", "defaults", "default_dataset", "datasets")  # of a pipeline; they may stand at the top as well
+# of a pipeline; they may stand at the top as well
+tables = ("steps", "defaults", "default_dataset", "datasets")
 document_task = "flow"  # of a file in the document's words that names no task
 averaging = 0.9999  # what `use_ema: true` means where train.ema says nothing
 
@@ -31,7 +34,8 @@ def put(
     key: str,  # "train.lr"
     value: Any,
 ) -> str:
-    "Set a dotted key; returns what is wrong if it says something else already. Two switches for one thing: one is enough."
+    """Set a dotted key; returns what is wrong if it says something else already.
+    Two switches for one thing: one is enough."""
     *path, last = key.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
@@ -76,7 +80,8 @@ def line(
     value: Any,
 ) -> str:
     "A value as one line of YAML."
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip().removesuffix("\n...")
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False,
+                          width=1000).strip().removesuffix("\n...")
 
 
 def other_dialect(
@@ -97,14 +102,18 @@ def other_dialect(
     moved = {}
     for kind, word in (("optimizers", "optimizer_type"), ("schedulers", "scheduler_type")):
         if isinstance(step.get(kind), dict):
-            moved[kind] = {name: {"type" if k == word else k: v for k, v in spec.items()} if isinstance(spec, dict) else spec
+            moved[kind] = {name: {"type" if k == word else k: v for k, v in spec.items()}
+                           if isinstance(spec, dict) else spec
                            for name, spec in step.pop(kind).items()}
     if moved:
         instead(" and ".join(moved), f"optimization: {line(moved)}")
     criteria = step.get("transition_criteria")
-    if isinstance(criteria, dict) and (odd := [k for k in ("min_epochs", "loss_threshold", "metric_name") if k in criteria]):
-        new = {"mode": "loss_threshold" if "loss_threshold" in criteria or "metric_name" in criteria else "epoch"}
-        new |= {{"loss_threshold": "threshold", "metric_name": "metric"}.get(k, k): v for k, v in step.pop("transition_criteria").items()}
+    if isinstance(criteria, dict) and (odd := [k for k in ("min_epochs", "loss_threshold", "metric_name")
+                                               if k in criteria]):
+        new = {"mode": "loss_threshold" if "loss_threshold" in criteria or "metric_name" in criteria
+               else "epoch"}
+        new |= {{"loss_threshold": "threshold", "metric_name": "metric"}.get(k, k): v
+                for k, v in step.pop("transition_criteria").items()}
         instead(f"transition_criteria.{odd[0]}", f"transition_on: {line(new)}")
     return said
 
@@ -125,7 +134,8 @@ def translate_step(
             if isinstance(value, str) and value in datasets:
                 out = merge(datasets[value], out)
             else:
-                errors.append(f"{where}: there is no dataset `{short(value)}`{nearest(str(value), list(datasets))}. "
+                errors.append(f"{where}: there is no dataset "
+                              f"`{short(value)}`{nearest(str(value), list(datasets))}. "
                               f"Data sets: {', '.join(datasets) or 'none'}.")
         elif key in words:
             if key == "use_ema":
@@ -136,7 +146,8 @@ def translate_step(
             out = merge(out, {key: value})
         else:
             near = nearest(key, known)
-            errors.append(f"{where}: unknown key `{key}`{near}" if near else f"{where}: unknown key `{key}`. A stage has: {', '.join(known)}.")
+            errors.append(f"{where}: unknown key `{key}`{near}" if near
+                          else f"{where}: unknown key `{key}`. A stage has: {', '.join(known)}.")
     return out, errors
 
 
@@ -147,7 +158,8 @@ def flat_once(
     "The items, those under `inner` with a dotted name."
     out = []
     for key, value in mapping.items():
-        out += [(f"{inner}.{k}", v) for k, v in value.items()] if key == inner and isinstance(value, dict) else [(str(key), value)]
+        out += ([(f"{inner}.{k}", v) for k, v in value.items()] if key == inner and isinstance(value, dict)
+                else [(str(key), value)])
     return out
 
 # %% ../../../nbs/core/config/60_dialect.ipynb #translate_dataset
@@ -158,23 +170,27 @@ def translate_dataset(
 ) -> tuple[dict, list[str]]:
     "(changes to `data` and `train`, what is wrong)."
     words, out, errors = words_of(section, "dataset_words"), {}, []
-    fields = section.model_fields["data"].annotation.model_fields if section and "data" in section.model_fields else {}
+    fields = (section.model_fields["data"].annotation.model_fields
+              if section and "data" in section.model_fields else {})
     given = dict(given)
     kind, wanted = given.pop("type", None), {"local": "image_folder", "webdataset": "webdataset_url"}
     if "use_webdataset" in given:
         kind = "webdataset" if given.pop("use_webdataset") else "local"
     if kind is not None and words and not (isinstance(kind, str) and kind in wanted):
-        errors.append(f"{where}: `type` is {shown(kind)}{nearest(str(kind), list(wanted))}. Types: {', '.join(wanted)}.")
+        errors.append(f"{where}: `type` is {shown(kind)}{nearest(str(kind), list(wanted))}. Types: "
+                      f"{', '.join(wanted)}.")
     elif kind is not None and words:
         local = ("image_folder", "data_path", "captions_file")  # what belongs to the other type is not read
-        others = [k for k, target in words.items() if k.startswith("webdataset_") and target is not None] if kind == "local" else local
+        others = [k for k, target in words.items()
+                  if k.startswith("webdataset_") and target is not None] if kind == "local" else local
         given = {k: v for k, v in given.items() if k not in others}
         if not any(words.get(k, k) == "source" and v for k, v in given.items()):
             errors.append(f"{where}: type {kind} needs `{wanted[kind]}`.")
     elif kind is not None:
         given["type"] = kind
     for key, value in given.items():
-        target = {"batch_size": "train.batch_size", "workers": "train.workers"}.get(key) or f"data.{words.get(key, key)}"
+        target = {"batch_size": "train.batch_size",
+                  "workers": "train.workers"}.get(key) or f"data.{words.get(key, key)}"
         if words.get(key, key) == "" or key in words and value is None:
             continue
         if words.get(key, key) is None:
@@ -183,7 +199,8 @@ def translate_dataset(
             if wrong := put(out, target, value):
                 errors.append(f"{where}: {wrong} (`{key}`).")
         else:
-            errors.append(f"{where}: unknown key `{key}`{nearest(key, [*words, *fields, 'batch_size', 'workers']) or '.'}")
+            errors.append(f"{where}: unknown key "
+                          f"`{key}`{nearest(key, [*words, *fields, 'batch_size', 'workers']) or '.'}")
     return out, errors
 
 # %% ../../../nbs/core/config/60_dialect.ipynb #document
@@ -193,8 +210,11 @@ def document(
     "Whether a file that names no task is written in the document's words."
     own = raw.get("pipeline")
     steps = own.get("steps") if isinstance(own, dict) else None
-    flat_words = {w for w in step_words if "." not in w} | {"train_vae", "train_diff", "train_flow", "gan_training"}
-    return "training" in raw or isinstance(steps, list) and any(isinstance(s, dict) and flat_words & s.keys() for s in steps)
+    flat_words = {w for w in step_words if "." not in w} | {"train_vae", "train_diff", "train_flow",
+                                                            "gan_training"}
+    return "training" in raw or isinstance(steps,
+                                           list) and any(isinstance(s, dict) and flat_words & s.keys()
+                                                         for s in steps)
 
 
 def translate(
@@ -202,7 +222,8 @@ def translate(
     section: type | None,  # the task's configuration
     source: str,
 ) -> tuple[dict, list[str]]:
-    "(the configuration in our keys, what is wrong). What is wrong is left out. A configuration in our keys comes back as it is."
+    """(the configuration in our keys, what is wrong).
+    What is wrong is left out. A configuration in our keys comes back as it is."""
     raw, errors = copy.deepcopy(raw), []
 
     def keys_in(holder, key):  # what it holds, taken out; what holds no keys is told
@@ -213,7 +234,8 @@ def translate(
 
     training = keys_in(raw, "training")
     nested, own = training.pop("pipeline", None), raw.get("pipeline")
-    pipeline = merge(nested, own) if isinstance(nested, dict) and isinstance(own, dict) else nested or own  # overrides stand at the top
+    # overrides stand at the top
+    pipeline = merge(nested, own) if isinstance(nested, dict) and isinstance(own, dict) else nested or own
     if pipeline is None or isinstance(pipeline, dict):
         pipeline = merge({k: raw.pop(k) for k in tables if k in raw}, pipeline or {}) or None
     words = words_of(section, "words")
@@ -223,7 +245,8 @@ def translate(
             errors.append(f"{source}: {wrong} (`{word}`).")
     left = raw.pop("output", None)
     for key in left if isinstance(left, dict) else []:
-        errors.append(f"{source}: unknown key `output.{key}`{nearest(f'output.{key}', [w for w in words if w.startswith('output.')]) or '.'}")
+        errors.append(f"{source}: unknown key "
+                      f"`output.{key}`{nearest(f'output.{key}', [w for w in words if w.startswith('output.')]) or '.'}")
     if isinstance(raw.get("data"), dict) and words_of(section, "dataset_words"):
         data, found = translate_dataset(raw.pop("data"), section, f"{source}: data")
         raw, errors = merge(raw, data), errors + found
@@ -235,15 +258,20 @@ def translate(
     ema = (raw["train"].get("ema") if isinstance(raw.get("train"), dict) else None) or averaging
     datasets, first, described = {}, pipeline.pop("default_dataset", None), keys_in(pipeline, "datasets")
     for name in list(described):
-        datasets[name], found = translate_dataset(keys_in(described, name), section, f"{source}: datasets.{name}")
+        datasets[name], found = translate_dataset(keys_in(described, name), section,
+                                                  f"{source}: datasets.{name}")
         errors += found
-    usual, found = translate_step({"dataset": first} if first else {}, section, f"{source}: default_dataset", datasets)
+    usual, found = translate_step({"dataset": first} if first else {}, section, f"{source}: default_dataset",
+                                  datasets)
     errors += found
-    defaults, found = translate_step(keys_in(pipeline, "defaults"), section, f"{source}: pipeline.defaults", datasets, ema)
+    defaults, found = translate_step(keys_in(pipeline, "defaults"), section, f"{source}: pipeline.defaults",
+                                     datasets, ema)
     errors, steps = errors + found, []
-    raw = merge(raw, {k: defaults.pop(k) for k in ("train", "valid", "data", "loss") if k in defaults})  # of the run: a stage changes it
+    # of the run: a stage changes it
+    raw = merge(raw, {k: defaults.pop(k) for k in ("train", "valid", "data", "loss") if k in defaults})
     if not isinstance(pipeline.get("steps") or [], list):
-        errors.append(f"{source}: `pipeline.steps` must be a list of stages, found {shown(pipeline['steps'])}.")
+        errors.append(f"{source}: `pipeline.steps` must be a list of stages, found "
+                      f"{shown(pipeline['steps'])}.")
         return raw | {"pipeline": None}, errors
     for i, given in enumerate(pipeline.get("steps") or []):
         if not isinstance(given, dict):

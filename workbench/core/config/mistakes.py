@@ -17,7 +17,8 @@ from .schema import Refused, Section, nearest, shown
 
 # %% ../../../nbs/core/config/20_mistakes.ipynb #keys_of
 spellings = {
-    "learning_rate": "train.lr", "lr": "train.lr", "num_epochs": "train.epochs", "num_train_epochs": "train.epochs",
+    "learning_rate": "train.lr", "lr": "train.lr", "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
     "n_epochs": "train.epochs", "epochs": "train.epochs", "max_steps": "train.max_steps",
     "per_device_train_batch_size": "train.batch_size", "batch_size": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulate", "accumulation_steps": "train.accumulate",
@@ -30,8 +31,10 @@ spellings = {
     "eval_steps": "valid.every", "eval_interval": "valid.every", "eval_every": "valid.every",
     "per_device_eval_batch_size": "valid.batch_size", "eval_batch_size": "valid.batch_size",
     "save_interval": "train.checkpoint_every", "checkpoint_save_interval": "train.checkpoint_every",
-    "save_total_limit": "train.keep", "report_to": "trackers", "use_wandb": "trackers", "wandb_project": "trackers",
-    "patience": "train.early_stopping.patience", "steps": "pipeline.steps", "stages": "pipeline.steps", "seed": "seed",
+    "save_total_limit": "train.keep", "report_to": "trackers", "use_wandb": "trackers",
+    "wandb_project": "trackers",
+    "patience": "train.early_stopping.patience", "steps": "pipeline.steps", "stages": "pipeline.steps",
+    "seed": "seed",
     "output_dir": "run_dir", "num_gpus": "--nproc", "resume_from_checkpoint": "workbench resume RUN",
 }
 
@@ -45,7 +48,8 @@ def keys_of(
     for name, field in section.model_fields.items():
         out.append(prefix + name)
         args = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        out += [k for a in args if isinstance(a, type) and issubclass(a, Section) for k in keys_of(a, f"{prefix}{name}.")]
+        out += [k for a in args if isinstance(a, type) and issubclass(a, Section)
+                for k in keys_of(a, f"{prefix}{name}.")]
     return out
 
 
@@ -77,7 +81,8 @@ def sentence(
 ) -> tuple[str, str]:  # which key and what it is; what is wrong, what is allowed and the nearest name
     "A mistake in two parts."
     path = [str(p) for p in error["loc"]]
-    names = [p for p in path if re.fullmatch(r"[\w-]+", p) and not re.fullmatch("(constrained-)?(int|float|bool|str)", p)]
+    names = [p for p in path
+             if re.fullmatch(r"[\w-]+", p) and not re.fullmatch("(constrained-)?(int|float|bool|str)", p)]
     if error["type"] == "extra_forbidden" and names[-1:] != path[-1:]:
         names.append(path[-1])  # a key with signs that no key has
     key = ".".join(names)
@@ -88,12 +93,16 @@ def sentence(
         near = [table[names[-1]]] if names[-1] in table else difflib.get_close_matches(key, siblings, 1, 0.75)
         near = near or difflib.get_close_matches(names[-1], [k.rpartition(".")[2] for k in siblings], 1, 0.6)
         return f"{source}: unknown key `{key}`; ", (f"did you mean `{near[0]}`?" if near else
-                                                    f"allowed here: {', '.join(k.rpartition('.')[2] for k in siblings)}.")
+                                                    "allowed here: "
+                                                    f"{', '.join(k.rpartition('.')[2] for k in siblings)}.")
     if error["type"] == "missing":
         return f"{source}: the key `{key}` is missing.", ""
-    what = re.sub(r"^Value error, ", "", error["msg"]) if error["type"] != "model_type" else "write its keys, as {…}"
-    near = nearest(error["input"], re.findall(r"'([^']*)'", error["msg"])) if error["type"] == "literal_error" else ""
-    whole = isinstance(error["input"], (dict, BaseModel)) and error["type"] == "value_error"  # keys that do not go together
+    what = re.sub(r"^Value error, ", "",
+                  error["msg"]) if error["type"] != "model_type" else "write its keys, as {…}"
+    near = nearest(error["input"],
+                   re.findall(r"'([^']*)'", error["msg"])) if error["type"] == "literal_error" else ""
+    # keys that do not go together
+    whole = isinstance(error["input"], (dict, BaseModel)) and error["type"] == "value_error"
     said = "" if whole else f" is {shown(error['input'])}"
     return f"{source}: " + (f"`{key}`{said}: " if key else ""), f"{what[0].lower() + what[1:]}{near or '.'}"
 
@@ -107,7 +116,8 @@ def sentences(
     told = {}
     for head, what in (sentence(error, schema, source) for error in errors):
         told.setdefault(head, []).append(what.rstrip("."))
-    return [head + ", or ".join(dict.fromkeys(whats)) + ("" if whats[-1].endswith("?") or not whats[-1] else ".") for head, whats in told.items()]
+    return [head + ", or ".join(dict.fromkeys(whats))
+            + ("" if whats[-1].endswith("?") or not whats[-1] else ".") for head, whats in told.items()]
 
 
 def without(
@@ -118,7 +128,8 @@ def without(
     out = copy.deepcopy(raw)
     holder, last, at = None, None, out
     for key in path:
-        if isinstance(at, dict) and key in at or isinstance(at, list) and isinstance(key, int) and key < len(at):
+        if isinstance(at, dict) and key in at or isinstance(at,
+                                                            list) and isinstance(key, int) and key < len(at):
             holder, last, at = at, key, at[key]
     if holder is not None:
         del holder[last]
@@ -137,10 +148,13 @@ def validate(
         found = e.errors()
         refused = Refused("\n".join(sentences(found, schema, source)))
         left = raw
-        places = sorted((err["loc"] for err in found), key=lambda loc: [str(p).zfill(4) for p in loc], reverse=True)
+        places = sorted((err["loc"] for err in found), key=lambda loc: [str(p).zfill(4) for p in loc],
+                        reverse=True)
         lacking = [err["loc"] for err in found if err["type"] == "missing"]
-        for loc in [loc for loc in places if loc not in lacking] + [loc[:-1] for loc in places if loc in lacking]:
-            left = without(left, loc)  # a list's last entries first; where a key is missing, all that lacks it goes
+        for loc in [loc
+                    for loc in places if loc not in lacking] + [loc[:-1] for loc in places if loc in lacking]:
+            # a list's last entries first; where a key is missing, all that lacks it goes
+            left = without(left, loc)
         try:
             refused.rest = schema.model_validate(left)
         except ValidationError:  # it cannot be read without what is wrong

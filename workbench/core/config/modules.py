@@ -37,12 +37,14 @@ def is_file(
 def permit(
     words: str,  # modules and .py files, with commas between
 ):
-    "Let these be tasks, in this process and in those it starts. Raises `Refused` for a file that is not there."
+    """Let these be tasks, in this process and in those it starts.
+    Raises `Refused` for a file that is not there."""
     before = os.environ.get(variable, "").split(",")
     for word in filter(None, (word.strip() for word in words.split(","))):
         path = Path(word).expanduser()
         if is_file(word) and not (path.suffix == ".py" and path.is_file()):
-            raise Refused(f"--task-from names {word}, and there is no such file: give a .py file, or the name of a module.")
+            raise Refused(f"--task-from names {word}, and there is no such file: give a .py file, or the "
+                          "name of a module.")
         before.append(str(path.resolve()) if is_file(word) else word)
     os.environ[variable] = ",".join(dict.fromkeys(filter(None, before)))
 
@@ -50,10 +52,12 @@ def permit(
 def own_module(
     name: str,  # a task
 ):
-    "The module of a task that the user named or has imported; None for any other. Raises `Refused` where it is not found."
+    """The module of a task that the user named or has imported; None for any other.
+    Raises `Refused` where it is not found."""
     if name not in (named := named_tasks()):
         module = sys.modules.get(name) if name != "__main__" else None
-        if hasattr(getattr(module, "task", None), "config"):  # a Task: many a module has something of this name
+        # a Task: many a module has something of this name
+        if hasattr(getattr(module, "task", None), "config"):
             permit(name)  # what this process has run, its processes may run
             return module
         return None
@@ -86,12 +90,15 @@ def from_name(
     except ModuleNotFoundError as e:
         if e.name and name != e.name and not name.startswith(e.name + "."):
             raise
-        raise Refused(f"The task `{name}` was named, and there is no such module on Python's path or in {here}: give its file, "
+        raise Refused(f"The task `{name}` was named, and there is no such module on Python's path or in "
+                      f"{here}: give its file, "
                       f"`--task-from path/to/{name.rpartition('.')[2]}.py`.") from e
 
 # %% ../../../nbs/core/config/40_modules.ipynb #environment
 def environment() -> dict[str, str]:
-    "The variables of a process that is started from here: the current folder is no place for modules (from Python 3.11 on)."
+    """The variables of a process that is started from here: the current folder is no place for modules (from
+    Python 3.11 on)."""
     home = str(Path(__file__).parents[2])
-    places = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *[home] * (home == os.getcwd())]
+    places = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *[home]
+              * (home == os.getcwd())]
     return os.environ | {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(places)} if places else {})

@@ -26,7 +26,8 @@ from .modules import own_module
 from .yaml12 import deepest, most, read_text, read_value, read_yaml, write_yaml
 
 # %% ../../../nbs/core/config/80_presets.ipynb #presets
-presets_folder = Path(__file__).parents[2] / "presets" if "__file__" in globals() else Path("../../../workbench/presets")
+presets_folder = (Path(__file__).parents[2] / "presets" if "__file__" in globals()
+                  else Path("../../../workbench/presets"))
 
 
 def presets() -> list[str]:
@@ -51,7 +52,8 @@ def find(
         raise Refused(f"{config} is a folder: give a .yaml file in it, or a preset's name.")
     if path.suffix in (".yaml", ".yml") or "/" in str(config):
         raise Refused(f"There is no configuration file {short(config)}.")
-    raise Refused(f"There is no preset `{short(config)}`{nearest(config, presets())}. Presets: {', '.join(presets())}; "
+    raise Refused(f"There is no preset `{short(config)}`{nearest(config, presets())}. Presets: "
+                  f"{', '.join(presets())}; "
                   "or give the path of a .yaml file.")
 
 
@@ -69,7 +71,8 @@ def read_file(
     if (parent := raw.pop("extends", None)) is None:
         return raw
     if not isinstance(parent, str) or not parent:
-        raise Refused(f"{path.name}: `extends` is {shown(parent)}: write the name of a preset, or the path of a .yaml file.")
+        raise Refused(f"{path.name}: `extends` is {shown(parent)}: write the name of a preset, or the path "
+                      "of a .yaml file.")
     local = path.parent / parent
     known = len(parent) < 256 and local.is_file()
     return merge(read_file(local if known else find(parent), (*seen, path.resolve())), raw)
@@ -78,19 +81,22 @@ def read_file(
 def own_part(
     path: Path,
 ) -> dict:
-    "What a file of the user's says, with those of his that it extends: the package's presets apart. A run's config.yaml knows what was set."
+    """What a file of the user's says, with those of his that it extends: the package's presets apart.
+    A run's config.yaml knows what was set."""
     if path.resolve().parent == presets_folder.resolve():
         return {}
     raw = read_yaml(path.read_text(encoding="utf8"), path.name) or {}
     parent = str(raw.pop("extends", None) or "")
     local = path.parent / parent
-    return {} if "asked" in raw else merge(own_part(local if local.is_file() else find(parent)), raw) if parent else raw
+    return {} if "asked" in raw else merge(own_part(local if local.is_file() else find(parent)),
+                                           raw) if parent else raw
 
 
 def parse_overrides(
     text: str,  # "train.lr=1e-4 model.lora.r=8"; a value with spaces stands in quotes
 ) -> dict:
-    "Overrides as a nested mapping. Values: a number, true, null, [a, b], {a: 1}, or text as it stands. Raises `Refused`."
+    """Overrides as a nested mapping.
+    Values: a number, true, null, [a, b], {a: 1}, or text as it stands. Raises `Refused`."""
     try:
         words = shlex.split(text)
     except ValueError as e:
@@ -100,7 +106,8 @@ def parse_overrides(
         key, eq, value = word.partition("=")
         parts = key.split(".")
         if not eq or not all(parts) or len(parts) > deepest:
-            raise Refused(f"overrides: `{short(word)}` is not of the form a.b=value; a value with spaces stands in quotes.")
+            raise Refused(f"overrides: `{short(word)}` is not of the form a.b=value; a value with spaces "
+                          "stands in quotes.")
         tree = read_value(value, f"override {key}")
         for part in reversed(parts):
             tree = {part: tree}
@@ -128,13 +135,17 @@ def task_module(
     stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of a module of your own.")
+        raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of a "
+                      "module of your own.")
     name = name.removeprefix("workbench.tasks.")
     module = import_module(f"workbench.tasks.{name}") if name in ours else own_module(name)
     if module is None:
-        raise Refused(f"There is no task `{name}`{nearest(name, ours) or '.'} Tasks: {', '.join(ours)}. A configuration alone imports no "
-                      f"other code: if you trust the module `{name}`, name it yourself, as `--task-from {name}` (or its .py file) on "
-                      f"the command line, WORKBENCH_TASKS={name} in your environment, or task_from=\"{name}\" in Python.")
+        raise Refused(f"There is no task `{name}`{nearest(name, ours) or '.'} Tasks: {', '.join(ours)}. A "
+                      "configuration alone imports no "
+                      f"other code: if you trust the module `{name}`, name it yourself, as `--task-from "
+                      f"{name}` (or its .py file) on "
+                      f"the command line, WORKBENCH_TASKS={name} in your environment, or "
+                      f"task_from=\"{name}\" in Python.")
     if not hasattr(getattr(module, "task", None), "config"):
         raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module
@@ -152,21 +163,25 @@ def check_tree(
     tree: Any,  # of dicts and lists
     source: str,
 ):
-    "Raises `Refused` for keys that are no words, text that no file can hold, and what is too deep or too large."
+    """Raises `Refused` for keys that are no words, text that no file can hold, and what is too deep or too
+    large."""
     todo, seen = [((), tree)], 0
     while todo:
         path, at = todo.pop()
         key, seen = ".".join(map(str, path)), seen + 1
         if len(path) > deepest or seen > most:
-            raise Refused(f"{source}: `{short(key)}`: a configuration has at most {deepest} levels and {most:,} values.")
+            raise Refused(f"{source}: `{short(key)}`: a configuration has at most {deepest} levels and "
+                          f"{most:,} values.")
         if isinstance(at, dict):
             if odd := [k for k in at if not isinstance(k, str)]:
-                raise Refused(f"{source}: a key is a word, found {shown(odd[0])}{f' in `{key}`' * bool(key)}: write it in quotes.")
+                raise Refused(f"{source}: a key is a word, found "
+                              f"{shown(odd[0])}{f' in `{key}`' * bool(key)}: write it in quotes.")
             todo += [((*path, k), v) for k, v in at.items()]
         elif isinstance(at, (list, tuple)):
             todo += [((*path, i), v) for i, v in enumerate(at)]
         elif isinstance(at, str) and (bad := re.search("[\0\ud800-\udfff]", at)):
-            raise Refused(f"{source}: `{short(key)}` holds the character U+{ord(bad[0]):04X}, which no text may hold: take it out.")
+            raise Refused(f"{source}: `{short(key)}` holds the character U+{ord(bad[0]):04X}, which no text "
+                          "may hold: take it out.")
 
 
 def resolve(
@@ -181,14 +196,17 @@ def resolve(
     check_tree(over, "overrides")
     on_cpu, own_on_cpu = ({} if tree.get("on_cpu") is None else tree["on_cpu"] for tree in (raw, own))
     if not isinstance(on_cpu, dict):
-        raise Refused(f"{source}: `on_cpu` is {shown(on_cpu)}: write the keys that a machine without a GPU changes, as "
+        raise Refused(f"{source}: `on_cpu` is {shown(on_cpu)}: write the keys that a machine without a GPU "
+                      "changes, as "
                       "on_cpu: {train: {batch_size: 4}}.")
     raw, own = ({k: v for k, v in tree.items() if k != "on_cpu"} for tree in (raw, own))
     notes = []
     if device == "cpu" and on_cpu:
-        raw = merge(merge(merge(raw, on_cpu), own), own_on_cpu)  # what the user says himself wins over a preset's on_cpu
+        # what the user says himself wins over a preset's on_cpu
+        raw = merge(merge(merge(raw, on_cpu), own), own_on_cpu)
         held = {k: v for k, v in flat(on_cpu).items() if k not in flat(own) or k in flat(own_on_cpu)}
-        notes += ["No GPU here, so the preset's on_cpu section holds: " + ", ".join(f"{k}={v}" for k, v in held.items()) + "."] * bool(held)
+        notes += ["No GPU here, so the preset's on_cpu section holds: "
+                  + ", ".join(f"{k}={v}" for k, v in held.items()) + "."] * bool(held)
     raw, source = merge(raw, over), f"{source} with overrides" if over else source
     if "task" not in raw and not document(raw):
         raise Refused(f"{source}: the key `task` is missing.")
@@ -201,7 +219,8 @@ def resolve(
         errors, cfg = [*errors, str(e)], e.rest
     if cfg:
         cfg = settled(cfg, device, isinstance(over.get("train"), dict) and "epochs" in over["train"], notes)
-        said = [key for part in (own, own_on_cpu if device == "cpu" else {}, over) for key in asked_in(part, type(cfg))]
+        said = [key for part in (own, own_on_cpu if device == "cpu" else {}, over)
+                for key in asked_in(part, type(cfg))]
         cfg = cfg.model_copy(update={"asked": list(dict.fromkeys([*cfg.asked, *said]))})
     if errors:
         refused = Refused("\n".join(errors))

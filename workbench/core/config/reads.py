@@ -16,13 +16,15 @@ def sections(
     value: Any,  # a section, or a mapping or list that may hold some
     key: str = "",
 ) -> list[tuple[str, Section]]:
-    "Every section inside a configuration with its dotted key; entries of a list by their names, or their places."
+    """Every section inside a configuration with its dotted key; entries of a list by their names, or their
+    places."""
     if isinstance(value, Section):
         inner = vars(value).items()
     elif isinstance(value, dict):
         inner = value.items()
     else:
-        inner = ((getattr(v, "name", i), v) for i, v in enumerate(value)) if isinstance(value, (list, tuple)) else ()
+        inner = ((getattr(v, "name", i), v)
+                 for i, v in enumerate(value)) if isinstance(value, (list, tuple)) else ()
     own = [(key, value)] if isinstance(value, Section) else []
     return own + [pair for name, v in inner for pair in sections(v, f"{key}.{name}".lstrip("."))]
 
@@ -31,9 +33,11 @@ class Reads:
     "The keys that were read, by the stage that was at hand."
 
     def __init__(self):
-        self.known: dict[int, tuple[str, Section]] = {}  # held, so that no other object takes a place in memory
+        # held, so that no other object takes a place in memory
+        self.known: dict[int, tuple[str, Section]] = {}
         self.keys: dict[str, set[str]] = {}  # stage -> keys
-        self.kinds: dict[str, set[tuple[str, str]]] = {}  # stage -> (class, field) of sections that the task made for itself
+        # stage -> (class, field) of sections that the task made for itself
+        self.kinds: dict[str, set[tuple[str, str]]] = {}
 
     @contextmanager
     def during(

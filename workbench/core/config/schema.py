@@ -25,12 +25,14 @@ from ...errors import Refused
 def parse_every(
     value: Any,  # 200 | "200 steps" | "1 epoch" | "2 epochs" | None
 ) -> Any:
-    "How often something happens, as `N` (optimiser steps) or `'N epochs'`. Raises ValueError on anything else."
+    """How often something happens, as `N` (optimiser steps) or `'N epochs'`.
+    Raises ValueError on anything else."""
     if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = re.fullmatch(r"\s*(\d+)\s*(steps?|epochs?)?\s*", str(value))
     if not match or int(match[1]) < 1:
-        raise ValueError("write a number of steps (200) or of epochs (`1 epoch`), at least 1, or null for never")
+        raise ValueError("write a number of steps (200) or of epochs (`1 epoch`), at least 1, or null for "
+                         "never")
     return f"{match[1]} epochs" if (match[2] or "").startswith("epoch") else int(match[1])
 
 
@@ -40,9 +42,11 @@ Every = Annotated[int | str | None, BeforeValidator(parse_every)]
 def from_here(
     value: str,  # a path, or a word such as `samples`
 ) -> str:
-    "A relative path that exists, made absolute: a run may be resumed from another folder. Anything else as it is. Raises ValueError."
+    """A relative path that exists, made absolute: a run may be resumed from another folder.
+    Anything else as it is. Raises ValueError."""
     path = Path(possible(value)).expanduser()
-    return value if value == "samples" or path.is_absolute() or not os.path.exists(path) else os.path.abspath(path)
+    return (value if value == "samples" or path.is_absolute() or not os.path.exists(path)
+            else os.path.abspath(path))
 
 
 def run_and_stage(
@@ -104,20 +108,27 @@ class Optimizer(Section):
 
 
 class Scheduler(Section):
-    "The learning rate over the optimiser steps of a stage. The types of torch take torch's keys and defaults, ours `warmup` and `floor`."
-    type: Literal["linear", "cosine", "constant", "inverse_sqrt", "exponential", "CosineAnnealingLR", "LinearLR", "StepLR",
+    """The learning rate over the optimiser steps of a stage.
+    The types of torch take torch's keys and defaults, ours `warmup` and `floor`."""
+    type: Literal["linear", "cosine", "constant", "inverse_sqrt", "exponential", "CosineAnnealingLR",
+                  "LinearLR", "StepLR",
                   "ExponentialLR", "ReduceLROnPlateau", "MultiStepLR", "ConstantLR"] = "linear"
-    warmup: float = Field(0.05, ge=0, le=10_000_000)  # below 1: a share of the stage's steps; from 1 on: steps
+    # below 1: a share of the stage's steps; from 1 on: steps
+    warmup: float = Field(0.05, ge=0, le=10_000_000)
     floor: float = Field(0.0, ge=0, le=1)  # the share of the rate that is left at the end
-    gamma: float | None = Field(None, gt=0, le=1)  # what a drop leaves of the rate; None: 0.1, of exponential 0.9999 a step
+    # what a drop leaves of the rate; None: 0.1, of exponential 0.9999 a step
+    gamma: float | None = Field(None, gt=0, le=1)
     eta_min_factor: float = Field(0.1, ge=0, le=1)  # of CosineAnnealingLR: the share that is left at the end
     start_factor: float | None = Field(None, gt=0, le=1)  # of LinearLR; None: 1/3
     end_factor: float | None = Field(None, ge=0, le=1)  # of LinearLR; None: 1
     total_iters: int | None = Field(None, ge=1)  # of LinearLR and ConstantLR, in steps; None: 5
     step_size: int | None = Field(None, ge=1)  # of StepLR, in steps; None: a third of the stage
-    milestones: list[Annotated[int, Field(ge=1)]] = Field([], max_length=1000)  # of MultiStepLR, in steps, rising
-    mode: Literal["min", "max"] | None = None  # of ReduceLROnPlateau, which looks at valid.metric after each validation; None: as best
-    factor: float | None = Field(None, gt=0, le=1)  # of ReduceLROnPlateau (None: 0.1), and of ConstantLR until total_iters (None: 1/3)
+    # of MultiStepLR, in steps, rising
+    milestones: list[Annotated[int, Field(ge=1)]] = Field([], max_length=1000)
+    # of ReduceLROnPlateau, which looks at valid.metric after each validation; None: as best
+    mode: Literal["min", "max"] | None = None
+    # of ReduceLROnPlateau (None: 0.1), and of ConstantLR until total_iters (None: 1/3)
+    factor: float | None = Field(None, gt=0, le=1)
     patience: int | None = Field(None, ge=0)  # of ReduceLROnPlateau, in validations; None: 10
 
     @field_validator("milestones")
@@ -130,9 +141,11 @@ class Scheduler(Section):
     @model_validator(mode="after")
     def drops(self):
         if self.type == "MultiStepLR" and not self.milestones:
-            raise ValueError("write the steps at which MultiStepLR drops the rate into `milestones`, as [1000, 2000]")
+            raise ValueError("write the steps at which MultiStepLR drops the rate into `milestones`, as "
+                             "[1000, 2000]")
         if self.type == "ReduceLROnPlateau" and self.factor == 1:
-            raise ValueError("`factor` is what is left of the rate: of ReduceLROnPlateau, write a number below 1")
+            raise ValueError("`factor` is what is left of the rate: of ReduceLROnPlateau, write a number "
+                             "below 1")
         return self
 
 
@@ -147,9 +160,11 @@ class Train(Section):
     "The loop: how long, how much at a time, how fast, and what is written down."
     epochs: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)  # the first of epochs, max_steps and minutes ends the stage
-    minutes: Annotated[float | Literal["auto"] | None, BeforeValidator(time_limit)] = "auto"  # time budget of the run, evaluation included; auto: 4 on a CPU
+    # time budget of the run, evaluation included; auto: 4 on a CPU
+    minutes: Annotated[float | Literal["auto"] | None, BeforeValidator(time_limit)] = "auto"
     batch_size: int = Field(32, ge=1, le=65_536)  # mean rows of one micro-batch
-    batch_tokens: int | None = Field(None, ge=1, le=10_000_000)  # padded length units of a micro-batch; wins over batch_size
+    # padded length units of a micro-batch; wins over batch_size
+    batch_tokens: int | None = Field(None, ge=1, le=10_000_000)
     accumulate: int = Field(1, ge=1, le=4096)  # micro-batches in one optimiser step, over all processes
     lr: float = Field(3e-4, gt=0)
     optimizer: Optimizer = Optimizer()
@@ -158,7 +173,8 @@ class Train(Section):
     schedulers: dict[str, Scheduler] = {}
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm of an optimiser's parameters
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    ema: float | None = Field(None, gt=0, lt=1)  # decay of the averaged weights that are evaluated and kept as best
+    # decay of the averaged weights that are evaluated and kept as best
+    ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)
     checkpoint_every: Every = "1 epoch"
     keep: int | None = Field(2, ge=1)  # checkpoints kept besides best; None: all
@@ -172,12 +188,14 @@ class Valid(Section):
     batch_size: int | None = Field(None, ge=1, le=65_536)  # None: train.batch_size
     rows: int | None = Field(None, ge=1)  # a fixed random sample of the split; None: all
     metric: str = Field("loss", min_length=1)
-    mode: Literal["min", "max"] | None = None  # of a metric of which nobody has said whether less or more is better; None: it is known
+    # of a metric of which nobody has said whether less or more is better; None: it is known
+    mode: Literal["min", "max"] | None = None
     final: list[str] = ["test"]  # splits evaluated at the end with the best weights; a pattern such as test*
 
 # %% ../../../nbs/core/config/10_schema.ipynb #Transition
 class Transition(Section):
-    "Ends a stage: after `value` epochs, or when the mean of a metric's last `window` values lies under `threshold`."
+    """Ends a stage: after `value` epochs, or when the mean of a metric's last `window` values lies under
+    `threshold`."""
     mode: Literal["epoch", "loss_threshold"] = "epoch"
     value: int | None = Field(None, ge=1)  # of epoch
     metric: str | None = None  # of loss_threshold: a loss part that an active objective reports
@@ -190,9 +208,11 @@ class Transition(Section):
     @model_validator(mode="after")
     def whole(self):
         own = {"epoch": ("value",), "loss_threshold": ("metric", "threshold")}
-        if self.mode == "loss_threshold" and (lacking := [k for k in own[self.mode] if getattr(self, k) is None]):
+        if self.mode == "loss_threshold" and (lacking := [k for k in own[self.mode]
+                                                          if getattr(self, k) is None]):
             raise ValueError(f"mode loss_threshold needs {' and '.join(lacking)}")
-        odd = [k for mode, keys in own.items() for k in keys if mode != self.mode and getattr(self, k) is not None]
+        odd = [k for mode, keys in own.items()
+               for k in keys if mode != self.mode and getattr(self, k) is not None]
         if odd:
             raise ValueError(f"{' and '.join(odd)} says nothing where mode is {self.mode}")
         if self.max_epochs and self.max_epochs < self.min_epochs:
@@ -202,7 +222,8 @@ class Transition(Section):
 
 class BeginFrom(Section):
     "Another run whose nets a stage begins with."
-    run: RunPlace  # its averaged weights where it has such; RUN@STAGE: at the end of that stage; @STAGE: of this run
+    # its averaged weights where it has such; RUN@STAGE: at the end of that stage; @STAGE: of this run
+    run: RunPlace
     nets: list[str] | None = None  # None: all that both have
 
 
@@ -249,7 +270,8 @@ class Core(Section):
     begin_from: Beginning = None  # a run whose nets, tokenizer and statistics this one begins with
     run_dir: Named | None = None  # the run's folder; None: runs/<preset>-<time>
     check: bool = True  # reality checks before the training starts
-    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], AfterValidator(each_once)] = ["tensorboard"]
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]],
+                        AfterValidator(each_once)] = ["tensorboard"]
     notes: list[str] = []  # what the defaults did on this machine
     asked: list[str] = []  # keys that the user set, in a file of his own or as overrides
 
@@ -258,9 +280,12 @@ def merge(
     base: dict,
     over: dict,  # wins, key by key
 ) -> dict:
-    "`base` with `over` laid on top; neither is changed. An empty mapping empties; entries of a list are met by their names."
-    both = {k: merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), dict)}
-    named = {k: merge_named(k, base[k], v) for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), list)}
+    """`base` with `over` laid on top; neither is changed.
+    An empty mapping empties; entries of a list are met by their names."""
+    both = {k: merge(base[k], v)
+            for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), dict)}
+    named = {k: merge_named(k, base[k], v)
+             for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), list)}
     return base | over | both | named
 
 
@@ -279,7 +304,8 @@ def merge_named(
         elif changes.get("name") == name:
             entries, names = [*entries, changes], [*names, name]
         else:
-            raise Refused(f"{key}: there is no entry `{name}`{nearest(name, [n for n in names if n])}. There are: "
+            raise Refused(f"{key}: there is no entry `{name}`{nearest(name, [n for n in names if n])}. There "
+                          "are: "
                           f"{', '.join(str(n) for n in names)}. One more says its name: {{name: {name}, …}}.")
     return entries
 

@@ -17,26 +17,31 @@ from pydantic_core import core_schema
 def number(
     value: Any,
 ) -> Any:
-    "What a number is read from: pydantic would take texts and truths for numbers. Raises ValueError with a hint."
+    """What a number is read from: pydantic would take texts and truths for numbers.
+    Raises ValueError with a hint."""
     if isinstance(value, bool):
         raise ValueError(f"write a number, not {str(value).lower()}")
     if isinstance(value, str):
         digits = re.sub(r"(?<=\d)[_,' ](?=\d)", "", value.strip())
         plain = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", digits, re.ASCII)
-        raise ValueError(f"write a number, in digits alone and without quotes: {digits}" if plain and len(digits) < 30 else "write a number")
+        raise ValueError(f"write a number, in digits alone and without quotes: {digits}"
+                         if plain and len(digits) < 30 else "write a number")
     return value
 
 # %% ../../../nbs/core/config/00_section.ipynb #exact
 def exact(
     schema: Any,  # of pydantic: a mapping with `type`, or lists and mappings of such
 ) -> Any:
-    "The schema with whole numbers of 64 bits and numbers that are read by `number`; other sections have seen to theirs."
+    """The schema with whole numbers of 64 bits and numbers that are read by `number`; other sections have
+    seen to theirs."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(exact(s) for s in schema)
-    if not isinstance(schema, dict) or schema.get("type") == "model" or schema.get("function", {}).get("function") is number:
+    if (not isinstance(schema, dict) or schema.get("type") == "model"
+        or schema.get("function", {}).get("function") is number):
         return schema
     if schema.get("type") == "int":
-        schema = ({} if "gt" in schema else {"ge": -2**63}) | ({} if "lt" in schema else {"le": 2**63 - 1}) | schema
+        schema = ({} if "gt" in schema else {"ge": -2**63}) | ({} if "lt" in schema
+                                                               else {"le": 2**63 - 1}) | schema
         return core_schema.no_info_before_validator_function(number, schema)
     if schema.get("type") == "float":
         return core_schema.no_info_before_validator_function(number, schema)
@@ -46,9 +51,12 @@ def exact(
 
 # %% ../../../nbs/core/config/00_section.ipynb #Section-class
 class Section(BaseModel):
-    "A part of the configuration: unknown keys, wrong types, endless numbers and keys that nothing reads are errors."
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), frozen=True, allow_inf_nan=False)
-    judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"  # when all readers of the keys have been called; never: later uses read them
+    """A part of the configuration: unknown keys, wrong types, endless numbers and keys that nothing reads are
+    errors."""
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=(), frozen=True,
+                              allow_inf_nan=False)
+    # when all readers of the keys have been called; never: later uses read them
+    judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"
     unread: ClassVar[dict[str, str]] = {}  # key -> why nothing reads it, where that can be
 
     @classmethod
@@ -64,9 +72,11 @@ class Section(BaseModel):
 def possible(
     value: str,  # a path, or a name of the hub
 ) -> str:
-    "A path that a file system can look for. Raises ValueError for an empty one and for a longer one than any."
+    """A path that a file system can look for.
+    Raises ValueError for an empty one and for a longer one than any."""
     if not value.strip():
-        raise ValueError("it names nothing: write a name or a path (`.` is the current folder), or null where null is allowed")
+        raise ValueError("it names nothing: write a name or a path (`.` is the current folder), or null "
+                         "where null is allowed")
     if len(value) > 4000 or any(len(part.encode("utf8", "replace")) > 255 for part in value.split("/")):
         raise ValueError("no path is as long as this")
     try:
@@ -85,5 +95,7 @@ def heads_fit(
     "Raises ValueError naming the nearest number of heads that shares the width evenly."
     if width % (each * heads):
         able = [h for h in range(1, width // each + 1) if width % (each * h) == 0]
-        mend = f"{names[1]}: {min(able, key=lambda h: abs(h - heads))}" if able else f"a {names[0]} that is a multiple of {each * heads}"
-        raise ValueError(f"{names[0]} {width} cannot be shared by {names[1]} {heads}: it must be a multiple of {each * heads}; write {mend}")
+        mend = (f"{names[1]}: {min(able, key=lambda h: abs(h - heads))}" if able
+                else f"a {names[0]} that is a multiple of {each * heads}")
+        raise ValueError(f"{names[0]} {width} cannot be shared by {names[1]} {heads}: it must be a multiple "
+                         f"of {each * heads}; write {mend}")

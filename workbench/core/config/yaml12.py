@@ -59,10 +59,12 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         super().__init__(text)
-        self.level, self.held = 0, {}  # held: id of a node -> (its value, how many values it stands for); None: under way
+        # held: id of a node -> (its value, how many values it stands for); None: under way
+        self.level, self.held = 0, {}
 
     def resolve(self, kind, value, implicit):
-        return _tag + kind_of(value) if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, False))
+        return (_tag + kind_of(value) if kind is yaml.ScalarNode and implicit[0]
+                else super().resolve(kind, value, (False, False)))
 
     def compose_node(self, parent, index):
         self.level += 1
@@ -85,7 +87,8 @@ class _Loader(yaml.SafeLoader):
             self.refuse(node, "an anchor holds an alias of itself.")
         if not known:
             self.held[id(node)] = None
-            self.held[id(node)] = {yaml.ScalarNode: self.word, yaml.SequenceNode: self.entries, yaml.MappingNode: self.keys}[type(node)](node)
+            self.held[id(node)] = {yaml.ScalarNode: self.word, yaml.SequenceNode: self.entries,
+                                   yaml.MappingNode: self.keys}[type(node)](node)
         if self.held[id(node)][1] > most:
             self.refuse(node, f"more than {most:,} values, aliases written out: a configuration is smaller.")
         return self.held[id(node)]
@@ -93,27 +96,31 @@ class _Loader(yaml.SafeLoader):
     def word(self, node):
         kind = node.tag.removeprefix(_tag)
         if kind not in ("str", *forms):
-            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it out.")
+            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it "
+                              "out.")
         if kind != "str" and not forms[kind].fullmatch(node.value):
             self.refuse(node, f"{short(node.value)!r} is no {kind}.")
         return scalar(node.value, kind), 1
 
     def entries(self, node):
         if node.tag != _tag + "seq":
-            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it out.")
+            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it "
+                              "out.")
         found = [self.value(n) for n in node.value]
         return [v for v, _ in found], 1 + sum(n for _, n in found)
 
     def keys(self, node):
         if node.tag != _tag + "map":
-            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it out.")
+            self.refuse(node, f"the tag `{short(node.tag.replace(_tag, '!!'))}` is not read here; leave it "
+                              "out.")
         out, under, size = {}, {}, 1
         for at, held in node.value:
             value, n = self.value(held)
             size += n
             if not isinstance(at, yaml.ScalarNode) or at.tag != _tag + "str":
                 what = short(at.value) if isinstance(at, yaml.ScalarNode) else "a list or a mapping"
-                self.refuse(at, f"a key is a word, found {what}" + (": write it in quotes." if isinstance(at, yaml.ScalarNode) else "."))
+                self.refuse(at, f"a key is a word, found {what}"
+                            + (": write it in quotes." if isinstance(at, yaml.ScalarNode) else "."))
             if at.value == "<<" and not at.style:  # the merge key of 1.1: `<<: *base`
                 parts = value if isinstance(value, list) else [value]
                 if not all(isinstance(part, dict) for part in parts):
@@ -139,11 +146,13 @@ def read_yaml(
         return None if node is None else loader.value(node)[0]
     except yaml.reader.ReaderError as e:
         line = text.count("\n", 0, e.position) + 1
-        raise Refused(f"{name}, line {line}: the character U+{ord(text[e.position]):04X} cannot stand in YAML; take it out.") from e
+        raise Refused(f"{name}, line {line}: the character U+{ord(text[e.position]):04X} cannot stand in "
+                      "YAML; take it out.") from e
     except yaml.YAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if getattr(e, "problem_mark", None) else ""
         raise Refused(f"{name}{line}: not valid YAML ({short(getattr(e, 'problem', None) or e, 200)}).") from e
-    except (ValueError, OverflowError) as e:  # PyYAML's scanner lets `"\UFFFFFFFF"` and `%YAML 9…9` through to Python
+    # PyYAML's scanner lets `"\UFFFFFFFF"` and `%YAML 9…9` through to Python
+    except (ValueError, OverflowError) as e:
         raise Refused(f"{name}: not valid YAML ({short(e, 200)}).") from e
 
 # %% ../../../nbs/core/config/30_yaml12.ipynb #yaml12-file
@@ -156,18 +165,21 @@ def read_text(
     "The text of a configuration file, in UTF-8. Raises `Refused` naming what to mend."
     try:
         if path.stat().st_size > largest:
-            raise Refused(f"{path} has {path.stat().st_size:,} bytes: a configuration file has at most {largest:,}.")
+            raise Refused(f"{path} has {path.stat().st_size:,} bytes: a configuration file has at most "
+                          f"{largest:,}.")
         data = path.read_bytes()
     except OSError as e:
         raise Refused(f"{path} cannot be read: {e.strerror or e}.") from e
     zeros = max(data[0::2].count(0), data[1::2].count(0))
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or 3 * zeros > len(data):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE,
+                        codecs.BOM_UTF32_BE)) or 3 * zeros > len(data):
         raise Refused(f"{path} is written in UTF-16 (or UTF-32): save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line, byte = data.count(b"\n", 0, e.start) + 1, data[e.start]
-        raise Refused(f"{path}, line {line}: the byte 0x{byte:02X} is not UTF-8; in Latin-1 and Windows-1252 it is "
+        raise Refused(f"{path}, line {line}: the byte 0x{byte:02X} is not UTF-8; in Latin-1 and Windows-1252 "
+                      "it is "
                       f"`{bytes([byte]).decode('latin-1')}`: save the file as UTF-8.") from e
 
 
@@ -175,15 +187,18 @@ def read_value(
     text: str,  # after the sign of equality, as the shell's rules leave it
     name: str,  # "override train.lr"
 ) -> Any:
-    "A list, a mapping, a quoted text, a null, a truth, a number; else the text as it stands. Raises `Refused`."
+    """A list, a mapping, a quoted text, a null, a truth, a number; else the text as it stands.
+    Raises `Refused`."""
     if not text.strip():
         return text
-    bare, spare = text.strip(), next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)  # for `#`, which begins a comment in YAML
+    # for `#`, which begins a comment in YAML
+    bare, spare = text.strip(), next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)
     if bare[0] + bare[-1] in ("[]", "{}"):
         try:
             return spelled(read_yaml(bare.replace("#", spare), name), spare)
         except Refused as e:
-            if "expected '<document start>'" in str(e):  # `[a] b [c]`: it begins as a list and goes on as text
+            # `[a] b [c]`: it begins as a list and goes on as text
+            if "expected '<document start>'" in str(e):
                 return text
             raise
     if len(bare) > 1 and bare[0] + bare[-1] in ("''", '""'):

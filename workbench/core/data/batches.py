@@ -44,14 +44,17 @@ def epoch_plan(
     epoch: int,
     budget: float | None = None,  # padded units of a global batch; None: what gives so many rows on average
     pool: int = 100,  # global batches in a pool
-    groups: np.ndarray | None = None,  # int [N]: rows of two groups never share a batch (pictures of two sizes)
+    # int [N]: rows of two groups never share a batch (pictures of two sizes)
+    groups: np.ndarray | None = None,
     blocks: np.ndarray | None = None,  # int [N]: rows of a block are read near each other (a shard)
     uids: Sequence[str] = (),  # of the rows, to name them
 ) -> list[list[np.ndarray]]:
-    "The steps of an epoch: for each global batch its slots, for each slot its rows. Raises `Refused` where rows, or those of a group, are fewer than the slots."
+    """The steps of an epoch: for each global batch its slots, for each slot its rows.
+    Raises `Refused` where rows, or those of a group, are fewer than the slots."""
     lengths = np.asarray(lengths).reshape(len(lengths), -1)
     if len(lengths) < slots:
-        raise Refused(f"{len(lengths)} training rows cannot fill {slots} micro-batches a step: give more rows, or "
+        raise Refused(f"{len(lengths)} training rows cannot fill {slots} micro-batches a step: give more "
+                      "rows, or "
                       "lower train.accumulate or the number of processes.")
     check_groups(groups, slots, uids)
     rng = np.random.default_rng([seed, epoch])
@@ -59,7 +62,8 @@ def epoch_plan(
     budget, pools = budget or budget_for(lengths, rows), []
     parts = np.array_split(shuffled(rng, len(lengths), blocks), max(1, round(len(lengths) / (pool * rows))))
     for kinds in apart(parts, groups, least):
-        pools.append([batch for rows_of in kinds for batch in fill(lengths, by_length(lengths, rows_of), budget, least)])
+        pools.append([batch for rows_of in kinds
+                      for batch in fill(lengths, by_length(lengths, rows_of), budget, least)])
     if blocks is None:
         pools = [[batch for part in pools for batch in part]]
     return [np.array_split(part[i], slots) for part in pools for i in rng.permutation(len(part))]
@@ -88,7 +92,8 @@ def check_groups(
     if len(counts) and counts.min() < slots:
         rare = np.flatnonzero(groups == kinds[counts.argmin()])
         names = f" ({', '.join(str(uids[i]) for i in rare[:5])}{' …' * (len(rare) > 5)})" if len(uids) else ""
-        raise Refused(f"The {len(rare)} training rows of one size{names} cannot fill {slots} micro-batches a step: give more rows of "
+        raise Refused(f"The {len(rare)} training rows of one size{names} cannot fill {slots} micro-batches a "
+                      "step: give more rows of "
                       "that size or take these out, or lower train.accumulate or the number of processes.")
 
 
@@ -97,7 +102,8 @@ def apart(
     groups: np.ndarray | None,
     least: int,  # rows of a group that a pool has, if it has any
 ) -> list[list[np.ndarray]]:  # of each pool the rows of each group
-    "The rows of each group, in their order; what is too few in a pool moves to the next pool that has some, or to the one before."
+    """The rows of each group, in their order; what is too few in a pool moves to the next pool that has some,
+    or to the one before."""
     if groups is None:
         return [[rows] for rows in pools]
     out: list[list[np.ndarray]] = [[] for _ in pools]
@@ -120,7 +126,8 @@ def by_length(
     lengths: np.ndarray,  # int [N, K]
     rows: np.ndarray,  # some rows, in random order
 ) -> np.ndarray:
-    "These rows by their longest dimension; ties stay in random order, so that batches differ from epoch to epoch."
+    """These rows by their longest dimension; ties stay in random order, so that batches differ from epoch to
+    epoch."""
     return rows[np.argsort(lengths[rows].max(1), kind="stable")]
 
 
@@ -172,7 +179,8 @@ def planned(
     else:
         budget = budget_for(lengths, rows)
     slots = slots_for(slots0, world)
-    near = {"groups": data.groups.get("train"), "blocks": data.blocks.get("train"), "uids": data.uids.get("train", ())}
+    near = {"groups": data.groups.get("train"), "blocks": data.blocks.get("train"),
+            "uids": data.uids.get("train", ())}
     return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, seed, epoch, budget, **near))
 
 # %% ../../../nbs/core/data/20_batches.ipynb #stream
@@ -217,20 +225,23 @@ def evaluation_plan(
     chosen = rng.permutation(len(lengths))[:rows]
     chosen = chosen[np.argsort(lengths[chosen].sum(1), kind="stable")]
     [parts] = apart([chosen], groups, 1)
-    batches = [[(int(i), 0) for i in part[b:b + batch_size]] for part in parts for b in range(0, len(part), batch_size)]
+    batches = [[(int(i), 0) for i in part[b:b + batch_size]] for part in parts
+               for b in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../../../nbs/core/data/20_batches.ipynb #data_print
 def data_print(
     data,  # workbench.core.task.Data
 ) -> dict:
-    "What identifies the rows: where they are from, the task's fingerprint, and of each split the number and a hash of ids and lengths."
+    """What identifies the rows: where they are from, the task's fingerprint, and of each split the number and
+    a hash of ids and lengths."""
     splits = {}
     for split, uids in data.uids.items():
         digest = hashlib.sha256("\n".join(map(str, uids)).encode())
         digest.update(np.ascontiguousarray(data.lengths.get(split, ()), np.float64).tobytes())
         splits[split] = {"rows": len(uids), "print": digest.hexdigest()[:16]}
-    return {"source": str(data.facts.get("source", "")), "fingerprint": data.facts.get("fingerprint"), "splits": splits}
+    return {"source": str(data.facts.get("source", "")), "fingerprint": data.facts.get("fingerprint"),
+            "splits": splits}
 
 
 def data_changes(

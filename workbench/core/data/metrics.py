@@ -111,7 +111,8 @@ def distinct(
     return len(grams) / max(1, sum(map(len, words)))
 
 # %% ../../../nbs/core/data/00_metrics.ipynb #direction
-better = {"loss": "min", "*_loss": "min", "wer": "min", "cer": "min", "bleu[1-4]": "max", "chrf": "max", "rouge_l": "max",
+better = {"loss": "min", "*_loss": "min", "wer": "min", "cer": "min", "bleu[1-4]": "max", "chrf": "max",
+          "rouge_l": "max",
           "exact": "max", "distinct[12]": "max"}  # patterns of names
 
 
@@ -119,7 +120,8 @@ def direction(
     metric: str,  # a name in the lines of metrics.jsonl
     own: dict[str, str] = {},  # what a task says of its scores: patterns of names -> min | max; wins
 ) -> str | None:
-    "`min` where less of a metric is better, `max` where more is; None: nobody has said. ValueError: a task says something else."
+    """`min` where less of a metric is better, `max` where more is; None: nobody has said.
+    ValueError: a task says something else."""
     found = [way for table in (own, better) for name, way in table.items() if fnmatchcase(metric, name)]
     if found and found[0] not in ("min", "max"):
         raise ValueError(f"better says {found[0]!r} of {metric}: a task writes min or max")
@@ -142,7 +144,8 @@ def _check_rows(references, hypotheses):
 def text_scores(
     references: list[str],  # the true texts, one a row
     hypotheses: list[str],  # the generated texts, in the same order
-    tokenize: str = "auto",  # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references
+    # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references
+    tokenize: str = "auto",
     rouge: bool = True,  # its library takes half a second to import
 ) -> dict[str, float]:  # bleu1..4, chrf: 0..100; rouge_l, wer, cer, distinct1, distinct2, exact: fractions
     "Corpus scores. ValueError: no rows, unequal lengths, a row that is not text, unknown tokenizer."
@@ -235,7 +238,8 @@ def constant_scores(
     "Scores of a trivial answer: per metric, the better of the two constants. ValueError: no texts."
     constants = {frequent_text(train), nearest_text(train, references)}
     tables = [text_scores(references, [text] * len(references), tokenize) for text in sorted(constants)]
-    return {name: {"min": min, "max": max}[direction(name)](table[name] for table in tables) for name in tables[0]}
+    return {name: {"min": min, "max": max}[direction(name)](table[name] for table in tables)
+            for name in tables[0]}
 
 # %% ../../../nbs/core/data/00_metrics.ipynb #ceiling_scores
 def ceiling_scores(

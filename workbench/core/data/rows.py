@@ -23,7 +23,8 @@ def check_rejected(
         return
     lines = [f"  {r['row']} {r['uid']}: {r['reason']}" for r in rejected[:20]]
     more = [f"  … and {len(rejected) - 20} more"] if len(rejected) > 20 else []
-    raise Refused("\n".join([f"{len(rejected)} of {total} rows cannot be used, more than data.max_rejected = {most:g} "
+    raise Refused("\n".join([f"{len(rejected)} of {total} rows cannot be used, more than data.max_rejected = "
+                             f"{most:g} "
                              "allows. Mend them, take them out, or raise the limit:", *lines, *more]))
 
 # %% ../../../nbs/core/data/10_rows.ipynb #hold_out
@@ -33,7 +34,8 @@ def chosen(
 ) -> set[str]:  # at least one where some key has few rows enough
     "About a tenth of the keys, by their hashes; together at most three tenths of the rows, or one row."
     ranks = {key: int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest(), "big") for key in keys}
-    most, taken, held = max(1, 3 * sum(keys.values()) // 10), 0, {key for key, n in ranks.items() if n % 10 == 0}
+    most, taken, held = max(1, 3 * sum(keys.values()) // 10), 0, {key
+                                                                  for key, n in ranks.items() if n % 10 == 0}
     if 0 < sum(keys[key] for key in held) <= most:
         return held
     tenth, held = held, set()
@@ -57,12 +59,14 @@ def hold_out(
         return rows, {}
     train = rows["train"]
     if len(train) < 2:
-        raise Refused(f"There is no table for validation, and {len(train)} training row to hold one out of: give a table "
+        raise Refused(f"There is no table for validation, and {len(train)} training row to hold one out of: "
+                      "give a table "
                       "`valid`, or at least 2 rows.")
     key, how = text_of, "by their texts"
     if not (held := chosen(Counter(map(key, train)), seed)):
         key, different = uid_of, len(set(map(text_of, train)))
-        how = f"by their ids: all rows share {different} text{'s' * (different > 1)}, so what is held out has texts that are trained on"
+        how = (f"by their ids: all rows share {different} text{'s' * (different > 1)}, so what is held out "
+               "has texts that are trained on")
         held = chosen(Counter(map(key, train)), seed)
     valid = [r for r in train if key(r) in held]
     said = f"{len(valid)} of {len(train)} training rows are the validation, {how}"
@@ -79,6 +83,7 @@ def shared_rows(
         both = [uid for uid, row in zip(data.uids[split], of[split]) if row in train]
         if both:
             all_of = "all" if len(both) == len(of[split]) else f"{len(both)}"
-            out.append(f"{all_of} of {len(of[split])} rows of {split} are training rows ({', '.join(map(str, both[:3]))}{' …' * (len(both) > 3)}): "
+            out.append(f"{all_of} of {len(of[split])} rows of {split} are training rows "
+                       f"({', '.join(map(str, both[:3]))}{' …' * (len(both) > 3)}): "
                        f"its scores say what was learnt by heart.")
     return out

@@ -15,12 +15,14 @@ PAD = 128 << 10  # bytes that the heap grows by at least
 
 
 class Glibc:
-    "The main arena of glibc's malloc under 64-byte aligned blocks, as sizes and addresses: nothing is allocated."
+    """The main arena of glibc's malloc under 64-byte aligned blocks, as sizes and addresses: nothing is
+    allocated."""
 
     def __init__(
         self,
         life: float,  # mean life of a small object in front of a block, in allocations; 0: there is none
-        threshold: int = 2 << 20,  # bytes from which a block is mapped: between 1 and 2.3 MiB were seen once torch is imported
+        # bytes from which a block is mapped: between 1 and 2.3 MiB were seen once torch is imported
+        threshold: int = 2 << 20,
         seed: int = 0,  # of the drawn lives
     ):
         self.life, self.threshold, self.draw = life, threshold, random.Random(seed)
@@ -132,7 +134,8 @@ def mean_life(
 def growth(
     events: list[tuple[int, int]],  # as above
 ) -> int:
-    "The largest size in bytes of heap and mappings over the events; on a system without glibc, of the bytes alive."
+    """The largest size in bytes of heap and mappings over the events; on a system without glibc, of the bytes
+    alive."""
     heap, alive, peak = Glibc(OUTLIVE * mean_life(events)), 0, 0
     glibc = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
     for key, nbytes in events:

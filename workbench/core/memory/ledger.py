@@ -62,7 +62,8 @@ class Ledger(TorchDispatchMode):
         try:
             out = BRIDGES.get(func, func)(*args, **kwargs or {})
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
-            raise ValueError(f"The memory planner met {func}, whose result depends on values: an objective takes its sizes "
+            raise ValueError(f"The memory planner met {func}, whose result depends on values: an objective "
+                             "takes its sizes "
                              "from shapes or from Python numbers.") from e
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor):
@@ -109,7 +110,8 @@ def _ctc_backward(grad, log_probs, *args, **kwargs):
 
 
 BRIDGES = {
-    aten._local_scalar_dense.default: _item, aten.nonzero.default: _nonzero, aten.masked_select.default: _masked_select,
+    aten._local_scalar_dense.default: _item, aten.nonzero.default: _nonzero,
+    aten.masked_select.default: _masked_select,
     aten.index.Tensor: _index, aten._index_put_impl_.default: _in_place,
     aten._ctc_loss.default: _ctc, aten._ctc_loss.Tensor: _ctc,
     aten._ctc_loss_backward.default: _ctc_backward, aten._ctc_loss_backward.Tensor: _ctc_backward}
@@ -127,7 +129,8 @@ def _dropout(input, p=0.5, training=True, inplace=False):
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
-def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+               enable_gqa=False):
     "Memory-efficient attention: CUDA's choice for 32 bits, for masks, and for masks with a gradient."
     if enable_gqa:
         times = query.shape[1] // key.shape[1]
@@ -184,20 +187,24 @@ def trace(
     ledger, gpu = Ledger(512 if device == "cuda" else 64), device == "cuda"
     with FakeTensorMode(allow_non_fake_inputs=True), ledger, GpuKernels() if gpu else nullcontext():
         everyone = [p for net in nets.values() for p in faked(net)]
-        kinds = {ledger.note(t): "parameters" for net in nets.values() for t in [*net.parameters(), *net.buffers()]}
+        kinds = {ledger.note(t): "parameters" for net in nets.values()
+                 for t in [*net.parameters(), *net.buffers()]}
         works = {name: (f, trained(nets, prefixes)) for name, (f, prefixes) in
                  (loss if isinstance(loss, dict) else {"loss": (loss, list(nets))}).items()}
         params = list({id(p): p for _, ps in works.values() for p in ps}.values())
         average = [torch.empty_like(p) for p in params if ema]
         buckets = [torch.empty_like(p) for p in params if replicas > 1]
-        kinds |= {ledger.note(t): "optimizer" for t in average} | {ledger.note(t): "gradients" for t in buckets}
+        kinds |= {ledger.note(t): "optimizer"
+                  for t in average} | {ledger.note(t): "gradients" for t in buckets}
         built, optimizers = len(ledger.events), [optimizer(ps) for _, ps in works.values()]
-        inputs = tree_map(lambda x: torch.empty(x.shape, dtype=x.dtype) if isinstance(x, torch.Tensor) else x, batch)
+        inputs = tree_map(lambda x: torch.empty(x.shape, dtype=x.dtype) if isinstance(x, torch.Tensor) else x,
+                          batch)
         for (f, ps), opt in zip(works.values(), optimizers):
             mine = {id(p) for p in ps}
             for p in everyone:
                 p.requires_grad_(id(p) in mine)
-            kinds = step(ledger, kinds, functools.partial(f, nets, inputs), ps, opt, precision, accumulate, clip)
+            kinds = step(ledger, kinds, functools.partial(f, nets, inputs), ps, opt, precision, accumulate,
+                         clip)
         del inputs
         ledger.open = False
     modules = tuple(sorted({*modules, *ledger.homes}))
@@ -216,7 +223,8 @@ def step(
 ) -> dict[int, str]:
     "One objective's step; returns the categories with those of its storages."
     low = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    for _ in range(min(accumulate, 2)):  # the second differs from the first, by the gradients that are there; the third does not
+    # the second differs from the first, by the gradients that are there; the third does not
+    for _ in range(min(accumulate, 2)):
         with torch.autocast("cpu", dtype=low) if low else nullcontext():
             value = loss()
         kinds = {i: "activations" for _, i in ledger.alive.values()} | kinds
@@ -233,7 +241,8 @@ def step(
 def faked(
     net: nn.Module,
 ) -> list[nn.Parameter]:
-    "Replace every parameter and buffer by an empty one of its shape, in training mode; returns the parameters."
+    """Replace every parameter and buffer by an empty one of its shape, in training mode; returns the
+    parameters."""
     fresh = {}
     net.train()
     for module in net.modules():
@@ -243,7 +252,8 @@ def faked(
                     continue
                 if id(t) not in fresh:
                     new = torch.empty(t.shape, dtype=t.dtype)
-                    fresh[id(t)] = t, nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
+                    fresh[id(t)] = t, nn.Parameter(new,
+                                                   t.requires_grad) if isinstance(t, nn.Parameter) else new
                 slot[name] = fresh[id(t)][1]
     return list(net.parameters())
 
@@ -254,7 +264,8 @@ def trained(
 ) -> list[nn.Parameter]:
     "The parameters under the prefixes that need a gradient."
     named = {f"{n}.{name}": p for n, net in nets.items() for name, p in net.named_parameters()}
-    return [p for name, p in named.items() if p.requires_grad and any(f"{name}.".startswith(f"{q}.") for q in prefixes)]
+    return [p for name, p in named.items()
+            if p.requires_grad and any(f"{name}.".startswith(f"{q}.") for q in prefixes)]
 
 
 def defined_in(

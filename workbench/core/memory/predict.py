@@ -128,7 +128,8 @@ def control_group(
     root: Path = Path("/sys/fs/cgroup"),
 ) -> tuple[int | None, int]:
     "(limit, bytes in use) of this process's control group, version 2 or 1; (None, 0) without a limit."
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (("memory.max", "memory.current"),
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         if (root / limit).is_file() and (text := (root / limit).read_text().strip()) != "max":
             return int(text), int((root / used).read_text())
     return None, 0
@@ -176,7 +177,8 @@ def table(
     for m in memories or [device_memory(), *gpus()]:
         peaks = cpu if m.device == "cpu" else cuda
         if peaks:
-            out.append({"device": m.name, "gb": m.total / 1e9, "usable_gb": m.usable / 1e9, "largest": largest(peaks, m.usable),
+            out.append({"device": m.name, "gb": m.total / 1e9, "usable_gb": m.usable / 1e9,
+                        "largest": largest(peaks, m.usable),
                         "needs": {r: at_rows(peaks, r) / 1e9 for r in rows}})
     return out
 

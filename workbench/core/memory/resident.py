@@ -38,7 +38,8 @@ def key_of(
 ) -> str:
     "What the answer depends on: versions, threads, and the files of the modules."
     files = [getattr(sys.modules.get(name), "__file__", None) for name in modules]
-    states = [hashlib.sha256(Path(f).read_bytes()).hexdigest() if f and os.path.isfile(f) else None for f in files]
+    states = [hashlib.sha256(Path(f).read_bytes()).hexdigest() if f and os.path.isfile(f) else None
+              for f in files]
     said = [sys.executable, versions(), os.environ.get("OMP_NUM_THREADS"), modules, files, states]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 

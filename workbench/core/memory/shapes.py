@@ -54,7 +54,8 @@ def modules_of(
         for name, module in root.named_modules():
             size = sum({id(p): p.numel() for p in module.parameters()}.values())
             depth = name.count(".") + 1 if name else 0
-            out.setdefault(module, Module(f"{net}.{name}" if name else net, type(module).__name__, depth, size))
+            out.setdefault(module,
+                           Module(f"{net}.{name}" if name else net, type(module).__name__, depth, size))
     return out
 
 
@@ -62,7 +63,8 @@ def traced(
     nets: dict[str, nn.Module],
     run: Callable,  # calls the nets, or parts of them, however it likes
 ) -> tuple[list[Module], float, int, object]:
-    "(the modules in the order in which they stand, seconds, bytes kept for the backward pass, what `run` returned)."
+    """(the modules in the order in which they stand, seconds, bytes kept for the backward pass, what `run`
+    returned)."""
     table, handles, inside = modules_of(nets), [], []
     fixed = {p.untyped_storage().data_ptr() for root in nets.values() for p in root.parameters()}
     seen, whole = set(fixed), 0
@@ -127,7 +129,8 @@ def folded(
                 out.pop()
             apart, last = f"{r.name}.", r.name.rpartition(".")[2]
             out[-1] = Module(f"{first_of(twin)} … {last}", r.kind, r.depth, twin.parameters + r.parameters,
-                             twin.calls + r.calls, twin.given, twin.gives, twin.seconds + r.seconds, twin.kept + r.kept)
+                             twin.calls + r.calls, twin.given, twin.gives, twin.seconds + r.seconds,
+                             twin.kept + r.kept)
         if len(out) <= most:
             return out
     return out[:most]
@@ -153,4 +156,5 @@ def alike(
     b: Module,
 ) -> bool:
     "Whether two modules do the same to the same shapes."
-    return (a.kind, a.depth, a.given, a.gives, bool(a.calls)) == (b.kind, b.depth, b.given, b.gives, bool(b.calls))
+    return (a.kind, a.depth, a.given, a.gives, bool(a.calls)) == (b.kind, b.depth, b.given, b.gives,
+                                                                  bool(b.calls))

@@ -93,14 +93,16 @@ def restore_optimizer(
 
     if plain["names"] != names:
         odd = sorted(set(plain["names"]) ^ set(names))
-        raise Refused(f"The checkpoint's optimiser steps other parameters than this configuration, e.g. {odd[:3]}.")
+        raise Refused("The checkpoint's optimiser steps other parameters than this configuration, e.g. "
+                      f"{odd[:3]}.")
     state = {i: {} for i in range(len(names))}
     index = {name: i for i, name in enumerate(names)}
     params = [p for g in optimizer.param_groups for p in g["params"]]
     for entry, value in (tensors | plain["values"]).items():
         name, _, key = entry.rpartition("|")
         p = params[index[name]]
-        if hasattr(value, "shape") and value.shape == p.shape:  # laid out in memory as the parameter: fused steps walk both in one go
+        # laid out in memory as the parameter: fused steps walk both in one go
+        if hasattr(value, "shape") and value.shape == p.shape:
             value = torch.empty_like(p, dtype=value.dtype).copy_(value)
         state[index[name]][key] = value
     groups, at = [], 0
@@ -128,7 +130,8 @@ def named(
 def pointed(
     path: Path,  # checkpoints/last
 ) -> str:
-    "The checkpoint that a file names; nothing where it holds no name of one, which never leads to another folder."
+    """The checkpoint that a file names; nothing where it holds no name of one, which never leads to another
+    folder."""
     with open(path, "rb") as file:
         text = file.read(100).decode("ascii", errors="replace").strip()
     return text if re.fullmatch(r"step_\d+", text) else ""
@@ -148,7 +151,8 @@ def save(
     state: dict[str, Any],  # position, schedulers, optimiser numbers …: JSON
     point: tuple[str, ...] = ("last",),  # which names point to it: last, best, `end_of` a stage
 ) -> Path:
-    "Write a checkpoint; afterwards `last` (or `best`) names it. Raises OSError, with nothing half-written left."
+    """Write a checkpoint; afterwards `last` (or `best`) names it.
+    Raises OSError, with nothing half-written left."""
     folder = run / "checkpoints"
     final, aside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.{os.getpid()}"
     if final.name in named(run):  # no step since: the same tensors, and what a validation found out
@@ -203,15 +207,18 @@ def find(
     "The folder of a checkpoint; None if the run has none. Raises `Refused` for a name that is not there."
     folder = Path(run) / "checkpoints"
     named = folder / which
-    if which == "last" and not named.exists():  # a kill came before the first checkpoint had this name, or it was lost
+    # a kill came before the first checkpoint had this name, or it was lost
+    if which == "last" and not named.exists():
         return max((p for p in folder.glob("step_*") if (p / "state.json").is_file()), default=None)
     if which == "best" and not named.exists():
         return None
     name = pointed(named) if named.is_file() else which
     if Path(name).name != name or not (folder / name / "state.json").is_file():
         there = ", ".join(sorted(p.name for p in folder.glob("[!.]*") if p.name != "base")) or "none"
-        says = f"{named} names `{name or 'nothing'}`, which is no checkpoint" if named.is_file() else f"{run} has no checkpoint `{which}`"
-        mend = f" Delete {named}: the last checkpoint is then taken." if which == "best" else another(run) if named.is_file() else ""
+        says = (f"{named} names `{name or 'nothing'}`, which is no checkpoint" if named.is_file()
+                else f"{run} has no checkpoint `{which}`")
+        mend = (f" Delete {named}: the last checkpoint is then taken." if which == "best" else another(run)
+                if named.is_file() else "")
         raise Refused(f"{says}; there: {there}.{mend}")
     return folder / name
 
@@ -223,7 +230,8 @@ def another(
     "What to do where a checkpoint is of no use."
     folder = Path(run) / "checkpoints"
     whole = [p.name for p in folder.glob("step_*") if p.name != damaged and (p / "state.json").is_file()]
-    return f" To go on from another one, write its name, as {max(whole)}, into {folder / 'last'}." if whole else ""
+    return (f" To go on from another one, write its name, as {max(whole)}, into {folder / 'last'}." if whole
+            else "")
 
 
 def state_of(
@@ -237,7 +245,8 @@ def state_of(
     except Refused as e:
         raise Refused(f"{e}{another(run, folder.name)}") from e
     if not state:
-        raise Refused(f"{folder / 'state.json'} is damaged (it is empty): bring it back from a copy.{another(run, folder.name)}")
+        raise Refused(f"{folder / 'state.json'} is damaged (it is empty): bring it back from a "
+                      f"copy.{another(run, folder.name)}")
     return state
 
 # %% ../../../nbs/core/run/40_checkpoint.ipynb #split_state
@@ -248,7 +257,8 @@ def split_state(
     "(tensors of every checkpoint, tensors written once): trained parameters and buffers; frozen parameters."
     frozen = {name for name, _ in net.named_parameters(remove_duplicate=False)} - trained
     state = net.state_dict()
-    return {k: v for k, v in state.items() if k not in frozen}, {k: v for k, v in state.items() if k in frozen}
+    return {k: v for k, v in state.items() if k not in frozen}, {k: v
+                                                                 for k, v in state.items() if k in frozen}
 
 
 def net_state(

@@ -82,7 +82,8 @@ def read_json(
     return tree
 
 
-spare = ("launch.json", "manifest.json", "plan.json", "results.json", "stages.json", "checks.json", "trackers.json")
+spare = ("launch.json", "manifest.json", "plan.json", "results.json", "stages.json", "checks.json",
+         "trackers.json")
 
 # %% ../../../nbs/core/run/30_folder.ipynb #root
 def root() -> Path:
@@ -95,7 +96,8 @@ def root() -> Path:
 
 
 def user_cache() -> Path:
-    "$XDG_CACHE_HOME/workbench, else ~/.cache/workbench: small answers that are the same in every folder a user works in."
+    """$XDG_CACHE_HOME/workbench, else ~/.cache/workbench: small answers that are the same in every folder a
+    user works in."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "workbench"
 
 
@@ -125,12 +127,14 @@ def create(
         run.mkdir(parents=True, exist_ok=True)
         with hold(run):
             if (run / "status.json").exists():
-                raise Refused(f"{run} already holds a run: continue it with `workbench resume {run}`, or name another folder.")
+                raise Refused(f"{run} already holds a run: continue it with `workbench resume {run}`, or "
+                              "name another folder.")
             make_folders(run)
             write_text(run / "config.yaml", dump(cfg), durable=True)
             update_status(run, state="starting", step=0, attempt=1)
     except OSError as e:
-        raise Refused(f"The run folder {run} cannot be written: {e.strerror}. Name another with run_dir, or set "
+        raise Refused(f"The run folder {run} cannot be written: {e.strerror}. Name another with run_dir, or "
+                      "set "
                       "WORKBENCH_RUNS.") from e
     return run
 
@@ -160,14 +164,16 @@ def settings(
 
 # %% ../../../nbs/core/run/30_folder.ipynb #update_status
 states = ("starting", "running", "paused", "stopped", "finished", "failed", "died")
-kinds = {"state": str, "stage": str, "phase": str, "host": str, "space": str, "checkpoint": str, "step": int, "epoch": int,
+kinds = {"state": str, "stage": str, "phase": str, "host": str, "space": str, "checkpoint": str, "step": int,
+         "epoch": int,
          "attempt": int, "pid": int, "pid_started": (int, float), "updated": (int, float)}
 
 
 def status_in(
     run: Path,
 ) -> dict | None:
-    "What status.json says; None where there is none. What is damaged in it is left out: a power cut may leave it empty."
+    """What status.json says; None where there is none.
+    What is damaged in it is left out: a power cut may leave it empty."""
     path = Path(run) / "status.json"
     if not path.is_file():
         return None
@@ -186,7 +192,8 @@ def update_status(
     "Merge changes into status.json; returns the whole."
     path = Path(run) / "status.json"
     status = (status_in(run) or {}) | changes | {"updated": time.time()}
-    write_json(path, status, durable=bool({"state", "checkpoint"} & changes.keys()))  # not the heartbeats: a wait each
+    # not the heartbeats: a wait each
+    write_json(path, status, durable=bool({"state", "checkpoint"} & changes.keys()))
     return status
 
 
@@ -205,7 +212,8 @@ def heard_of(
     run: Path,
     who: dict,  # a status, or launch.json
 ) -> bool:
-    "Whether a process lives: here by its id, elsewhere by the signs of life that it gives in the lock of the run."
+    """Whether a process lives: here by its id, elsewhere by the signs of life that it gives in the lock of
+    the run."""
     if not elsewhere(who):
         return alive(who)
     lock = read_lock(run)
@@ -216,7 +224,8 @@ def heard_of(
 def status_of(
     run: Path,
 ) -> dict:
-    "The status as it is: `running` or `starting` without a living process is `died`. Raises `Refused` where there is no run."
+    """The status as it is: `running` or `starting` without a living process is `died`.
+    Raises `Refused` where there is no run."""
     status = status_in(run)
     if status is None:
         raise Refused(f"{run} is not a run folder (it has no status.json).")
@@ -245,11 +254,13 @@ def metrics_of(
     run: Path,
     split: str | None = None,  # only the lines of this split
 ) -> list[dict]:
-    "The lines of metrics.jsonl; one that is torn or damaged is left out. Lines that are not of training are found without reading the others."
+    """The lines of metrics.jsonl; one that is torn or damaged is left out.
+    Lines that are not of training are found without reading the others."""
     path = Path(run) / "metrics.jsonl"
     if not path.is_file():
         return []
-    rows = rows_at(path, places(path, split)) if split not in (None, "train") else filter(None, (parsed(line) for _, line in lines_from(path)))
+    rows = (rows_at(path, places(path, split)) if split not in (None, "train")
+            else filter(None, (parsed(line) for _, line in lines_from(path))))
     return [r for r in rows if split in (None, r.get("split"))]
 
 

@@ -36,5 +36,7 @@ def demand_inside(
 ):
     "Raises `Refused` for a run folder in which something leads out of it, and OSError."
     if found := next(leading_out(Path(run), Path(run).resolve()), None):
-        what = f"is a link to {os.readlink(found)}, out of the run folder" if found.is_symlink() else "is neither a file nor a folder"
-        raise Refused(f"{found} {what}: a run writes only into its own folder. Put a copy of what is meant in its place, or delete it.")
+        what = (f"is a link to {os.readlink(found)}, out of the run folder" if found.is_symlink()
+                else "is neither a file nor a folder")
+        raise Refused(f"{found} {what}: a run writes only into its own folder. Put a copy of what is meant "
+                      "in its place, or delete it.")

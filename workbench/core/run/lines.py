@@ -56,14 +56,16 @@ def places(
         return []
     words = index.read_text(encoding="ascii", errors="replace").split("\n")[:-1] if index.is_file() else []
     found = [int(word) for word in words if word.isdecimal()]
-    return found if index.is_file() and len(found) == len(words) and begins(path, found) else scan(path, split)
+    return (found if index.is_file() and len(found) == len(words) and begins(path, found)
+            else scan(path, split))
 
 
 def begins(
     path: Path,
     at: list[int],
 ) -> bool:
-    "Whether lines begin at these bytes: an index that was copied or damaged apart from its file says something else."
+    """Whether lines begin at these bytes: an index that was copied or damaged apart from its file says
+    something else."""
     with open(path, "rb") as file:
         for start in filter(None, at):
             file.seek(start - 1)

@@ -24,7 +24,8 @@ from ...errors import Refused
 # %% ../../../nbs/core/run/20_lock.ipynb #process
 def process() -> dict:
     "Who this process is, for status.json and the lock."
-    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time(), "host": socket.gethostname(), "space": space()}
+    return {"pid": os.getpid(), "pid_started": psutil.Process().create_time(), "host": socket.gethostname(),
+            "space": space()}
 
 
 def space() -> str:
@@ -38,7 +39,8 @@ def elsewhere(
     who: dict,  # of `process`
 ) -> bool:
     "Whether a process id cannot be looked up here: it is of another host, or of another container."
-    return who.get("host", socket.gethostname()) != socket.gethostname() or who.get("space", space()) != space()
+    return who.get("host",
+                   socket.gethostname()) != socket.gethostname() or who.get("space", space()) != space()
 
 
 def alive(
@@ -70,12 +72,14 @@ def read_lock(
             return {k: v for k, v in found.items() if isinstance(v, kinds.get(k, object))} | {"heard": heard}
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError, RecursionError):  # a disk without links: it is being written at this moment
+        # a disk without links: it is being written at this moment
+        except (ValueError, AttributeError, RecursionError):
             time.sleep(0.05)
     return {"host": "", "heard": path.stat().st_mtime}
 
 
-kinds = {"ticket": str, "host": str, "space": str, "pid": int, "pid_started": (int, float), "since": (int, float)}
+kinds = {"ticket": str, "host": str, "space": str, "pid": int, "pid_started": (int, float),
+         "since": (int, float)}
 
 
 def disk_time(
@@ -106,9 +110,12 @@ def holder(
     "Who holds a run, and what to do, in a sentence."
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(lock.get("since", lock["heard"]), at)))
     if not elsewhere(lock):
-        return f"{run} is held by process {lock['pid']} of this machine since {since}: stop it first (`workbench stop {run}`)."
-    return (f"{run} is held by process {lock.get('pid', '?')} of host {lock['host'] or '?'} since {since}, last heard of "
-            f"{max(0, at - lock['heard']):.0f} s ago: stop it there first. If that host is gone, wait until it has been silent for "
+        return (f"{run} is held by process {lock['pid']} of this machine since {since}: stop it first "
+                f"(`workbench stop {run}`).")
+    return (f"{run} is held by process {lock.get('pid', '?')} of host {lock['host'] or '?'} since {since}, "
+            "last heard of "
+            f"{max(0, at - lock['heard']):.0f} s ago: stop it there first. If that host is gone, wait until "
+            "it has been silent for "
             f"{silence:.0f} s, or delete {run}/lock.")
 
 # %% ../../../nbs/core/run/20_lock.ipynb #acquire
@@ -116,7 +123,8 @@ def holder(
 def guarded(
     run: Path,
 ):
-    "Alone on this machine, and on a disk that locks between hosts: for a look at the lock and the act that follows from it."
+    """Alone on this machine, and on a disk that locks between hosts: for a look at the lock and the act that
+    follows from it."""
     with open(Path(run) / ".lock", "a") as file:
         with suppress(OSError):  # a disk that knows no flock
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -128,14 +136,16 @@ def acquire(
     ticket: str,  # of the attempt: its processes share it
     who: dict | None = None,  # of `process`: who holds it; None: this process
 ):
-    "Hold a run. Raises `Refused` if a living process of another ticket does, or if something in it leads out of it; and OSError."
+    """Hold a run. Raises `Refused` if a living process of another ticket does, or if something in it leads
+    out of it; and OSError."""
     run, path = Path(run), Path(run) / "lock"
     demand_inside(run)
     aside = path.with_name(f".lock.{ticket}")
     with guarded(run):
         try:
             now = disk_time(run)
-            aside.write_text(json.dumps({"ticket": ticket, **(who or process()), "since": time.time()}), encoding="utf8")
+            aside.write_text(json.dumps({"ticket": ticket, **(who or process()), "since": time.time()}),
+                             encoding="utf8")
             lock = read_lock(run)
             if lock and lock.get("ticket") != ticket and held(lock, now):
                 raise Refused(holder(run, lock, now))

@@ -66,15 +66,19 @@ def scalars(
     row: dict,  # a line of metrics.jsonl
     best: bool = False  # of the final evaluation: the scores of the best checkpoint
 ) -> dict[str, float]:
-    "What trackers get of a line: its numbers under the split; of the best checkpoint its step as well, and under another name what has a curve."
-    numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"} | ({"step": row["step"]} if best else {})
-    return {f"{'best_' * (best and row['split'] in ('train', 'valid'))}{row['split']}/{k}": v for k, v in numbers.items()}
+    """What trackers get of a line: its numbers under the split; of the best checkpoint its step as well, and
+    under another name what has a curve."""
+    numbers = {k: v for k, v in row.items()
+               if isinstance(v, float) and k != "time"} | ({"step": row["step"]} if best else {})
+    return {f"{'best_' * (best and row['split'] in ('train', 'valid'))}{row['split']}/{k}": v
+            for k, v in numbers.items()}
 
 
 def lines_from(
     run: Path,
     step: int,
-    bytes_: int = 1 << 17,  # of the end of metrics.jsonl that are looked at: one step writes two or three lines
+    # of the end of metrics.jsonl that are looked at: one step writes two or three lines
+    bytes_: int = 1 << 17,
 ) -> list[dict]:
     "The last lines of metrics.jsonl, from a step on."
     path = run / "metrics.jsonl"

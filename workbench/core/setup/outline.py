@@ -36,7 +36,8 @@ def lanes(
     "Each net's parameters that train and that do not in the stage, and its state: trained, frozen or rests."
     params, seen, out = named_parameters(nets), set(), {}
     for name, net in nets.items():
-        mine = {id(p): p.numel() for n in moving if n.startswith(f"{name}.") for p in [params[n]] if id(p) not in seen}
+        mine = {id(p): p.numel() for n in moving if n.startswith(f"{name}.")
+                for p in [params[n]] if id(p) not in seen}
         seen |= set(mine)
         trained = sum(mine.values())
         held = any(p.split(".")[0] == name for p in stage.freeze)
@@ -51,13 +52,15 @@ def steppers(
     moving: list[str],  # from `trained_names`
     total: int | None = None,  # optimiser steps of the stage
 ) -> tuple[dict, dict]:
-    "(optimisers, schedules) of a stage by name: type, rate and nets of an optimiser; of a schedule the keys that count."
+    """(optimisers, schedules) of a stage by name: type, rate and nets of an optimiser; of a schedule the keys
+    that count."""
     train, optimizers, schedulers = stage.cfg.train, {}, {}
     for name in stage.objectives:
         for owner, prefixes in objectives[name].owners(name).items():
             if not any(matches(n, prefixes) for n in moving):
                 continue
-            spec, plan = train.optimizers.get(owner, train.optimizer), train.schedulers.get(owner, train.scheduler)
+            spec, plan = train.optimizers.get(owner,
+                                              train.optimizer), train.schedulers.get(owner, train.scheduler)
             optimizers[owner] = {"type": spec.type, "lr": spec.lr or train.lr, "steps": list(prefixes)}
             schedulers[owner] = in_words(plan, total, stage.mode)
     return optimizers, schedulers
@@ -91,18 +94,26 @@ def outline(
         if stage.index == loop.at.stage or not rows_differ(stage.cfg, loop.stage.cfg):
             key = (t.batch_size, t.batch_tokens, t.accumulate)
             each = known[key] = known.get(key) or len(plan_of(loop, stage)(0))
-        total = min((n for n in (t.max_steps, each and last_epoch(stage) and each * last_epoch(stage)) if n), default=None)
+        total = min((n for n in (t.max_steps, each and last_epoch(stage) and each * last_epoch(stage)) if n),
+                    default=None)
         optimizers, schedulers = steppers(stage, objectives, moving, total)
         own = flat(stage.cfg.model_dump().get("data") or {})
         out.append({
-            "name": stage.name, "description": stage.description, "objectives": list(stage.objectives), "freeze": list(stage.freeze),
-            "unfreeze": list(stage.unfreeze), "nets": parts, "trained": sum(x["trained"] for x in parts.values()),
-            "frozen": sum(x["frozen"] for x in parts.values()), "optimizers": optimizers, "schedulers": schedulers, "lr": t.lr,
-            "batch_size": t.batch_size, "batch_tokens": t.batch_tokens, "accumulate": t.accumulate, "ema": t.ema,
-            "epochs": last_epoch(stage), "max_steps": t.max_steps, "minutes": stage.minutes, "steps_per_epoch": each,
-            "steps": total, "best": {"metric": stage.cfg.valid.metric, "mode": stage.mode, "every": stage.cfg.valid.every},
+            "name": stage.name, "description": stage.description, "objectives": list(stage.objectives),
+            "freeze": list(stage.freeze),
+            "unfreeze": list(stage.unfreeze), "nets": parts,
+            "trained": sum(x["trained"] for x in parts.values()),
+            "frozen": sum(x["frozen"] for x in parts.values()), "optimizers": optimizers,
+            "schedulers": schedulers, "lr": t.lr,
+            "batch_size": t.batch_size, "batch_tokens": t.batch_tokens, "accumulate": t.accumulate,
+            "ema": t.ema,
+            "epochs": last_epoch(stage), "max_steps": t.max_steps, "minutes": stage.minutes,
+            "steps_per_epoch": each,
+            "steps": total,
+            "best": {"metric": stage.cfg.valid.metric, "mode": stage.mode, "every": stage.cfg.valid.every},
             "transition": stage.transition.model_dump() if stage.transition else None,
-            "early_stopping": t.early_stopping.model_dump() | {"metric": stage.cfg.valid.metric} if t.early_stopping else None,
+            "early_stopping": t.early_stopping.model_dump() | {"metric": stage.cfg.valid.metric}
+            if t.early_stopping else None,
             "data": {k: own.get(k) for k in own if own.get(k) != usual.get(k)},
             "begin_from": stage.begin_from.run if stage.begin_from else None, "memory": None})
     return out
@@ -112,19 +123,26 @@ def short_of_warmup(
     loop: Loop,
     lines: list[dict],  # from `outline`
 ) -> list[str]:
-    "What the plan says of stages that are over before their schedule, or their patience, has come to anything."
+    """What the plan says of stages that are over before their schedule, or their patience, has come to
+    anything."""
     out = []
     for stage, line in zip(loop.stages, lines):
         train = stage.cfg.train
         specs = {"scheduler": train.scheduler, **{f"schedulers.{n}": s for n, s in train.schedulers.items()}}
-        out += [f"train.{key}.warmup is {spec.warmup:g} steps, and stage {stage.name} has {line['steps']}: the rate never comes to its top."
-                for key, spec in specs.items() if line["steps"] and spec.type in warmed and spec.warmup >= max(1, line["steps"])]
+        out += [f"train.{key}.warmup is {spec.warmup:g} steps, and stage {stage.name} has {line['steps']}: "
+                "the rate never comes to its top."
+                for key, spec in specs.items()
+                if line["steps"] and spec.type in warmed and spec.warmup >= max(1, line["steps"])]
         for key, spec in specs.items():
-            drops = {"MultiStepLR": spec.milestones, "StepLR": [spec.step_size] if spec.step_size else []}.get(spec.type, [])
+            drops = {"MultiStepLR": spec.milestones,
+                     "StepLR": [spec.step_size] if spec.step_size else []}.get(spec.type, [])
             if line["steps"] and (late := [n for n in drops if n >= line["steps"]]):
                 what = "milestones" if spec.type == "MultiStepLR" else "step_size"
-                out.append(f"train.{key}.{what} is {late[0]:,}, and stage {stage.name} is over after {line['steps']:,} steps: the rate does not drop there.")
+                out.append(f"train.{key}.{what} is {late[0]:,}, and stage {stage.name} is over after "
+                           f"{line['steps']:,} steps: the rate does not drop there.")
         each, stop = stage.cfg.valid.every, train.early_stopping
-        if stop and line["steps"] and isinstance(each, int) and stop.patience >= (times := line["steps"] // each):
-            out.append(f"train.early_stopping.patience is {stop.patience}, and stage {stage.name} is validated {times} times: it never stops early.")
+        if stop and line["steps"] and isinstance(each,
+                                                 int) and stop.patience >= (times := line["steps"] // each):
+            out.append(f"train.early_stopping.patience is {stop.patience}, and stage {stage.name} is "
+                       f"validated {times} times: it never stops early.")
     return out

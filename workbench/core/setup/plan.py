@@ -57,32 +57,39 @@ def memory_of(
         def value(nets, batch):
             if name == stage.objectives[0]:
                 cache.clear()
-            ctx = replace(loop.ctx(counts=counts, cache=cache), stage=stage.name, cfg=stage.cfg, assets=ToCome(loop.assets))
+            ctx = replace(loop.ctx(counts=counts, cache=cache), stage=stage.name, cfg=stage.cfg,
+                          assets=ToCome(loop.assets))
             return objectives[name].loss(nets, batch, ctx)["loss"]
         return value
 
     on = freeze(loop.nets, loop.trainable, stage.freeze, stage.unfreeze)
     held = bool(stage.freeze or stage.unfreeze)
-    trains = {name: [n for n in on if matches(n, objectives[name].trains)] if held else list(objectives[name].trains)
+    trains = {name: [n for n in on if matches(n, objectives[name].trains)] if held
+              else list(objectives[name].trains)
               for name in stage.objectives}
     losses = {name: (loss(name), trains[name]) for name in stage.objectives}
     sizes = [resized(batch, n) for n in sorted({max(2, len(fullest) // 4), max(4, len(fullest))})]
     common = {"clip": train.clip, "ema": bool(train.ema), "accumulate": min(2, train.accumulate)}
 
     def peaks(device, precision):
-        return [predict(lambda: loop.task.nets(stage.cfg, data, True), losses, b, device=device, precision=precision,
+        return [predict(lambda: loop.task.nets(stage.cfg, data, True), losses, b, device=device,
+                        precision=precision,
                         imports=["workbench.core.train.loop"], **common) for b in sizes]
 
     try:
         cpu = peaks("cpu", "fp32") if loop.accelerator.device.type == "cpu" else []
         lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
-    except (RuntimeError, ValueError, LookupError) as e:  # some operation cannot be traced: the rest of the plan stands all the same
+    # some operation cannot be traced: the rest of the plan stands all the same
+    except (RuntimeError, ValueError, LookupError) as e:
         why = f"{type(e).__name__}: {e}".splitlines()[0]
         return {"table": [], "note": f"The memory of this configuration could not be predicted: {why}"}
     longest = "rows of " + " + ".join(str(n) for n in lengths[fullest].max(0))
-    note = f"GB (1e9 bytes) for so many {longest}, the fullest micro-batch of an epoch; on a GPU with its precision."
-    return {"table": [{"device": x["device"], "usable GB": round(x["usable_gb"], 1), "largest batch": x["largest"],
-                       **{f"{n} rows": round(gb, 2) for n, gb in x["needs"].items()}} for x in lines], "note": note}
+    note = (f"GB (1e9 bytes) for so many {longest}, the fullest micro-batch of an epoch; on a GPU with its "
+            "precision.")
+    return {"table": [{"device": x["device"], "usable GB": round(x["usable_gb"], 1),
+                       "largest batch": x["largest"],
+                       **{f"{n} rows": round(gb, 2) for n, gb in x["needs"].items()}} for x in lines],
+                       "note": note}
 
 # %% ../../../nbs/core/setup/30_plan.ipynb #plan
 def plan(
@@ -97,13 +104,15 @@ def plan(
                 beginning(stage.begin_from)  # it must be there
             if stage.begin_from and stage.index == 0:
                 adopt_assets(stage.begin_from, run / "assets")
-        loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run), Position(), 1, 1)
+        loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run),
+                    Position(), 1, 1)
         use_data(loop)
         with torch.device("meta"), loop.reads.during(loop.stage):
             loop.nets = loop.task.nets(loop.stage.cfg, loop.data, True)
         demand_known(loop)
         loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
-        loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze) for s in loop.stages))
+        loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze)
+                                  for s in loop.stages))
         known = [s for s in loop.stages if memory and not rows_differ(s.cfg, loop.stage.cfg)]
         write_plan(loop, plan_of, {s.name: memory_of(loop, plan_of(loop, s), s) for s in known})
         return read_json(run / "plan.json")
@@ -113,7 +122,8 @@ def check(
     cfg,  # a complete configuration
     seconds: float = 0.0,  # the box of the deep tier; 0: the quick tier alone
 ) -> list[Check]:
-    "What the reality checks find, without a run. Raises `Refused` for whatever would end the run before its first step."
+    """What the reality checks find, without a run.
+    Raises `Refused` for whatever would end the run before its first step."""
     with tempfile.TemporaryDirectory(prefix="workbench-check-") as folder:
         loop = prepare(create(cfg, Path(folder) / "run"))
         prove_metric(loop)

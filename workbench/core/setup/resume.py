@@ -30,14 +30,16 @@ def save(
     best: bool = False,
     over: bool = False,  # the stage ends here
 ):
-    "Write a checkpoint of everything; rank 0 writes, all ranks wait. Raises `Failed` if the disk does not take it."
+    """Write a checkpoint of everything; rank 0 writes, all ranks wait.
+    Raises `Failed` if the disk does not take it."""
     flush(loop)
     if loop.main:
         try:
             write(loop, ("last", *["best"] * best, *[checkpoint.end_of(loop.stage.name)] * over))
         except (OSError, SafetensorError) as e:  # safetensors has an error of its own for a full disk
             raise Failed(f"The checkpoint of step {loop.at.step} could not be written to {loop.run}: {e}. "
-                         f"{last_good(loop.run)} Free some space and continue with `workbench resume {loop.run}`.") from e
+                         f"{last_good(loop.run)} Free some space and continue with `workbench resume "
+                         f"{loop.run}`.") from e
     loop.accelerator.wait_for_everyone()
 
 
@@ -60,10 +62,11 @@ def write(
             os.replace(aside, base)
             sync(base.parent)
         if loop.average:
-            tensors[f"ema.{name}"] = {k: means.get(t.data_ptr(), t) for k, t in tensors[f"net.{name}"].items()}
+            tensors[f"ema.{name}"] = {k: means.get(t.data_ptr(), t)
+                                      for k, t in tensors[f"net.{name}"].items()}
     for work in loop.works:
         for name, owner in work.owners.items():
-            tensors[f"optim.{name}"], plain[name] = checkpoint.optimizer_state(owner.optimizer.optimizer, list(owner.named))
+            tensors[f"optim.{name}"], plain[name] = (checkpoint.optimizer_state(owner.optimizer.optimizer, list(owner.named)))
             plain[name] |= {"scheduler": owner.scheduler.state_dict(), "lr": owner.lr}
     scaler = loop.accelerator.scaler
     state = {"position": vars(loop.at), "optimizers": plain, "window": loop.window, "world0": loop.world0,
@@ -86,7 +89,8 @@ def beginning(
     run = Path(place).expanduser() if place else own
     if not (run / "checkpoints").is_dir():
         raise Refused(f"begin_from: {run} is no run folder: it has no checkpoints.")
-    folder = checkpoint.find(run, checkpoint.end_of(stage)) if stage else checkpoint.find(run, "best") or checkpoint.find(run)
+    folder = (checkpoint.find(run, checkpoint.end_of(stage)) if stage
+              else checkpoint.find(run, "best") or checkpoint.find(run))
     if not folder:
         raise Refused(f"begin_from: {run} has no checkpoint yet.")
     return run, folder
@@ -105,7 +109,8 @@ def adopt_assets(
 def begin_from(
     loop: Loop,
 ):
-    "Load the nets that the stage takes from another run, averaged where it has averages. Raises `Refused` where they do not fit."
+    """Load the nets that the stage takes from another run, averaged where it has averages.
+    Raises `Refused` where they do not fit."""
     begin = loop.stage.begin_from
     run, folder = beginning(begin, loop.run)
     state = checkpoint.state_of(folder)
@@ -113,7 +118,8 @@ def begin_from(
     there = [name for name in loop.nets if checkpoint.net_state(folder, name, kind)]
     names = begin.nets if begin.nets is not None else there
     if odd := [name for name in names if name not in there]:
-        raise Refused(f"begin_from: there is no net `{odd[0]}` in {folder}{nearest(odd[0], there)}. Nets: {', '.join(there)}.")
+        raise Refused(f"begin_from: there is no net `{odd[0]}` in {folder}{nearest(odd[0], there)}. Nets: "
+                      f"{', '.join(there)}.")
     checkpoint.restore_nets({name: loop.nets[name] for name in names}, folder, kind)
     if state["assets"]:
         loop.assets |= checkpoint.load_tensors(folder / "assets.safetensors")
@@ -123,11 +129,13 @@ def begin_from(
 def demand_checkpoint(
     run: Path,
 ):
-    "Raises `Refused` where status.json tells of a checkpoint and there is none, for the run would begin anew in silence; and for a `best` of none."
+    """Raises `Refused` where status.json tells of a checkpoint and there is none, for the run would begin
+    anew in silence; and for a `best` of none."""
     checkpoint.find(run, "best")
     saved = (status_in(run) or {}).get("checkpoint")
     if saved and not checkpoint.find(run):
-        raise Refused(f"{run} has no checkpoint, and its status.json says that {saved} was saved: bring {run / 'checkpoints'} back from a copy, "
+        raise Refused(f"{run} has no checkpoint, and its status.json says that {saved} was saved: bring "
+                      f"{run / 'checkpoints'} back from a copy, "
                       "or start another run.")
 
 
@@ -135,9 +143,11 @@ def demand_assets(
     run: Path,
     state: dict,  # state.json of a checkpoint; an older build's does not say what there was
 ):
-    "Raises `Refused` where tokenizer or statistics are gone: others would be made of the data, and the nets know only these."
+    """Raises `Refused` where tokenizer or statistics are gone: others would be made of the data, and the nets
+    know only these."""
     if gone := [name for name in state.get("kept", ()) if not (run / "assets" / name).exists()]:
-        raise Refused(f"{run / 'assets'} lacks {', '.join(gone)}, which its nets were trained with: bring it back from a copy.")
+        raise Refused(f"{run / 'assets'} lacks {', '.join(gone)}, which its nets were trained with: bring it "
+                      "back from a copy.")
 
 
 def same_data(
@@ -146,8 +156,10 @@ def same_data(
 ):
     "Raises `Refused` where the stage's rows are others than those that the checkpoint was trained on."
     if state.get("data") and (found := data_changes(state["data"], loop.data_print)):
-        raise Refused(f"The data of stage `{loop.stage.name}` ({loop.data_print['source'] or 'of the task'}) is not what {loop.run} was trained "
-                      f"on until step {loop.at.step}: {'; '.join(found)}. Restore the data and resume again, or begin another run on the data as "
+        raise Refused(f"The data of stage `{loop.stage.name}` ({loop.data_print['source'] or 'of the task'}) "
+                      f"is not what {loop.run} was trained "
+                      f"on until step {loop.at.step}: {'; '.join(found)}. Restore the data and resume again, "
+                      "or begin another run on the data as "
                       f"it is, with begin_from={loop.run}.")
 
 
@@ -156,13 +168,16 @@ def within_epoch(
     length: int,  # steps of the epoch that the run stands in
     known: bool,  # whether the checkpoint says which rows it was trained on
 ):
-    "A position behind the end of its epoch is the beginning of the next. Raises `Refused` where the data may be other."
+    """A position behind the end of its epoch is the beginning of the next.
+    Raises `Refused` where the data may be other."""
     if loop.at.batch < length:
         return
     if not known:
-        raise Refused(f"{loop.run} stands at step {loop.at.batch + 1} of epoch {loop.at.epoch}, which has {length}: its data is not what it was. "
+        raise Refused(f"{loop.run} stands at step {loop.at.batch + 1} of epoch {loop.at.epoch}, which has "
+                      f"{length}: its data is not what it was. "
                       f"Restore the data, or begin another run with begin_from={loop.run}.")
-    print(f"Epoch {loop.at.epoch} has {length} steps for so many processes: the run goes on with the next.", flush=True)
+    print(f"Epoch {loop.at.epoch} has {length} steps for so many processes: the run goes on with the next.",
+          flush=True)
     loop.at.epoch, loop.at.batch = loop.at.epoch + 1, 0
 
 

@@ -75,7 +75,8 @@ class Loop:
         self.phase = phase
 
     def ctx(self, **more) -> Ctx:
-        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step, stage_step=self.at.stage_step,
+        return Ctx(stage=self.stage.name, epoch=self.at.epoch, step=self.at.step,
+                   stage_step=self.at.stage_step,
                    cfg=self.stage.cfg, data=self.data, assets=self.assets, **more)
 
     def seconds(self) -> float:
@@ -90,7 +91,8 @@ def make_accelerator(
     cfg,
     run: Path,
 ):
-    "accelerate, set up for this machine. Raises `Refused` for a precision or a tracker that is not to be had."
+    """accelerate, set up for this machine.
+    Raises `Refused` for a precision or a tracker that is not to be had."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     check_trackers(cfg)
@@ -101,7 +103,8 @@ def make_accelerator(
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl")
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu), kwargs_handlers=[ddp],
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu),
+                              kwargs_handlers=[ddp],
                               gradient_accumulation_steps=1, project_dir=str(run))
     if accelerator.num_processes != world:
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
@@ -112,7 +115,8 @@ def precision(
     wanted: str,  # auto | fp32 | bf16 | fp16
     cpu: bool,
 ) -> str:
-    "accelerate's name of the precision. auto: bf16 on a GPU that computes in it, else fp32. Raises `Refused`."
+    """accelerate's name of the precision.
+    auto: bf16 on a GPU that computes in it, else fp32. Raises `Refused`."""
     if wanted == "auto":
         return "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     if wanted == "fp16" and cpu:
@@ -126,14 +130,16 @@ assert precision("auto", cpu=True) == "no" and precision("bf16", cpu=True) == "b
 def flush(
     loop: Loop,
 ) -> dict[str, list[float]]:
-    "Bring the pending values in, summed over the ranks; returns them by part. Raises `Failed` for NaN or infinity."
+    """Bring the pending values in, summed over the ranks; returns them by part.
+    Raises `Failed` for NaN or infinity."""
     fresh: dict[str, list[float]] = {}
     for values in loop.pending:
         for part, value in values.items():
             fresh.setdefault(part, []).append(float(value))
     loop.pending = []
     ranks = collect(fresh, loop.accelerator)
-    summed = {part: [sum(v) for v in zip(*(r[part] for r in ranks))] if not part.startswith("grad_norm") else values
+    summed = {part: [sum(v) for v in zip(*(r[part] for r in ranks))] if not part.startswith("grad_norm")
+              else values
               for part, values in fresh.items()}
     scaled = loop.accelerator.scaler is not None  # an overflow of fp16 is skipped by the scaler
     odd = [(i - len(values), part, values[i]) for part, values in summed.items() for i in range(len(values))
@@ -186,7 +192,8 @@ def record(
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     print(f"{row['split']:>5} step {row['step']:>6} epoch {row['epoch']:>3} "
           + " ".join(f"{k}={v:.4g}" for k, v in numbers.items()), flush=True)
-    loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)  # never before the step that was told last
+    # never before the step that was told last
+    loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)
 
 
 def update(
@@ -196,7 +203,8 @@ def update(
     "Tell status.json where the run is."
     loop.heartbeat = time.monotonic()
     if loop.main:
-        update_status(loop.run, **{"epoch": loop.at.epoch, "step": loop.at.step, "phase": loop.phase} | changes)
+        update_status(loop.run, **{"epoch": loop.at.epoch, "step": loop.at.step, "phase": loop.phase}
+                      | changes)
 
 # %% ../../../nbs/core/setup/00_state.ipynb #agree
 def agree(

@@ -13,9 +13,12 @@ from .stage import Stage
 from ..task import matches
 
 # %% ../../../nbs/core/stages/30_changes.ipynb #differing
-harmless = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every", "train.keep",
+harmless = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every",
+            "train.keep",
             "train.workers", "train.early_stopping", "valid", "trackers", "notes", "asked")
-moved = ("data.source", "data.captions", "data.train_path", "data.val_path", "data.test_path", "data.pose_dir")  # where the rows stand; `same_data` looks whether they are the same
+# where the rows stand; `same_data` looks whether they are the same
+moved = ("data.source", "data.captions", "data.train_path", "data.val_path", "data.test_path",
+         "data.pose_dir")
 of_stages = ("train", "valid", "data", "loss", "pipeline")  # what stages may have otherwise
 
 
@@ -26,7 +29,8 @@ def differing(
 ) -> dict[str, tuple]:
     "Dotted keys whose values differ: (before, after)."
     a, b = flat(before), flat(after)
-    return {k: (a.get(k), b.get(k)) for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k) and not matches(k, apart)}
+    return {k: (a.get(k), b.get(k))
+            for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k) and not matches(k, apart)}
 
 
 def facts(
@@ -36,7 +40,8 @@ def facts(
     ends = stage.transition.model_dump() if stage.transition else None
     return stage.cfg.model_dump(exclude={"pipeline", "asked"}) | {
         "objectives": list(stage.objectives), "freeze": list(stage.freeze), "unfreeze": list(stage.unfreeze),
-        "minutes": stage.minutes, "transition_on": ends, "begin_from": stage.begin_from and stage.begin_from.model_dump()}
+        "minutes": stage.minutes, "transition_on": ends,
+        "begin_from": stage.begin_from and stage.begin_from.model_dump()}
 
 
 def changes(
@@ -51,14 +56,17 @@ def changes(
         said.extend(f"{where}{key} {a!r} → {b!r}" for key, (a, b) in found.items())
 
     def refuse(found, where, why):
-        wrong.extend(f"{where}{key} was {a!r} in this run and cannot become {b!r}: {why}" for key, (a, b) in found.items())
+        wrong.extend(f"{where}{key} was {a!r} in this run and cannot become {b!r}: {why}"
+                     for key, (a, b) in found.items())
 
     plain = not before.pipeline and not after.pipeline
     tops = () if plain else of_stages
-    another = "start another run. What may change: " + ", ".join(harmless[:-2]) + ", and where the same data stands."
+    another = ("start another run. What may change: " + ", ".join(harmless[:-2])
+               + ", and where the same data stands.")
     free = (*harmless, *moved)
     refuse(differing(before.model_dump(), after.model_dump(), (*free, *tops)), "", another)
-    tell({k: v for k, v in differing(before.model_dump(), after.model_dump(), (*tops, "asked")).items() if matches(k, free)})
+    tell({k: v for k, v in differing(before.model_dump(), after.model_dump(), (*tops, "asked")).items()
+          if matches(k, free)})
     if plain:
         return done(said, wrong)
     begun = [s.name for s in old[: at.stage + 1]]
@@ -70,13 +78,16 @@ def changes(
         if i >= len(old):
             said.append(where + "added")
         elif i > at.stage:
-            found = differing(facts(old[i]), facts(stage), ()) if old[i].name == stage.name else {"name": (old[i].name, stage.name)}
+            found = differing(facts(old[i]), facts(stage),
+                              ()) if old[i].name == stage.name else {"name": (old[i].name, stage.name)}
             tell(found, where)
         else:
             here = (*free, "minutes", "transition_on") if i == at.stage else free
             refuse(differing(facts(old[i]), facts(stage), here), where,
-                   "it has been trained with that. Run it again with pipeline.only and begin_from, in another run.")
-            tell({k: v for k, v in differing(facts(old[i]), facts(stage), ()).items() if matches(k, here) and i == at.stage}, where)
+                   "it has been trained with that. Run it again with pipeline.only and begin_from, in "
+                   "another run.")
+            tell({k: v for k, v in differing(facts(old[i]), facts(stage), ()).items()
+                  if matches(k, here) and i == at.stage}, where)
     said += [f"stage `{s.name}`: gone" for s in old[len(new):]]
     return done(said, wrong)
 

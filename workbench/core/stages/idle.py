@@ -19,14 +19,21 @@ from ..task import Objective, Task, matches
 
 # %% ../../../nbs/core/stages/10_idle.ipynb #of_types
 of_optimizer = {  # key -> the types that use it
-    "lr": tuple(Optimizer.model_fields["type"].annotation.__args__), "weight_decay": tuple(Optimizer.model_fields["type"].annotation.__args__),
-    "betas": ("AdamW", "Adam", "Lion"), "eps": ("AdamW", "Adam", "RMSprop", "Adagrad", "Adadelta"), "momentum": ("SGD", "RMSprop"),
-    "alpha": ("RMSprop",), "centered": ("RMSprop",), "amsgrad": ("AdamW", "Adam"), "decoupled_weight_decay": ("Lion",)}
+    "lr": tuple(Optimizer.model_fields["type"].annotation.__args__),
+    "weight_decay": tuple(Optimizer.model_fields["type"].annotation.__args__),
+    "betas": ("AdamW", "Adam", "Lion"), "eps": ("AdamW", "Adam", "RMSprop", "Adagrad", "Adadelta"),
+    "momentum": ("SGD", "RMSprop"),
+    "alpha": ("RMSprop",), "centered": ("RMSprop",), "amsgrad": ("AdamW", "Adam"),
+    "decoupled_weight_decay": ("Lion",)}
 of_scheduler = {
-    "warmup": ("linear", "cosine", "constant", "inverse_sqrt", "exponential"), "floor": ("linear", "cosine", "inverse_sqrt", "exponential"),
-    "gamma": ("exponential", "StepLR", "ExponentialLR", "MultiStepLR"), "eta_min_factor": ("CosineAnnealingLR",), "start_factor": ("LinearLR",),
-    "end_factor": ("LinearLR",), "total_iters": ("LinearLR", "ConstantLR"), "step_size": ("StepLR",), "milestones": ("MultiStepLR",),
-    "mode": ("ReduceLROnPlateau",), "factor": ("ReduceLROnPlateau", "ConstantLR"), "patience": ("ReduceLROnPlateau",)}
+    "warmup": ("linear", "cosine", "constant", "inverse_sqrt", "exponential"),
+    "floor": ("linear", "cosine", "inverse_sqrt", "exponential"),
+    "gamma": ("exponential", "StepLR", "ExponentialLR", "MultiStepLR"),
+    "eta_min_factor": ("CosineAnnealingLR",), "start_factor": ("LinearLR",),
+    "end_factor": ("LinearLR",), "total_iters": ("LinearLR", "ConstantLR"), "step_size": ("StepLR",),
+    "milestones": ("MultiStepLR",),
+    "mode": ("ReduceLROnPlateau",), "factor": ("ReduceLROnPlateau", "ConstantLR"),
+    "patience": ("ReduceLROnPlateau",)}
 
 
 def of_types(
@@ -35,7 +42,8 @@ def of_types(
     users: dict[str, tuple[str, ...]],  # key -> the types that use it
 ) -> dict[str, str]:  # key -> why it counts for nothing
     "The keys of an optimiser or a schedule that its type does not use."
-    return {f"{place}.{key}": f"with {spec.type}: it is of {', '.join(types)}" for key, types in users.items() if spec.type not in types}
+    return {f"{place}.{key}": f"with {spec.type}: it is of {', '.join(types)}"
+            for key, types in users.items() if spec.type not in types}
 
 
 def of_steppers(
@@ -50,10 +58,13 @@ def of_steppers(
         for name, spec in own.items():
             out |= of_types(f"train.{kind}s.{name}", spec, users)
         if names and all(name in own for name in names):
-            out[f"train.{kind}"] = f"where `train.{kind}s` has an entry for each of {', '.join(names)}: write it there"
-        for place, spec in ((f"train.{kind}", common), *((f"train.{kind}s.{name}", spec) for name, spec in own.items())):
+            out[f"train.{kind}"] = (f"where `train.{kind}s` has an entry for each of {', '.join(names)}: "
+                                    "write it there")
+        for place, spec in ((f"train.{kind}",
+                             common), *((f"train.{kind}s.{name}", spec) for name, spec in own.items())):
             if spec.type == "ReduceLROnPlateau" and stage.cfg.valid.every is None:
-                out |= {f"{place}.{k}": "where `valid.every` is null: the schedule waits for validations" for k in ("factor", "patience", "mode")}
+                out |= {f"{place}.{k}": "where `valid.every` is null: the schedule waits for validations"
+                        for k in ("factor", "patience", "mode")}
     if names and all(train.optimizers.get(name, train.optimizer).lr for name in names):
         out["train.lr"] = "where every optimiser has an `lr` of its own: leave one out"
     return out
@@ -64,13 +75,16 @@ def of_core(
     objectives: dict[str, Objective],  # of the task
 ) -> dict[str, str]:  # key -> why it counts for nothing
     "Keys of the core that count for nothing in a stage."
-    cfg, owners = stage.cfg, {o: nets for name in stage.objectives for o, nets in objectives[name].owners(name).items()}
+    cfg, owners = stage.cfg, {o: nets for name in stage.objectives
+                              for o, nets in objectives[name].owners(name).items()}
     out = of_steppers(stage, [o for o, nets in owners.items() if not all(frozen(stage, p) for p in nets)])
     if cfg.train.batch_tokens:
-        out["train.batch_size"] = "beside `train.batch_tokens`: leave one out (that of evaluations is `valid.batch_size`)"
+        out["train.batch_size"] = ("beside `train.batch_tokens`: leave one out (that of evaluations is "
+                                   "`valid.batch_size`)")
     if cfg.valid.every is None:
         out["train.early_stopping"] = "where `valid.every` is null"
-        out |= {} if cfg.train.minutes else {"valid.rows": "where `valid.every` is null and no time budget is set: the final evaluation takes all rows"}
+        out |= {} if cfg.train.minutes else {"valid.rows": "where `valid.every` is null and no time budget "
+                                                           "is set: the final evaluation takes all rows"}
     if not stage.transition or stage.transition.mode == "epoch":
         out |= {f"transition_on.{k}": "where its mode is epoch" for k in ("window", "patience", "min_epochs")}
     return out
@@ -124,13 +138,16 @@ def idle_faults(
     specs: Sequence[StageSpec],
     task: Task,
 ) -> tuple[list[str], list[str]]:
-    "(mistakes, notes): keys that the user set and that count for nothing, with the reason. Those of later use are only noted."
+    """(mistakes, notes): keys that the user set and that count for nothing, with the reason.
+    Those of later use are only noted."""
     reasons, wrong, later = {}, [], []
     for stage, spec in zip(stages, specs):
         changed = flat({k: v for k in ("train", "valid", "data", "loss") if (v := getattr(spec, k))})
-        reasons[stage.name] = of_core(stage, task.objectives(stage.cfg)) | (task.idle(stage.cfg, stage.objectives) if task.idle else {})
+        reasons[stage.name] = (of_core(stage, task.objectives(stage.cfg))
+                               | (task.idle(stage.cfg, stage.objectives) if task.idle else {}))
         another = [k for k, v in changed.items() if known_value(stage.cfg, k) != known_value(cfg, k)]
-        reasons[stage.name] |= {f"own {k}": "where every step of the pipeline that could use it has its own" for k in another}
+        reasons[stage.name] |= {f"own {k}": "where every step of the pipeline that could use it has its own"
+                                for k in another}
     if stages and specs[0].begin_from:
         reasons[stages[0].name]["begin_from"] = "where the first step has its own"
     for key in cfg.asked:
@@ -152,9 +169,11 @@ def unread(
     stages: Sequence[Stage],  # of the run, whose functions have been called
     reads: Reads,
     when: str,  # plan | checks
-    held: dict | None = None,  # the configuration of the run that this one begins from: it has been obeyed there
+    # the configuration of the run that this one begins from: it has been obeyed there
+    held: dict | None = None,
 ) -> list[tuple[Stage | None, str]]:
-    "(the stage that it belongs to, a sentence) for each key of the task that the user set and that nothing read."
+    """(the stage that it belongs to, a sentence) for each key of the task that the user set and that nothing
+    read."""
     out, schema = [], type(cfg)
     for key in cfg.asked:
         stage, inner = own_key(key, stages)
@@ -163,11 +182,14 @@ def unread(
             continue
         levels = ("plan",) if when == "plan" else ("plan", "checks")
         where = [stage.name] if stage else [s.name for s in stages]
-        if section.judged not in levels or not differs(cfg, key, stage, inner) or reads.has(inner, section, where):
+        if section.judged not in levels or not differs(cfg, key, stage,
+                                                       inner) or reads.has(inner, section, where):
             continue
-        if held is not None and not stage and known_value(held, key) == known_value(cfg.model_dump(mode="json"), key):
+        if (held is not None and not stage
+            and known_value(held, key) == known_value(cfg.model_dump(mode="json"), key)):
             continue
-        why = section.unread.get(inner.rpartition(".")[2], "nothing reads it in this configuration: leave it out")
+        why = section.unread.get(inner.rpartition(".")[2],
+                                 "nothing reads it in this configuration: leave it out")
         place = f"pipeline step `{stage.name}`: " if stage else ""
         out.append((stage, f"{place}`{inner}` has no effect: {why}."))
     return out

@@ -49,7 +49,8 @@ def frozen(
     prefix: str,  # "flow_processor" or a part of a net
 ) -> bool:
     "Whether all under a prefix rests."
-    return matches(prefix, stage.freeze) and not any(matches(u, [prefix]) or matches(prefix, [u]) for u in stage.unfreeze)
+    return matches(prefix, stage.freeze) and not any(matches(u, [prefix]) or matches(prefix, [u])
+                                                     for u in stage.unfreeze)
 
 
 def net_faults(
@@ -61,11 +62,14 @@ def net_faults(
     nets = sorted({p.split(".")[0] for o in objectives.values() for p in o.trains})
     out = [f"{key} names `{p}`, which is no net that trains{nearest(p, nets)}. Nets: {', '.join(nets)}."
            for key in ("freeze", "unfreeze") for p in getattr(stage, key) if p.split(".")[0] not in nets]
-    out += [f"`{p}` stands in freeze and in unfreeze: leave it out of one." for p in stage.freeze if p in stage.unfreeze]
+    out += [f"`{p}` stands in freeze and in unfreeze: leave it out of one."
+            for p in stage.freeze if p in stage.unfreeze]
     if not asked:
         out.append("it trains nothing: make an objective active.")
-    out += [f"objective `{name}` trains {', '.join(objectives[name].trains)}, and all of it is frozen: leave the objective out of "
-            "the stage, or unfreeze something." for name in stage.objectives if all(frozen(stage, p) for p in objectives[name].trains)]
+    out += [f"objective `{name}` trains {', '.join(objectives[name].trains)}, and all of it is frozen: leave "
+            "the objective out of "
+            "the stage, or unfreeze something."
+            for name in stage.objectives if all(frozen(stage, p) for p in objectives[name].trains)]
     return out
 
 
@@ -81,11 +85,14 @@ def optimiser_faults(
         named = spec.train.get(kind)
         for name in named if isinstance(named, dict) else ():
             if name not in owners:
-                out.append(f"{kind}: there is no optimiser `{name}`{nearest(name, list(owners))}. Optimisers: {', '.join(owners)}.")
+                out.append(f"{kind}: there is no optimiser `{name}`{nearest(name, list(owners))}. "
+                           f"Optimisers: {', '.join(owners)}.")
             elif owners[name][0] not in stage.objectives:
-                out.append(f"{kind}: `{name}` belongs to objective `{owners[name][0]}`, which is not active here: leave it out.")
+                out.append(f"{kind}: `{name}` belongs to objective `{owners[name][0]}`, which is not active "
+                           "here: leave it out.")
             elif all(frozen(stage, p) for p in owners[name][1]):
-                out.append(f"{kind}: `{name}` steps {', '.join(owners[name][1])}, which is frozen here: leave it out, or unfreeze that.")
+                out.append(f"{kind}: `{name}` steps {', '.join(owners[name][1])}, which is frozen here: "
+                           "leave it out, or unfreeze that.")
     return out
 
 
@@ -117,16 +124,21 @@ def end_faults(
     if t.mode == "epoch" and t.value is None and t.max_epochs is None and train.epochs is None:
         out.append("transition_on: mode epoch needs `value`, or n_epochs beside it.")
     if train.epochs and (t.value or 0) > train.epochs:
-        out.append(f"transition_on.value is {t.value}, and the stage is over after {train.epochs} epochs: it never comes to that.")
+        out.append(f"transition_on.value is {t.value}, and the stage is over after {train.epochs} epochs: it "
+                   "never comes to that.")
     if last_epoch(stage) and t.min_epochs > last_epoch(stage):
-        out.append(f"transition_on.min_epochs is {t.min_epochs}, and the stage is over after {last_epoch(stage)} epochs.")
+        out.append(f"transition_on.min_epochs is {t.min_epochs}, and the stage is over after "
+                   f"{last_epoch(stage)} epochs.")
     if t.mode == "loss_threshold" and train.max_steps and t.window + t.patience - 1 > train.max_steps:
-        out.append(f"transition_on looks at {t.window + t.patience - 1} steps, and the stage has {train.max_steps}: lower `window`.")
+        out.append(f"transition_on looks at {t.window + t.patience - 1} steps, and the stage has "
+                   f"{train.max_steps}: lower `window`.")
     known = reports(stage, objectives)
     if t.metric and known is not None and t.metric not in known:
-        others = [n for n, o in objectives.items() if t.metric in (*o.parts, f"{n}_loss") and n not in stage.objectives]
+        others = [n for n, o in objectives.items()
+                  if t.metric in (*o.parts, f"{n}_loss") and n not in stage.objectives]
         out.append(f"transition_on.metric is `{t.metric}`, which "
-                   + (f"objective `{others[0]}` reports, and that is not active here" if others else f"nothing reports{nearest(t.metric, known)}")
+                   + (f"objective `{others[0]}` reports, and that is not active here" if others
+                      else f"nothing reports{nearest(t.metric, known)}")
                    + f". There are: {', '.join(known)}.")
     return out
 
@@ -142,12 +154,16 @@ def aim(
     known = direction(metric, parts | own)
     if not known and not asked:
         names = [n for n in {**parts, **own, **better} if n.isidentifier()]
-        return "min", [], [f"valid.metric is `{metric}`{nearest(metric, names) or ','} and nothing says whether less or more of it is better: "
+        return "min", [], [f"valid.metric is `{metric}`{nearest(metric, names) or ','} and nothing says "
+                           "whether less or more of it is better: "
                            "set valid.mode to min or max."]
     way = known or asked
-    specs = {"train.scheduler": cfg.train.scheduler, **{f"train.schedulers.{name}": spec for name, spec in cfg.train.schedulers.items()}}
-    said = {"valid.mode": asked} | {f"{key}.mode": spec.mode for key, spec in specs.items() if spec.type == "ReduceLROnPlateau"}
-    return way, [f"{key} is {mode} and counts for nothing: {'less' if way == 'min' else 'more'} of {metric} is better."
+    specs = {"train.scheduler": cfg.train.scheduler, **{f"train.schedulers.{name}": spec
+                                                        for name, spec in cfg.train.schedulers.items()}}
+    said = {"valid.mode": asked} | {f"{key}.mode": spec.mode
+                                    for key, spec in specs.items() if spec.type == "ReduceLROnPlateau"}
+    return way, [f"{key} is {mode} and counts for nothing: {'less' if way == 'min' else 'more'} of {metric} "
+                 "is better."
                  for key, mode in said.items() if mode not in (None, way)], []
 
 # %% ../../../nbs/core/stages/00_stage.ipynb #metric_faults
@@ -165,7 +181,8 @@ def metric_faults(
     parts, metric = reports(stage, objectives), stage.cfg.valid.metric
     if parts is None or scores is None or metric in (*parts, *scores):
         return []
-    return [f"valid.metric is `{metric}`, which nothing reports here{nearest(metric, [*parts, *scores]) or '.'} There are: "
+    return [f"valid.metric is `{metric}`, which nothing reports "
+            f"here{nearest(metric, [*parts, *scores]) or '.'} There are: "
             f"{', '.join([*parts, *scores])}."]
 
 
@@ -176,4 +193,5 @@ def machine_faults(
     most = max(16, 4 * cores())
     if stage.cfg.train.workers <= most:
         return []
-    return [f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write at most {most}; each is a process of its own."]
+    return [f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write at "
+            f"most {most}; each is a process of its own."]

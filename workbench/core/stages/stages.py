@@ -16,8 +16,8 @@ from ..config.schema import Refused, StageSpec, merge, nearest, run_and_stage, s
 from ..config.dialect import also_called
 from .idle import idle_faults
 from ..config.presets import load, resolve
-from .stage import (Stage, aim, end_faults, last_epoch, machine_faults, metric_faults, net_faults,
-                                  optimiser_faults)
+from .stage import (
+    Stage, aim, end_faults, last_epoch, machine_faults, metric_faults, net_faults, optimiser_faults)
 from ..task import get
 
 # %% ../../../nbs/core/stages/20_stages.ipynb #check_trackers
@@ -26,11 +26,13 @@ def check_trackers(
 ):
     "Raises `Refused` for a tracker that is not installed: accelerate would leave it out without a word."
     if missing := [name for name in cfg.trackers if find_spec(name) is None]:
-        raise Refused(f"trackers names {', '.join(missing)}, which is not installed: `pip install {' '.join(missing)}`, "
+        raise Refused(f"trackers names {', '.join(missing)}, which is not installed: `pip install "
+                      f"{' '.join(missing)}`, "
                       "or leave it out (trackers=[tensorboard]).")
 
 
-whole_run = [("train", "minutes"), ("train", "precision"), ("train", "keep"), ("valid", "final")]  # no stage's own
+# no stage's own
+whole_run = [("train", "minutes"), ("train", "precision"), ("train", "keep"), ("valid", "final")]
 
 
 def make_stage(
@@ -43,7 +45,8 @@ def make_stage(
     "One stage, without what is wrong in it."
     where = f"pipeline step `{spec.name}`" if cfg.pipeline else cfg.preset or "config"
     changes = {k: getattr(spec, k) for k in ("train", "valid", "data", "loss") if getattr(spec, k)}
-    if spec.valid.get("metric", cfg.valid.metric) != cfg.valid.metric:  # the run's mode is that of the run's metric
+    # the run's mode is that of the run's metric
+    if spec.valid.get("metric", cfg.valid.metric) != cfg.valid.metric:
         changes["valid"] = {"mode": None} | spec.valid
     own, whole = cfg, True
     try:
@@ -55,21 +58,27 @@ def make_stage(
         own, whole = e.rest, False
     task = get(cfg.task)
     known = task.objectives(own)
-    active = spec.objectives if spec.objectives is not None else task.active(own) if task.active else list(known)
-    errors += [f"{where}: there is no objective `{name}`{nearest(name, list(known))}. Objectives: {', '.join(known)}."
+    active = (spec.objectives if spec.objectives is not None else task.active(own) if task.active
+              else list(known))
+    errors += [f"{where}: there is no objective `{name}`{nearest(name, list(known))}. Objectives: "
+               f"{', '.join(known)}."
                for name in active if name not in known]
     errors += [f"{where}: {section}.{key} holds for the whole run: write it outside the pipeline"
                f"{' (a step has its own `minutes`)' * (key == 'minutes')}."
                for section, key in whole_run if key in getattr(spec, section)]
     begin = spec.begin_from or (cfg.begin_from if index == 0 else None)
     mode, notes, faults = aim(own, known, task.better)
-    stage = Stage(index, spec.name, own, [k for k in known if k in active], spec.freeze, spec.unfreeze, spec.minutes,
+    stage = Stage(index, spec.name, own, [k for k in known if k in active], spec.freeze, spec.unfreeze,
+                  spec.minutes,
                   spec.transition_on, begin, spec.description, assets, mode, notes)
     errors += [f"{where}: {fault}" for fault in faults]
     last = not cfg.pipeline or index == len(cfg.pipeline.steps) - 1  # the run's budget ends it
-    errors += [f"{where}: {fault}" for fault in (*net_faults(stage, known, active), *optimiser_faults(stage, spec, known),
-                                                 *metric_faults(stage, known, task.scores(own) if task.scores else None), *machine_faults(stage),
-                                                 *end_faults(stage, known, bool(cfg.pipeline), not whole or last and bool(own.train.minutes)))]
+    errors += [f"{where}: {fault}"
+               for fault in (*net_faults(stage, known, active), *optimiser_faults(stage, spec, known),
+                                                 *metric_faults(stage, known, task.scores(own) if task.scores
+                                                                else None), *machine_faults(stage),
+                                                 *end_faults(stage, known, bool(cfg.pipeline), not whole
+                                                             or last and bool(own.train.minutes)))]
     return stage
 
 
@@ -81,27 +90,34 @@ def stages(
     specs = cfg.pipeline.steps if cfg.pipeline else [StageSpec(name="train")]
     only = cfg.pipeline.only if cfg.pipeline else None
     names = [s.name for s in specs]
-    errors = [f"pipeline.steps: the name `{n}` stands twice." for n in dict.fromkeys(names) if names.count(n) > 1]
+    errors = [f"pipeline.steps: the name `{n}` stands twice."
+              for n in dict.fromkeys(names) if names.count(n) > 1]
     errors += [f"pipeline.only: there is no stage `{n}`{nearest(n, names)}. Stages: {', '.join(names)}."
                for n in only or [] if n not in names]
-    every = {owner for name, objective in get(cfg.task).objectives(cfg).items() for owner in objective.owners(name)}
-    errors += [f"train.{kind}: there is no optimiser `{n}`{nearest(n, sorted(every))}. Optimisers: {', '.join(sorted(every))}."
+    every = {owner for name, objective in get(cfg.task).objectives(cfg).items()
+             for owner in objective.owners(name)}
+    errors += [f"train.{kind}: there is no optimiser `{n}`{nearest(n, sorted(every))}. Optimisers: "
+               f"{', '.join(sorted(every))}."
                for kind in ("optimizers", "schedulers") for n in getattr(cfg.train, kind) if n not in every]
     chosen = [s for s in specs if s.name in (only or names)]
     chosen = chosen or list(specs)  # `only` is wrong: what else is wrong is told as well
     out = [make_stage(cfg, i, spec, assets, errors) for i, spec in enumerate(chosen)]
     if chosen[0] is not specs[0] and not out[0].begin_from:
         before = ", ".join(s.name for s in specs[: specs.index(chosen[0])])
-        untrained = (f"Stage `{out[0].name}` begins with untrained nets: {before} stand before it, and are left out by pipeline.only. To begin "
+        untrained = (f"Stage `{out[0].name}` begins with untrained nets: {before} stand before it, and are "
+                     "left out by pipeline.only. To begin "
                      "where they ended, set begin_from to a run that has trained them.")
         out[0] = replace(out[0], notes=[*out[0].notes, untrained])
     for i, stage in enumerate(out):
         place, named = run_and_stage(stage.begin_from.run) if stage.begin_from else ("none", "")
         if not place and named not in (before := [s.name for s in out[:i]]):
-            errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that name comes before it"
+            errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that "
+                          "name comes before it"
                           f"{nearest(named, before)}.")
-    every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, []) for i, spec in enumerate(specs)]
-    idle, noted = ([also_called(line) if cfg.pipeline else line for line in lines] for lines in idle_faults(cfg, every, specs, get(cfg.task)))
+    every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, [])
+                                                   for i, spec in enumerate(specs)]
+    idle, noted = ([also_called(line) if cfg.pipeline else line for line in lines]
+                   for lines in idle_faults(cfg, every, specs, get(cfg.task)))
     if errors + idle:
         raise Refused("\n".join(dict.fromkeys(errors + idle)))
     return [replace(stage, notes=(*stage.notes, *noted)) for stage in out]
@@ -111,7 +127,8 @@ def complete(
     config: str | dict,  # a preset's name, a path, or a mapping
     overrides: str | dict = "",
 ):
-    "A configuration whose stages are right, too. Raises `Refused` with every mistake of both, found in one pass."
+    """A configuration whose stages are right, too.
+    Raises `Refused` with every mistake of both, found in one pass."""
     errors = []
     try:
         cfg = load(config, overrides)
@@ -142,7 +159,8 @@ class Position:
     best_step: int | None = None
     best_loss: float | None = None  # the validation loss beside it
     judged: str = ""  # by what: "max psnr"
-    reference: float | None = None  # what patience compares with: the metric when it last improved by more than min_delta
+    # what patience compares with: the metric when it last improved by more than min_delta
+    reference: float | None = None
     bad: int = 0  # validations since then
     validated: int = -1  # the step of the last validation
 
@@ -152,10 +170,13 @@ def position_in(
 ) -> Position:
     "Where a checkpoint stands. Raises `Refused` for what is no position."
     usual, place = vars(Position()), state.get("position", {} if not state else None)
-    found = {k: v for k, v in place.items() if k in usual} if isinstance(place, dict) else {"step": place}  # another build may know more
+    # another build may know more
+    found = {k: v for k, v in place.items() if k in usual} if isinstance(place, dict) else {"step": place}
     for key, value in found.items():
-        if isinstance(usual[key], (int, float)) and not (isinstance(value, (int, float)) and (key == "validated" or value >= 0)):
-            raise Refused(f"The checkpoint is damaged: its state.json says {key} {shown(value)} where a number belongs. Bring it back from a copy.")
+        if isinstance(usual[key], (int, float)) and not (isinstance(value, (int, float))
+                                                         and (key == "validated" or value >= 0)):
+            raise Refused(f"The checkpoint is damaged: its state.json says {key} {shown(value)} where a "
+                          "number belongs. Bring it back from a copy.")
     return Position(**found)
 
 
@@ -220,8 +241,10 @@ def improves(
     value: float,  # of the validation metric
     loss: float | None = None,  # the validation loss: of equal metrics the one with the lower loss is better
 ) -> bool:
-    "Whether a validation is strictly the best so far; keeps count for early stopping, where `min_delta` counts."
-    if at.judged not in ("", judged := f"{stage.mode} {stage.cfg.valid.metric}"):  # resumed with another metric
+    """Whether a validation is strictly the best so far; keeps count for early stopping, where `min_delta`
+    counts."""
+    # resumed with another metric
+    if at.judged not in ("", judged := f"{stage.mode} {stage.cfg.valid.metric}"):
         forget(at)
     at.judged = judged
     patience, sign = stage.cfg.train.early_stopping, 1 if stage.mode == "min" else -1

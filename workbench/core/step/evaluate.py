@@ -86,11 +86,13 @@ def losses(
     ctx: Ctx,  # with the counts that the losses divide by
     key: tuple[int, ...] = (),  # which random numbers, besides the seed
 ) -> dict[str, float]:
-    "This batch's share of every loss part; `loss` is the sum of the objectives', which also stand by their names."
+    """This batch's share of every loss part; `loss` is the sum of the objectives', which also stand by their
+    names."""
     device, cache, sums = device_of(nets), {}, {}
     for k, (name, objective) in enumerate(objectives.items()):
         generator = torch.Generator(device).manual_seed(seed_all(ctx.cfg.seed, k, *key))
-        parts = objective.loss(nets, batch, Ctx(**{**vars(ctx), "training": False, "cache": cache, "generator": generator}))
+        parts = objective.loss(nets, batch, Ctx(**{**vars(ctx), "training": False, "cache": cache,
+                                                   "generator": generator}))
         if len(objectives) > 1:
             parts = parts | {f"{name}_loss": parts["loss"]}
         sums = add(sums, parts)
@@ -182,7 +184,8 @@ def control(
     rows: list[dict],  # with "reference" and "hypothesis"
     score: Callable,  # rows -> {metric: float}
 ) -> dict[str, float]:
-    "Scores when each row is answered from the input of another row that has another reference; {} if there is none."
+    """Scores when each row is answered from the input of another row that has another reference; {} if there
+    is none."""
     half = max(1, len(rows) // 2)
     moved = [{**r, "hypothesis": rows[(i + half) % len(rows)]["hypothesis"]} for i, r in enumerate(rows)
              if rows[(i + half) % len(rows)]["reference"] != r["reference"]]

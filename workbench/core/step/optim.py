@@ -36,7 +36,8 @@ def check_prefixes(
     for p in prefixes:
         if not any(matches(n, [p]) for n in names):
             parts = sorted({".".join(n.split(".")[:i]) for n in names for i in (1, 2)})
-            raise Refused(f"{what}: no net or parameter is called `{p}`{nearest(p, parts)}. Nets: {', '.join(nets)}.")
+            raise Refused(f"{what}: no net or parameter is called `{p}`{nearest(p, parts)}. Nets: "
+                          f"{', '.join(nets)}.")
 
 
 def freeze(
@@ -45,7 +46,8 @@ def freeze(
     freeze: Sequence[str] = (),
     unfreeze: Sequence[str] = (),  # wins over freeze: it names the exceptions
 ) -> set[str]:
-    "Set `requires_grad` for a stage; returns the names that train. A tied parameter is frozen if one name of it is."
+    """Set `requires_grad` for a stage; returns the names that train.
+    A tied parameter is frozen if one name of it is."""
     check_prefixes(nets, freeze, "freeze")
     check_prefixes(nets, unfreeze, "unfreeze")
     params = named_parameters(nets)
@@ -60,7 +62,8 @@ def set_modes(
     nets: dict[str, nn.Module],
     training: bool,
 ):
-    "Training or evaluation mode; a module whose parameters are all frozen stays in evaluation, so its statistics rest."
+    """Training or evaluation mode; a module whose parameters are all frozen stays in evaluation, so its
+    statistics rest."""
     for net in nets.values():
         net.train(training)
         if not training:

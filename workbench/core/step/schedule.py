@@ -15,8 +15,10 @@ from ..config.schema import Scheduler
 
 # %% ../../../nbs/core/step/10_schedule.ipynb #cosine_annealing
 defaults = {  # of the keys that a configuration leaves out: torch's, where torch has one
-    "LinearLR": {"start_factor": 1 / 3, "end_factor": 1.0, "total_iters": 5}, "ConstantLR": {"factor": 1 / 3, "total_iters": 5},
-    "ReduceLROnPlateau": {"factor": 0.1, "patience": 10}, "StepLR": {"gamma": 0.1}, "MultiStepLR": {"gamma": 0.1},
+    "LinearLR": {"start_factor": 1 / 3, "end_factor": 1.0, "total_iters": 5},
+    "ConstantLR": {"factor": 1 / 3, "total_iters": 5},
+    "ReduceLROnPlateau": {"factor": 0.1, "patience": 10}, "StepLR": {"gamma": 0.1},
+    "MultiStepLR": {"gamma": 0.1},
     "ExponentialLR": {"gamma": 0.1}, "exponential": {"gamma": 0.9999}}
 
 
@@ -60,9 +62,11 @@ def drops_at(spec, step, total):
 
 
 torch_shares = {
-    "CosineAnnealingLR": cosine_annealing, "LinearLR": straight_line, "StepLR": drops, "MultiStepLR": drops_at,
+    "CosineAnnealingLR": cosine_annealing, "LinearLR": straight_line, "StepLR": drops,
+    "MultiStepLR": drops_at,
     "ExponentialLR": lambda spec, step, total: usual(spec, "gamma") ** step,
-    "ConstantLR": lambda spec, step, total: usual(spec, "factor") if step < usual(spec, "total_iters") else 1.0}
+    "ConstantLR": lambda spec, step,
+    total: usual(spec, "factor") if step < usual(spec, "total_iters") else 1.0}
 
 # %% ../../../nbs/core/step/10_schedule.ipynb #share
 def share(
@@ -83,7 +87,8 @@ def share(
     if spec.type == "constant" or total is None:
         return 1.0
     u = min(1.0, (step - warm) / max(1, total - warm))
-    return spec.floor + (1 - spec.floor) * (1 - u if spec.type == "linear" else (1 + math.cos(math.pi * u)) / 2)
+    return spec.floor + (1 - spec.floor) * (1 - u if spec.type == "linear"
+                                            else (1 + math.cos(math.pi * u)) / 2)
 
 # %% ../../../nbs/core/step/10_schedule.ipynb #make_scheduler
 def make_scheduler(
@@ -94,7 +99,8 @@ def make_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     "The schedule as a torch scheduler."
     if spec.type == "ReduceLROnPlateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, usual(spec, "factor"), usual(spec, "patience"))
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, usual(spec, "factor"),
+                                                          usual(spec, "patience"))
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(spec, step, total))
 
 
@@ -109,7 +115,9 @@ def restore(
     scheduler,
     state: dict,  # of a checkpoint
 ):
-    "Put a saved state back. A plateau that looked the other way (an older build's `min` of a score) begins anew, at the rate that it had come to."
+    """Put a saved state back.
+    A plateau that looked the other way (an older build's `min` of a score) begins anew, at the rate that
+    it had come to."""
     if waits(scheduler) and state["mode"] != scheduler.mode:
         state = {"last_epoch": state["last_epoch"], "_last_lr": state["_last_lr"]}
     scheduler.load_state_dict(state)
@@ -122,9 +130,12 @@ def in_words(
 ) -> dict:
     "What the plan says of a schedule: its keys, with the defaults that count."
     more = {
-        "CosineAnnealingLR": {"T_max": f"the stage's {total} steps" if total else "the stage", "eta_min_factor": spec.eta_min_factor},
-        "StepLR": {"step_size": spec.step_size or f"{third(total)}, a third of the stage" if total else "a third of the stage"},
+        "CosineAnnealingLR": {"T_max": f"the stage's {total} steps" if total else "the stage",
+                              "eta_min_factor": spec.eta_min_factor},
+        "StepLR": {"step_size": spec.step_size or f"{third(total)}, a third of the stage" if total
+                   else "a third of the stage"},
         "ReduceLROnPlateau": {"mode": mode}}.get(spec.type, {})
     given = spec.model_dump(exclude_defaults=True, exclude={"type", "mode"})
-    rounded = {k: float(f"{v:.3g}") if isinstance(v, float) else v for k, v in defaults.get(spec.type, {}).items()}
+    rounded = {k: float(f"{v:.3g}") if isinstance(v, float) else v
+               for k, v in defaults.get(spec.type, {}).items()}
     return {"type": spec.type} | rounded | more | given

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..config.schema import Refused
-from .optim import check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all
+from .optim import (
+    check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all)
 from .schedule import make_scheduler, waits
 from ..stages.stage import Stage
 from ..task import Ctx, Objective, matches
@@ -75,12 +76,14 @@ def build(
         check_prefixes(nets, objective.trains, f"objective `{name}`")
         mine = {n: p for n, p in params.items() if matches(n, objective.trains) and n in on}
         if not mine:
-            raise Refused(f"Stage `{stage.name}`: objective `{name}` trains {', '.join(objective.trains)}, and all of it "
+            raise Refused(f"Stage `{stage.name}`: objective `{name}` trains {', '.join(objective.trains)}, "
+                          "and all of it "
                           "is frozen: leave the objective out of the stage, or unfreeze something.")
         for n, p in params.items():
             p.requires_grad_(n in mine)
         forward = accelerator.prepare(Forward(nets, objective))
-        works.append(Work(name, index, forward, set(mine), owners(stage, name, objective, mine, total, accelerator)))
+        works.append(Work(name, index, forward, set(mine),
+                          owners(stage, name, objective, mine, total, accelerator)))
     unlock(works, params)
     return works
 
@@ -106,7 +109,8 @@ def owners(
         optimizer = make_optimizer(named, train.optimizers.get(owner, train.optimizer), train.lr)
         scheduler = make_scheduler(optimizer, train.schedulers.get(owner, train.scheduler), total, stage.mode)
         order = in_group_order(named, optimizer)
-        out[owner] = Owner(accelerator.prepare(optimizer), scheduler, {n: named[n] for n in order}, frozen_rows(named))
+        out[owner] = Owner(accelerator.prepare(optimizer), scheduler, {n: named[n] for n in order},
+                           frozen_rows(named))
     if left := [n for n, p in mine.items() if id(p) not in seen]:
         raise Refused(f"Objective `{name}`: no optimiser steps {left[0]} ({len(left)} parameters in all).")
     return out
@@ -122,7 +126,8 @@ def optimiser_step(
     look: Callable = lambda work: None,  # sees the gradients of an objective before they are used
     tell: Callable =lambda phase: None,  # called with "forward", "backward", "optimiser"
 ) -> dict[str, torch.Tensor]:
-    "One step of every active objective; returns this rank's share of every loss part, and the gradient norms."
+    """One step of every active objective; returns this rank's share of every loss part, and the gradient
+    norms."""
     out: dict[str, torch.Tensor] = {}
     caches = [{} for _ in micro]
     for work in works:
@@ -148,7 +153,8 @@ def unlock(
     works: Sequence[Work],
     params: dict[str, nn.Parameter],  # of all nets, by qualified name
 ):
-    "Between steps whatever some objective trains requires a gradient: by that `set_modes` knows what is frozen."
+    """Between steps whatever some objective trains requires a gradient: by that `set_modes` knows what is
+    frozen."""
     on = set().union(*(w.trained for w in works))
     for n, p in params.items():
         p.requires_grad_(n in on)
@@ -178,10 +184,12 @@ def forward_backward(
 def prove_gradients(
     work: Work,
 ):
-    "Raises `Refused` for a trained parameter that the loss never reached: it would stay as it is, in silence."
+    """Raises `Refused` for a trained parameter that the loss never reached: it would stay as it is, in
+    silence."""
     left = [n for o in work.owners.values() for n, p in o.named.items() if p.grad is None]
     if left:
-        raise Refused(f"Objective `{work.name}` trains {left[0]}, which got no gradient ({len(left)} such parameters): "
+        raise Refused(f"Objective `{work.name}` trains {left[0]}, which got no gradient ({len(left)} such "
+                      "parameters): "
                       "the loss does not use it. Freeze it or use it.")
 
 
@@ -208,7 +216,8 @@ def step_owners(
 def frozen_rows(
     named: dict[str, nn.Parameter],
 ) -> dict[str, torch.Tensor]:
-    "The content of the rows that parameters name in their attribute `frozen_rows` (an index or a mask of the first dimension)."
+    """The content of the rows that parameters name in their attribute `frozen_rows` (an index or a mask of
+    the first dimension)."""
     return {n: p.detach()[p.frozen_rows].clone() for n, p in named.items() if hasattr(p, "frozen_rows")}
 
 

@@ -64,7 +64,8 @@ def explain(
     "A failure in one sentence."
     phase = loop.phase if loop else "start"
     if gone(run):
-        return f"The run folder {run} was deleted or moved while the run trained (phase {phase}): nothing more can be saved."
+        return (f"The run folder {run} was deleted or moved while the run trained (phase {phase}): nothing "
+                "more can be saved.")
     if out_of_memory(error):
         what = (str(error) or type(error).__name__).splitlines()[0]
         return (f"Out of memory in phase {phase} ({what}). What helps most: a smaller "
@@ -73,7 +74,8 @@ def explain(
     if isinstance(error, Failed):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and continue with "
+        return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and "
+                "continue with "
                 f"`workbench resume {run}`.")
     return f"{type(error).__name__} in phase {phase}: {error}"
 
@@ -82,11 +84,13 @@ def has_the_word(
     run: Path,
     sentence: str,  # why this rank fails
 ) -> bool:
-    "Whether this rank is to say why the run failed: not if another has said it, rank 0 died and left it alone, or another attempt trains here."
+    """Whether this rank is to say why the run failed: not if another has said it, rank 0 died and left it
+    alone, or another attempt trains here."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
         time.sleep(1)  # it lost another rank, which may not have written yet
     status = status_in(run) or {}
-    return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0" or alive(status))
+    return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0"
+                                                               or alive(status))
 
 
 def give_up(

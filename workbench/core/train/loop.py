@@ -26,9 +26,11 @@ from ..run.lock import hold, process
 from ..setup.state import Loop, agree, flush, log, make_accelerator, update
 from ..step.optim import freeze, named_parameters, set_modes, update_ema
 from ..stages.stages import due, ended, next_stage, position_in, stages, watch
-from .validate import (final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
-                                   write_plan)
-from ..setup.resume import adopt_assets, begin_from, demand_assets, demand_checkpoint, restore, same_data, save, within_epoch
+from workbench.core.train.validate import (
+    final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
+    write_plan)
+from ..setup.resume import (
+    adopt_assets, begin_from, demand_assets, demand_checkpoint, restore, same_data, save, within_epoch)
 from ..run.folder import config_of, cut_metrics, make_folders, status_in, update_status
 from ..stages.stage import Stage, last_epoch
 from ..step.step import build, optimiser_step, prove_gradients
@@ -47,7 +49,8 @@ def prepare(
     demand_assets(run, state)
     steps, at = stages(cfg, run / "assets"), position_in(state)
     if at.stage >= len(steps):
-        raise Refused(f"{run} stands in stage {at.stage + 1}, and its config.yaml has {len(steps)}: put the stages back that have been trained.")
+        raise Refused(f"{run} stands in stage {at.stage + 1}, and its config.yaml has {len(steps)}: put the "
+                      "stages back that have been trained.")
     loop = Loop(run, cfg, get(cfg.task), steps, accelerator, at,
                 (status_in(run) or {}).get("attempt", 1), state.get("world0", accelerator.num_processes))
     stage, loop.began = loop.stage, loop.at.step
@@ -67,7 +70,8 @@ def prepare(
         loop.nets = loop.task.nets(stage.cfg, loop.data, not found or bool(elsewhere))
     loop.trainable = {n for n, p in named_parameters(loop.nets).items() if p.requires_grad}
     loop.ever = set().union(*(freeze(loop.nets, loop.trainable, s.freeze, s.unfreeze) for s in loop.stages))
-    loop.elsewhere = elsewhere or {n: net.elsewhere for n, net in loop.nets.items() if getattr(net, "elsewhere", None)}
+    loop.elsewhere = elsewhere or {n: net.elsewhere
+                                   for n, net in loop.nets.items() if getattr(net, "elsewhere", None)}
     if found:
         checkpoint.restore_nets(loop.nets, found)
         if state["assets"]:
@@ -120,13 +124,15 @@ def begin_stage(
     loop.average = {n: params[n].detach().clone() for n in stepped}
     reset_peak(loop)
     loop.clock = time.monotonic()
-    update(loop, state="running", stage=stage.name, steps_total=loop.at.step - loop.at.stage_step + total if total else None)
+    update(loop, state="running", stage=stage.name,
+           steps_total=loop.at.step - loop.at.stage_step + total if total else None)
 
 
 def end_stage(
     loop: Loop,
 ):
-    "Hand on the averaged weights, and drop what belonged to the stage, so that its memory is free for the next."
+    """Hand on the averaged weights, and drop what belonged to the stage, so that its memory is free for the
+    next."""
     params = named_parameters(loop.nets)
     for n, mean in loop.average.items():
         params[n].data.copy_(mean)
@@ -170,7 +176,8 @@ def train_stage(
         if why:
             return why
         micro = [to_device(batch, accelerator.device) for batch in micro]
-        values = optimiser_step(loop.works, params, micro, loop.ctx(counts=shared), accelerator, train.clip, look, loop.tell)
+        values = optimiser_step(loop.works, params, micro, loop.ctx(counts=shared), accelerator, train.clip,
+                                look, loop.tell)
         look = lambda work: None
         loop.pending.append(values)
         loop.units += sum(lengths[rows].sum() for rows in plan(at.epoch)[at.batch])
@@ -234,9 +241,11 @@ def train(
             demand(loop, plan_of(loop))
         why = train_stage(loop, resumed)
         if why == "time budget" and not loop.at.step:
-            raise Refused(f"train.minutes is {loop.cfg.train.minutes:g}: the time was over before the first step. Give more, or null for no limit.")
+            raise Refused(f"train.minutes is {loop.cfg.train.minutes:g}: the time was over before the first "
+                          "step. Give more, or null for no limit.")
         if why:
-            if loop.at.stage_step or not checkpoint.find(loop.run):  # else the end of the stage before is the place
+            # else the end of the stage before is the place
+            if loop.at.stage_step or not checkpoint.find(loop.run):
                 save(loop)
             break
         close_stage(loop)
@@ -280,7 +289,8 @@ def close_stage(
 def main(
     run: str | Path,  # a run folder made by `run.create`
 ) -> int:
-    "Train a run folder from where it stands; returns the exit status. Nothing is written where another process trains."
+    """Train a run folder from where it stands; returns the exit status.
+    Nothing is written where another process trains."""
     asked = listen()
     die_with_parent()
     try:

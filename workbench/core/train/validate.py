@@ -41,7 +41,8 @@ def net_facts(
     for name, net in loop.nets.items():
         unique = {id(p): p for p in net.parameters()}
         mine = {id(p): p for n, p in named_parameters({name: net}).items() if n in loop.ever}
-        out.append({"net": name, "class": type(net).__name__, "parameters": sum(p.numel() for p in unique.values()),
+        out.append({"net": name, "class": type(net).__name__,
+                    "parameters": sum(p.numel() for p in unique.values()),
                     "trained": sum(p.numel() for p in mine.values())})
     return out
 
@@ -49,7 +50,8 @@ def net_facts(
 def data_facts(
     loop: Loop,
 ) -> dict:
-    "What the task says of its data; where it says nothing, the source as configured, and a fingerprint of the rows' ids."
+    """What the task says of its data; where it says nothing, the source as configured, and a fingerprint of
+    the rows' ids."""
     ids = "\n".join(f"{split}\t{uid}" for split, uids in loop.data.uids.items() for uid in uids)
     source = getattr(getattr(loop.stage.cfg, "data", None), "source", None)
     return {"source": source, "fingerprint": hashlib.sha256(ids.encode()).hexdigest()[:16]} | loop.data.facts
@@ -66,7 +68,8 @@ def write_plan(
     lines = outline(loop, plan_of)
     facts = {
         "task": loop.cfg.task, "preset": loop.cfg.preset,
-        "notes": [*loop.cfg.notes, *dict.fromkeys(n for s in loop.stages for n in s.notes), *final_splits(loop)[1],
+        "notes": [*loop.cfg.notes, *dict.fromkeys(n for s in loop.stages
+                                                  for n in s.notes), *final_splits(loop)[1],
                   *short_of_warmup(loop, lines), *shared_rows(loop.data)],
         "nets": net_facts(loop), "weights": origin, "data": data, "rejected": len(loop.data.rejected),
         "rejected_first": list(loop.data.rejected[:3]),
@@ -86,7 +89,8 @@ def write_plan(
     write_rows(loop.run / "rejected.csv", list(loop.data.rejected), ["row", "uid", "reason"])
 
 # %% ../../../nbs/core/train/00_validate.ipynb #validate
-about_the_line = ("step", "epoch", "attempt", "rows", "time")  # numbers of a line of metrics.jsonl that measure nothing
+# numbers of a line of metrics.jsonl that measure nothing
+about_the_line = ("step", "epoch", "attempt", "rows", "time")
 
 
 def validate(
@@ -113,10 +117,12 @@ def measured(
     loop: Loop,
     row: dict,  # of a validation
 ) -> float:
-    "valid.metric of a validation; NaN, which is never better, for a score that the task can give and found nothing to measure by. Raises `Refused`."
+    """valid.metric of a validation; NaN, which is never better, for a score that the task can give and found
+    nothing to measure by. Raises `Refused`."""
     metric = loop.stage.cfg.valid.metric
     if metric not in row and loop.task.scores and metric in loop.task.scores(loop.stage.cfg):
-        print(f"There is no {metric} at step {loop.at.step}: nothing to measure it by. This validation counts as no better.", flush=True)
+        print(f"There is no {metric} at step {loop.at.step}: nothing to measure it by. This validation "
+              "counts as no better.", flush=True)
         return math.nan
     demand_metric(row, metric)
     return row[metric]
@@ -125,7 +131,8 @@ def measured(
 def predictions_name(
     loop: Loop,
 ) -> str:
-    "By the epoch that has ended; between two by the step as well; in a pipeline by stage, epoch and step. No validation overwrites another's."
+    """By the epoch that has ended; between two by the step as well; in a pipeline by stage, epoch and step.
+    No validation overwrites another's."""
     stage = f"_{loop.stage.name}" if loop.cfg.pipeline else ""
     step = f"_step_{loop.at.step}" if stage or loop.at.batch else ""
     return f"predictions{stage}_epoch_{loop.at.epoch}{step}.csv"
@@ -138,14 +145,16 @@ def demand_metric(
     "Raises `Refused` for a metric that is not among the losses and scores of a line."
     names = [k for k, v in row.items() if isinstance(v, (int, float)) and k not in about_the_line]
     if metric not in names:
-        raise Refused(f"valid.metric is `{metric}`, which nothing reports{nearest(metric, names) or '.'} There are: {', '.join(names)}.")
+        raise Refused(f"valid.metric is `{metric}`, which nothing reports{nearest(metric, names) or '.'} "
+                      f"There are: {', '.join(names)}.")
 
 
 def prove_metric(
     loop: Loop,
     some: int = 8,  # held-out rows
 ):
-    "Of a task that does not say what it reports: score held-out rows before the first step. Raises `Refused` as `demand_metric`."
+    """Of a task that does not say what it reports: score held-out rows before the first step.
+    Raises `Refused` as `demand_metric`."""
     stage, metric = loop.stage, loop.stage.cfg.valid.metric
     parts = reports(stage, loop.task.objectives(stage.cfg))
     if not stage.cfg.valid.every or metric == "loss" or parts is not None and loop.task.scores:
@@ -181,7 +190,8 @@ def evaluate(
     size = cfg.valid.batch_size or cfg.train.batch_size
     objectives = {k: o for k, o in loop.task.objectives(cfg).items() if k in loop.stage.objectives}
     parts = held_out_loss(loop.nets, objectives, loop.data, split, loop.ctx(), size, rows, loop.accelerator)
-    found = predict_rows(loop.task, loop.nets, loop.data, split, loop.ctx(), size, rows, deadline, loop.accelerator)
+    found = predict_rows(loop.task, loop.nets, loop.data, split, loop.ctx(), size, rows, deadline,
+                         loop.accelerator)
     row = {"step": loop.at.step, "epoch": loop.at.epoch, "stage": loop.stage.name, "split": split,
            "attempt": loop.attempt, **parts, **loop.task.score(found, loop.data), "rows": len(found),
            "time": round(time.time(), 3)}
@@ -204,7 +214,8 @@ def preview(
 def reserve_seconds(
     loop: Loop,
 ) -> float:
-    "Seconds of a time budget that are kept for the final evaluation: a fifth, or what the last validation took."
+    """Seconds of a time budget that are kept for the final evaluation: a fifth, or what the last validation
+    took."""
     return min(0.5 * loop.budget(), max(0.2 * loop.budget(), 1.5 * loop.evaluation_seconds))
 
 # %% ../../../nbs/core/train/00_validate.ipynb #reset_peak
@@ -225,7 +236,8 @@ def memory_held(
     held = [t for net in loop.nets.values() for t in (*net.parameters(), *net.buffers())]
     held += [p.grad for net in loop.nets.values() for p in net.parameters() if p.grad is not None]
     states = [o.optimizer.state for w in loop.works for o in w.owners.values()]
-    held += [t for state in states for entry in state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
+    held += [t for state in states for entry in state.values()
+             for t in entry.values() if isinstance(t, torch.Tensor)]
     unique = {t.data_ptr(): t.numel() * t.element_size() for t in (*held, *loop.average.values())}
     return sum(unique.values()) / 1e9
 
@@ -239,12 +251,16 @@ def record_stage(
     if not loop.main:
         return
     path, name = loop.run / "stages.json", loop.stage.name
-    train = last_row(loop.run / "metrics.jsonl", lambda r: (r.get("stage"), r.get("split")) == (name, "train"))
+    train = last_row(loop.run / "metrics.jsonl",
+                     lambda r: (r.get("stage"), r.get("split")) == (name, "train"))
     valid = next((r for r in reversed(metrics_of(loop.run, "valid")) if r.get("stage") == name), {})
-    last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time"} for split, r in (("train", train), ("valid", valid))}
+    last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time"}
+            for split, r in (("train", train), ("valid", valid))}
     cuda = loop.accelerator.device.type == "cuda"
-    line = {"stage": name, "ended": ended(loop.at, loop.stage), "steps": loop.at.stage_step, "epochs": loop.at.epoch,
-            "seconds": round(loop.at.stage_seconds, 2), **last, "gb_held": round(held, 4), "gb_freed": round(held - left, 4),
+    line = {"stage": name, "ended": ended(loop.at, loop.stage), "steps": loop.at.stage_step,
+            "epochs": loop.at.epoch,
+            "seconds": round(loop.at.stage_seconds, 2), **last, "gb_held": round(held, 4),
+            "gb_freed": round(held - left, 4),
             "gb_peak": round(torch.cuda.max_memory_allocated() / 1e9, 4) if cuda else None}
     write_json(path, [r for r in read_json(path, []) if r["stage"] != name] + [line])
 
@@ -252,13 +268,18 @@ def record_stage(
 def final_splits(
     loop: Loop,
 ) -> tuple[list[str], list[str]]:
-    "(splits that are scored at the end, what the plan says of them). Raises `Refused` for a name that no split has."
+    """(splits that are scored at the end, what the plan says of them).
+    Raises `Refused` for a name that no split has."""
     there, asked = list(loop.data.datasets), loop.cfg.valid.final
-    odd = [p for p in asked if p not in ("test", "test*") and not any(fnmatch(s, p) for s in there)]  # the usual names may be missing
+    # the usual names may be missing
+    odd = [p for p in asked if p not in ("test", "test*") and not any(fnmatch(s, p) for s in there)]
     if odd:
-        raise Refused(f"valid.final names `{odd[0]}`{nearest(odd[0], there) or ', and there is no such split.'} Splits: {', '.join(there)}.")
+        raise Refused("valid.final names "
+                      f"`{odd[0]}`{nearest(odd[0], there) or ', and there is no such split.'} Splits: "
+                      f"{', '.join(there)}.")
     found = [s for s in there if any(fnmatch(s, p) for p in asked)]
-    lacking = [f"There is no split {' or '.join(asked)}: the final scores are of valid."] if asked and not found else []
+    lacking = ([f"There is no split {' or '.join(asked)}: the final scores are of valid."]
+               if asked and not found else [])
     return found or ["valid"], lacking
 
 
@@ -279,11 +300,15 @@ def final_evaluation(
         record(loop, row | {"step": state["position"]["step"]}, best=True)
         score = lambda rows: loop.task.score(rows, loop.data)
         results["splits"][split] = {"rows": len(rows), "of": len(loop.data.datasets[split]),
-                                    "scores": {k: v for k, v in row.items() if isinstance(v, float) and k != "time"},
-                                    "baseline": loop.task.baseline(loop.data, split), "control": control(rows, score)}
+                                    "scores": {k: v
+                                               for k, v in row.items()
+                                               if isinstance(v, float) and k != "time"},
+                                    "baseline": loop.task.baseline(loop.data, split),
+                                    "control": control(rows, score)}
         if loop.main:
             save_predictions(loop.run / "predictions" / f"{split}.csv", rows)
     if loop.main:
         write_json(loop.run / "results.json", results)
-        if not (loop.run / "previews" / found.name).exists():  # else the validation of that step has made them
+        # else the validation of that step has made them
+        if not (loop.run / "previews" / found.name).exists():
             preview(loop, results["step"])

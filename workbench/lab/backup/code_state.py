@@ -83,7 +83,8 @@ def exported(
         copy = into / path.relative_to(home)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev's tests set it, and nothing is exported then
+    # nbdev's tests set it, and nothing is exported then
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     done = subprocess.run([sys.executable, "-c", EXPORT], cwd=into, env=env, capture_output=True, text=True)
     return (done.stderr.strip().splitlines() or ["nbdev gave no reason"])[-1] if done.returncode else ""
 
@@ -106,12 +107,15 @@ def compared(
         if path not in there:
             return Check(name, "failed", f"{path} is missing: a notebook exports it. {mend}")
         if path not in said:
-            return Check(name, "failed", f"{path} comes from no notebook: write one that exports it, or delete the file.")
+            return Check(name, "failed", f"{path} comes from no notebook: write one that exports it, or "
+                                         "delete the file.")
         if said[path] != there[path]:
-            notebook = next((line.split()[-1] for line in said[path].decode().splitlines() if "File to edit" in line), "")
+            notebook = next((line.split()[-1]
+                             for line in said[path].decode().splitlines() if "File to edit" in line), "")
             nb = notebook.rstrip(".").replace("../", "")
             return Check(name, "failed", f"{path} is not what {nb or 'its notebook'} says. {mend}")
-    return Check(name, "passed", f"{sum(p.name not in by_hand for p in there)} modules are what their notebooks say.")
+    return Check(name, "passed", f"{sum(p.name not in by_hand for p in there)} modules are what their "
+                                 "notebooks say.")
 
 
 def check_export(
@@ -120,10 +124,12 @@ def check_export(
     "Nobody trains on a stale export."
     notebooks = notebooks_of(home)
     if not notebooks:
-        return Check("export", "not proven", "The package was installed without its notebooks: there is nothing to compare.")
+        return Check("export", "not proven", "The package was installed without its notebooks: there is "
+                                             "nothing to compare.")
     if not find_spec("nbdev"):
         return Check("export", "not proven", "nbdev is not installed: pip install 'workbench[dev]'.")
-    return compared(home, notebooks, stamps([*sorted(notebooks.rglob("*.ipynb")), *modules_of(home), home / "settings.ini"]))
+    return compared(home, notebooks,
+                    stamps([*sorted(notebooks.rglob("*.ipynb")), *modules_of(home), home / "settings.ini"]))
 
 # %% ../../../nbs/lab/backup/00_code_state.ipynb #syntax_error
 @functools.cache
@@ -149,7 +155,8 @@ def flakes(
     from pyflakes.checker import Checker
 
     found = Checker(ast.parse(stamp[0].read_bytes()), filename=str(stamp[0])).messages
-    return tuple(f"line {m.lineno}: {m.message % m.message_args}" for m in sorted(found, key=lambda m: m.lineno))
+    return tuple(f"line {m.lineno}: {m.message % m.message_args}"
+                 for m in sorted(found, key=lambda m: m.lineno))
 
 
 def others(

@@ -24,7 +24,8 @@ from .code_state import home
 
 # %% ../../../nbs/lab/backup/10_copies.ipynb #source_files
 top_files = ("settings.ini", "setup.py", "constraints.txt", "pyproject.toml")
-run_files = ("config.yaml", "status.json", "plan.json", "manifest.json", "launch.json", "checks.json", "metrics.jsonl",
+run_files = ("config.yaml", "status.json", "plan.json", "manifest.json", "launch.json", "checks.json",
+             "metrics.jsonl",
              "results.json", "rejected.csv")
 busy = ("starting", "running", "paused")
 
@@ -68,7 +69,8 @@ def keep(
     path: Path,
     copy: Path,
 ):
-    "A copy of a file. Tensors are never changed once they are written, so a hard link serves where the disk has them."
+    """A copy of a file. Tensors are never changed once they are written, so a hard link serves where the disk
+    has them."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         try:
@@ -88,7 +90,8 @@ def aside(
     folder: Path,  # where a hidden folder is made
     what: str,  # "The backup", for the message
 ):
-    "A hidden folder that is gone afterwards, unless it was renamed; those of killed processes go, too. OSError: `Refused`."
+    """A hidden folder that is gone afterwards, unless it was renamed; those of killed processes go, too.
+    OSError: `Refused`."""
     mark = f"-{socket.gethostname()}-"
     hidden = folder / f".workbench-{time.time_ns()}{mark}{os.getpid()}"
     try:
@@ -135,7 +138,8 @@ def back_up(
     run: str | Path | None = None,  # a run whose configuration and last checkpoint are kept, too
     why: str = "",  # a word for the list
 ) -> Path:
-    "Back up the code, and a run if one is given; returns the backup's folder. Raises `Refused` for a run that is under way."
+    """Back up the code, and a run if one is given; returns the backup's folder.
+    Raises `Refused` for a run that is under way."""
     files = source_files(home())
     if run is None:
         return write_backup(files, why=why, run=None)
@@ -150,15 +154,18 @@ def backups() -> list[dict]:
     for path in sorted(place().glob("[!.]*/manifest.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
         folder, found = path.parent, manifest_of(path.parent)
         sizes = [(folder / name).stat().st_size for name in found["files"] if (folder / name).is_file()]
-        out.append({"folder": folder, "time": found["time"], "why": found.get("why", ""), "run": found.get("run"),
-                    "commit": found.get("git", {}).get("commit"), "files": len(found["files"]), "bytes": sum(sizes)})
+        out.append({"folder": folder, "time": found["time"], "why": found.get("why", ""),
+                    "run": found.get("run"),
+                    "commit": found.get("git", {}).get("commit"), "files": len(found["files"]),
+                    "bytes": sum(sizes)})
     return out
 
 
 def manifest_of(
     folder: Path,
 ) -> dict:
-    "manifest.json of a backup. Raises `Refused` where there is none, or one that cannot be read or names files elsewhere."
+    """manifest.json of a backup.
+    Raises `Refused` where there is none, or one that cannot be read or names files elsewhere."""
     path = Path(folder) / "manifest.json"
     try:
         found = read_json(path)
@@ -180,7 +187,8 @@ def same(
 ) -> bool:
     "Whether a file is as it was kept."
     a, b = kept.stat(), present.stat()
-    if kept.suffix == ".safetensors" and (os.path.samestat(a, b) or (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)):
+    if kept.suffix == ".safetensors" and (os.path.samestat(a, b)
+                                          or (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)):
         return True
     return a.st_size == b.st_size and sha256(present) == checksum
 
@@ -188,7 +196,8 @@ def same(
 def differences(
     folder: str | Path,  # a backup
 ) -> list[tuple[str, str]]:
-    "What is otherwise today: (changed | added | removed, name of the file). Raises `Refused` for a damaged backup."
+    """What is otherwise today: (changed | added | removed, name of the file).
+    Raises `Refused` for a damaged backup."""
     folder = Path(folder)
     found = manifest_of(folder)
     run = Path(found["run"]) if found.get("run") else None
@@ -214,7 +223,8 @@ def check_sums(
         if path.is_symlink() or not path.is_file():
             raise Refused(f"The backup is damaged: {path} is missing. Nothing was restored.")
         if sha256(path) != checksum:
-            raise Refused(f"The backup is damaged: {path} is not what was kept (its checksum differs). Nothing was restored.")
+            raise Refused(f"The backup is damaged: {path} is not what was kept (its checksum differs). "
+                          "Nothing was restored.")
 
 
 def replace_all(
@@ -248,14 +258,17 @@ def next_run(
     if not found.get("run"):
         return None
     name = Path(found["run"]).name.partition("-restored")[0] + "-restored"
-    return next(p for p in (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000)) if not p.exists())
+    return next(p for p in (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+                if not p.exists())
 
 
 def restore(
     folder: str | Path,  # a backup
-    into: str | Path | None = None,  # a folder for package and notebooks, and `runs/` for the run; None: where they are now
+    # a folder for package and notebooks, and `runs/` for the run; None: where they are now
+    into: str | Path | None = None,
 ) -> Path:
-    "Put a backup back; returns the backup of what was there before. Raises `Refused`, and then nothing is changed."
+    """Put a backup back; returns the backup of what was there before.
+    Raises `Refused`, and then nothing is changed."""
     folder, target = Path(folder).resolve(), Path(into).expanduser().resolve() if into else home()
     found = manifest_of(folder)
     for other in [] if into else root().glob("*/status.json"):
@@ -264,7 +277,8 @@ def restore(
     run = next_run(found, target / "runs" if into else root())
     places = {n: target / n.partition("/")[2] for n in found["files"] if n.startswith("source/")}
     present = source_files(target) | {n: p for n, p in places.items() if p.is_file()}
-    before = write_backup(present, why=f"before {folder.name} was restored", run=None, becomes=str(run) if run else None)
+    before = write_backup(present, why=f"before {folder.name} was restored", run=None,
+                          becomes=str(run) if run else None)
     wanted = {n: p for n, p in places.items() if not p.is_file() or sha256(p) != found["files"][n]}
     with aside(target, "The restored files") as hidden:
         for part in ("new", "old"):
@@ -280,6 +294,7 @@ def restore(
                 keep(folder / name, half / name.partition("/")[2])
             for name in ("checkpoints", "previews", "predictions", "assets"):
                 (half / name).mkdir(exist_ok=True)
-            update_status(half, state="stopped", reason=f"restored from {folder.name}", pid=None, host=socket.gethostname())
+            update_status(half, state="stopped", reason=f"restored from {folder.name}", pid=None,
+                          host=socket.gethostname())
             replace_all(moves | {half: run}, hidden / "old")
     return before

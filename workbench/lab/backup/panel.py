@@ -22,14 +22,17 @@ class BackupPanel:
 
     def __init__(self):
         self.chosen = w.Dropdown(options=[("–", "")], description="Backup", layout=w.Layout(width="46em"))
-        self.compare = w.Button(description="What differs today", icon="exchange", layout=w.Layout(width="auto"))
+        self.compare = w.Button(description="What differs today", icon="exchange",
+                                layout=w.Layout(width="auto"))
         self.back = w.Button(description="Restore", icon="undo", layout=w.Layout(width="auto"))
-        self.sure = w.Checkbox(description="yes, put these files back", indent=False, layout=w.Layout(width="auto"))
+        self.sure = w.Checkbox(description="yes, put these files back", indent=False,
+                               layout=w.Layout(width="auto"))
         self.said, self.seen = w.HTML(), None
         self.compare.on_click(lambda _: self.aside(self.compared))
         self.back.on_click(lambda _: self.aside(self.restored))
         self.sure.observe(lambda _: self.enable(), "value")
-        self.view = w.VBox([self.chosen, w.HBox([self.compare, self.back, self.sure], layout=w.Layout(flex_flow="row wrap")),
+        self.view = w.VBox([self.chosen, w.HBox([self.compare, self.back, self.sure],
+                                                layout=w.Layout(flex_flow="row wrap")),
                             self.said])
         self.enable()
 
@@ -52,12 +55,14 @@ class BackupPanel:
     def compared(self) -> str:
         "What differs between the backup and today, as HTML."
         found = differences(self.chosen.value)
-        return Table(["", "file"], found or [["", "nothing: everything is as it was kept"]], "Since this backup")._repr_html_()
+        return Table(["", "file"], found or [["", "nothing: everything is as it was kept"]],
+                     "Since this backup")._repr_html_()
 
     def restored(self) -> str:
         "Put the chosen backup back."
         before = restore(self.chosen.value)
-        return (f"<p>Restored. What was there before is the backup {html.escape(before.name)}. Restart the kernel to use "
+        return (f"<p>Restored. What was there before is the backup {html.escape(before.name)}. Restart the "
+                "kernel to use "
                 "the restored source.</p>")
 
     def aside(

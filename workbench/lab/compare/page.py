@@ -12,8 +12,9 @@ from typing import Any
 from ...core.config.schema import Refused
 from ...core.run.folder import root
 from ..run import parameters
-from .tables import (all_runs, chosen_runs, config_differences, labels, named, runs_table, scores_table,
-                                   unfinished, write_table)
+from workbench.lab.compare.tables import (
+    all_runs, chosen_runs, config_differences, labels, named, runs_table, scores_table, unfinished,
+    write_table)
 from ..show import Table, in_notebook, plainly
 from .side_by_side import across, overlaid, preview_steps, previews_beside
 
@@ -59,7 +60,8 @@ class Comparison:
         there = all_runs()
         seen = list(dict.fromkeys([*map(Path.resolve, there), *self.runs])) if self.live else self.runs
         fitting = chosen_runs(seen, self.words, self.sort)
-        table = runs_table(fitting) if there or self.runs else Table([], [], f"There are no runs in {root()}.")
+        table = (runs_table(fitting) if there or self.runs
+                 else Table([], [], f"There are no runs in {root()}."))
         return Table(table.head, table.rows, table.title, unfinished(self.runs))
 
     def written(self) -> Table:
@@ -67,7 +69,8 @@ class Comparison:
         if not self.table:
             return Table([], [], "No table was written: name a .csv file by `table`.")
         files = write_table(self.table, self.runs)
-        return Table([], [["table", str(f)] for f in files], f"{len(self.runs)} runs: {', '.join(labels(self.runs))}")
+        return Table([], [["table", str(f)] for f in files],
+                     f"{len(self.runs)} runs: {', '.join(labels(self.runs))}")
 
     @plainly
     def show(
@@ -123,21 +126,25 @@ def begin(
     step: Any = "",  # of the previews; "": the last that the runs have in common
     table: str = "",  # a .csv file; "": none
 ) -> Comparison:
-    "Check the notebook's parameters. Raises `Refused` for an unknown one, a wrong value or a run that is not there."
+    """Check the notebook's parameters.
+    Raises `Refused` for an unknown one, a wrong value or a run that is not there."""
     given = parameters.injected(cells)
     parameters.check_names(given, list(names))
     texts = (("filter", filter), ("sort", sort), ("by", by), ("table", table))
     words, sort, by, table = (parameters.text(k, v) for k, v in texts)
     found = named(runs)
-    latest = [run.resolve() for run, _ in chosen_runs(all_runs(), words, sort)]  # a wrong `sort` is refused here
+    # a wrong `sort` is refused here
+    latest = [run.resolve() for run, _ in chosen_runs(all_runs(), words, sort)]
     if by not in across:
         raise Refused(f"by is {by!r}: write {' or '.join(across)}.")
     chosen = found or latest[:2]
-    return Comparison(chosen, words, sort, by, parameters.whole("step", step), table, in_notebook() and not given)
+    return Comparison(chosen, words, sort, by, parameters.whole("step", step), table,
+                      in_notebook() and not given)
 
 # %% ../../../nbs/lab/compare/20_page.ipynb #Picker
 orders = {"last moved first": "-updated", "name": "run", "task": "task", "preset": "preset", "state": "state",
-          "best, lowest first": "best", "best, highest first": "-best", "longest first": "-duration", "device": "device",
+          "best, lowest first": "best", "best, highest first": "-best", "longest first": "-duration",
+          "device": "device",
           "git state": "git"}
 
 
@@ -154,7 +161,8 @@ class Picker:
         order = orders if comparison.sort in orders.values() else orders | {comparison.sort: comparison.sort}
         self.words = w.Text(comparison.words, description="Filter", placeholder="t5 finished", layout=wide)
         self.sort = w.Dropdown(options=order, value=comparison.sort, description="Order", layout=wide)
-        self.runs = w.SelectMultiple(description="Runs", rows=8, layout=w.Layout(width="auto", min_width="30em"))
+        self.runs = w.SelectMultiple(description="Runs", rows=8,
+                                     layout=w.Layout(width="auto", min_width="30em"))
         axes = {label: by for by, label in across.items()}
         self.by = w.Dropdown(options=axes, value=comparison.by, description="Axis", layout=wide)
         self.step = w.Dropdown(description="Previews", layout=wide)
@@ -195,7 +203,8 @@ class Picker:
         if self.filling:
             return
         before, after = self.of.runs, [Path(p) for p in self.runs.value]
-        self.of.runs = [r for r in before if r in after] + [r for r in after if r not in before]  # colours stay where they can
+        # colours stay where they can
+        self.of.runs = [r for r in before if r in after] + [r for r in after if r not in before]
         self.offer()
         self.of.redraw("runs", "curves", "settings", "previews", "scores")
 

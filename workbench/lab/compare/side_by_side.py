@@ -27,7 +27,8 @@ def looks(
     i: int,  # the run's place
 ) -> dict:
     "Colour and dashes of a run."
-    return {"colour": seen_on_both[i % len(seen_on_both)], "dash": dashes[i // len(seen_on_both) % len(dashes)]}
+    return {"colour": seen_on_both[i % len(seen_on_both)],
+            "dash": dashes[i // len(seen_on_both) % len(dashes)]}
 
 # %% ../../../nbs/lab/compare/10_side_by_side.ipynb #Sight
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def overlaid(
     runs: list[Path],
     by: str = "step",  # step | minutes
 ) -> Sight | Table:
-    "Curves over each other; a line of text where nothing was logged. Raises `Refused` for an axis that is none."
+    """Curves over each other; a line of text where nothing was logged.
+    Raises `Refused` for an axis that is none."""
     if by not in across:
         raise Refused(f"by is {by!r}: write {' or '.join(across)}.")
     keys, names = common_keys(runs), labels(runs)
@@ -88,7 +90,8 @@ def overlaid(
     note = f"<p>{html.escape(', '.join(silent))} logged nothing of this.</p>" if silent else ""
     top = legend([Line(name, (), (), **looks(i)) for i, name in enumerate(names)])
     body = "".join(f'<div style="flex:0 1 470px">{c}</div>' for c in charts)
-    page = f'{top}{note}<div style="display:flex;flex-wrap:wrap">{body}</div><p>Lines: training. Points: validation.</p>'
+    page = (f'{top}{note}<div style="display:flex;flex-wrap:wrap">{body}</div><p>Lines: training. Points: '
+            'validation.</p>')
     return Sight(page, repr(ends(runs, keys)))
 
 
@@ -100,9 +103,12 @@ def ends(
     def words(run, split, key):
         y = log_of(run).line(split, key)[1]
         y = y[y == y]
-        return f"{number(float(y[-1]))} ({number(float(y.min()))} to {number(float(y.max()))})" if len(y) else "–"
-    rows = [[f"{split} {key}", *(words(run, split, key) for run in runs)] for key in keys for split in ("train", "valid")]
-    return Table(["last (lowest to highest)", *labels(runs)], [r for r in rows if set(r[1:]) != {"–"}], "Curves")
+        return (f"{number(float(y[-1]))} ({number(float(y.min()))} to {number(float(y.max()))})" if len(y)
+                else "–")
+    rows = [[f"{split} {key}", *(words(run, split, key) for run in runs)] for key in keys
+            for split in ("train", "valid")]
+    return Table(["last (lowest to highest)", *labels(runs)], [r for r in rows if set(r[1:]) != {"–"}],
+                 "Curves")
 
 # %% ../../../nbs/lab/compare/10_side_by_side.ipynb #preview_steps
 kinds = {".png": "image/png", ".jpg": "image/jpeg", ".wav": "audio/wav", ".txt": "text/plain"}
@@ -113,14 +119,16 @@ def preview_steps(
 ) -> dict[int, Path]:
     "The steps at which a run has previews."
     found = sorted((run / "previews").glob("step_*"))
-    return {int(p.name.removeprefix("step_")): p for p in found if p.name[5:].isdecimal() and any(p.iterdir())}
+    return {int(p.name.removeprefix("step_")): p
+            for p in found if p.name[5:].isdecimal() and any(p.iterdir())}
 
 
 def same_step(
     runs: list[Path],
     step: int | None = None,  # the one that is wanted; None: the last
 ) -> list[tuple[int, Path] | None]:
-    "(step, folder) for each run: the common step nearest to the wanted one, else each one's nearest; None: no previews."
+    """(step, folder) for each run: the common step nearest to the wanted one, else each one's nearest; None:
+    no previews."""
     steps = [preview_steps(run) for run in runs]
     having = [s for s in steps if s]
     if not having:
@@ -162,7 +170,8 @@ def previews_beside(
     "The runs' previews in columns, the same item in a line."
     found, names = same_step(runs, step), labels(runs)
     if not any(found):
-        return Table([], [], "No previews: they are made at each validation, and none of these runs has reached one.")
+        return Table([], [], "No previews: they are made at each validation, and none of these runs has "
+                             "reached one.")
     files = [{p.name: p for p in sorted(f[1].iterdir()) if p.suffix in kinds} if f else {} for f in found]
     items, heads = sorted({name for f in files for name in f}), []
     for i, (name, f) in enumerate(zip(names, found)):
@@ -177,4 +186,5 @@ def previews_beside(
         having = [(name, at[0], f[item]) for name, at, f in zip(names, found, files) if item in f]
         lines += [f"{item} · {name}, step {at:,}: {preview_text(path)}" for name, at, path in having]
     top = f'<tr><th style="width:8em"></th>{"".join(heads)}</tr>'
-    return Sight(f'<table style="table-layout:fixed;width:100%">{top}{"".join(rows)}</table>', "\n".join(lines))
+    return Sight(f'<table style="table-layout:fixed;width:100%">{top}{"".join(rows)}</table>',
+                 "\n".join(lines))

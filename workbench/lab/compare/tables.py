@@ -43,7 +43,8 @@ def named(
         places = [p for p in (root() / word, Path(word).expanduser()) if (p / "status.json").exists()]
         if not places:
             known = [p.name for p in all_runs()]
-            raise Refused(f"There is no run `{word}` in {root()}, and it is no run folder{nearest(word, known) or '.'}")
+            raise Refused(f"There is no run `{word}` in {root()}, and it is no run "
+                          f"folder{nearest(word, known) or '.'}")
         if not (places[0] / "config.yaml").exists():
             raise Refused(f"{places[0]} is not a run folder (it has no config.yaml).")
         found[places[0].resolve()] = None
@@ -89,13 +90,16 @@ def glance(
     text = path.read_bytes()[:size]
     lines = text[:text.rfind(b"\n") + 1].splitlines()
     valid = [row for line in lines if b'"split": "valid"' in line and (row := parsed(line)) is not None]
-    seconds, attempts = 0.0, max((row.get("attempt", 0) for line in lines[-1:] if (row := parsed(line))), default=0)
+    seconds, attempts = 0.0, max((row.get("attempt", 0) for line in lines[-1:] if (row := parsed(line))),
+                                 default=0)
     for attempt in range(1, 1 + min(attempts, len(lines))):
         mark = b'"attempt": %d,' % attempt
         first, last = text.find(mark), text.rfind(mark)
-        ends = [parsed(text[text.rfind(b"\n", 0, at) + 1:text.find(b"\n", at)]) or {} for at in (first, last) if at >= 0]
+        ends = [parsed(text[text.rfind(b"\n", 0, at) + 1:text.find(b"\n", at)]) or {}
+                for at in (first, last) if at >= 0]
         seconds += ends[-1]["time"] - ends[0]["time"] if ends and all("time" in e for e in ends) else 0.0
-    return tuple(r[metric] for r in of_stage(valid, stage) if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
+    return tuple(r[metric] for r in of_stage(valid, stage)
+                 if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
 
 
 def facts_of(
@@ -107,10 +111,12 @@ def facts_of(
     log = run / "metrics.jsonl"
     values, seconds = glance(log, log.stat().st_size, metric, stage) if log.exists() else ((), 0.0)
     best = (min if mode == "min" else max)(values, default=None)
-    return {"run": run.name, "task": chosen.get("task"), "preset": chosen.get("preset"), "state": status["state"],
+    return {"run": run.name, "task": chosen.get("task"), "preset": chosen.get("preset"),
+            "state": status["state"],
             "metric": metric, "best": best, "step": status.get("step", 0),
             "duration": seconds or None, "device": plan.get("device"),
-            "git": git_line(read_json(run / "manifest.json", {}).get("git", {})), "updated": status.get("updated")}
+            "git": git_line(read_json(run / "manifest.json", {}).get("git", {})),
+            "updated": status.get("updated")}
 
 
 def as_shown(
@@ -127,10 +133,12 @@ def chosen_runs(
     words: str = "",  # each must be somewhere in the line: "t5 finished"
     sort: str = "-updated",  # a column; "-": the largest first
 ) -> list[tuple[Path, dict]]:
-    "Runs and their facts, filtered and sorted; those without a value come last. Raises `Refused` for no column."
+    """Runs and their facts, filtered and sorted; those without a value come last.
+    Raises `Refused` for no column."""
     column = sort.removeprefix("-")
     if column not in heads:
-        raise Refused(f"sort is {sort!r}, which is no column{nearest(column, heads) or '.'} Columns: {', '.join(heads)}.")
+        raise Refused(f"sort is {sort!r}, which is no column{nearest(column, heads) or '.'} Columns: "
+                      f"{', '.join(heads)}.")
     lines = [(run, facts_of(run)) for run in runs]
     fits = lambda facts: all(w in " ".join(map(str, as_shown(facts))).lower() for w in words.lower().split())
     lines = [x for x in lines if fits(x[1])]
@@ -161,13 +169,15 @@ def as_yaml(
     value,  # of a configuration
 ) -> str:
     "A value as one writes it in an override."
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000).split("\n...")[0].strip()
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True,
+                          width=1000).split("\n...")[0].strip()
 
 
 def config_rows(
     runs: list[Path],
 ) -> list[list[str]]:
-    "[key, value in each run] of the keys that differ, notes and what was asked apart; – where a run has no such key."
+    """[key, value in each run] of the keys that differ, notes and what was asked apart; – where a run has no
+    such key."""
     trees = [{k: v for k, v in flat(settings(run)).items() if k not in ("notes", "asked")} for run in runs]
     keys = dict.fromkeys(k for tree in trees for k in tree)
     rows = [[key, *(as_yaml(t[key]) if key in t else "–" for t in trees)] for key in keys]
@@ -180,7 +190,8 @@ def config_differences(
     "The keys of the configurations that differ, one column a run."
     rows = config_rows(runs)
     if not rows:
-        return Table([], [], "The configurations are the same." if len(runs) > 1 else "One run has nothing to differ from.")
+        return Table([], [], "The configurations are the same." if len(runs) > 1
+                     else "One run has nothing to differ from.")
     return Table(["key", *labels(runs)], rows)
 
 
@@ -191,23 +202,29 @@ def score_rows(
     columns = []
     for run in runs:
         results, log = read_json(run / "results.json", {}), log_of(run)
-        columns.append({} if results else {f"valid {k}": float(log.line("valid", k)[1][-1]) for k in log.keys("valid")})
+        columns.append({} if results
+                       else {f"valid {k}": float(log.line("valid", k)[1][-1]) for k in log.keys("valid")})
         for split, f in results.get("splits", {}).items():
-            for kind, label in (("scores", ""), ("baseline", ", trivial answer"), ("control", ", inputs of other rows")):
-                columns[-1] |= {f"{split} {name}{label}": value for name, value in (f.get(kind) or {}).items()}
+            for kind, label in (("scores", ""), ("baseline", ", trivial answer"),
+                                ("control", ", inputs of other rows")):
+                columns[-1] |= {f"{split} {name}{label}": value
+                                for name, value in (f.get(kind) or {}).items()}
     return [[name, *(c.get(name) for c in columns)] for name in sorted({n for c in columns for n in c})]
 
 
 def scores_table(
     runs: list[Path],
 ) -> Table:
-    "What the runs score, and beside their metrics the trivial answer and the control; without an evaluation, the last validation."
+    """What the runs score, and beside their metrics the trivial answer and the control; without an
+    evaluation, the last validation."""
     metrics = {judged(run)[1] for run in runs}
-    rows = [r for r in score_rows(runs) if "," not in r[0] or r[0].partition(",")[0].partition(" ")[2] in metrics]
+    rows = [r for r in score_rows(runs)
+            if "," not in r[0] or r[0].partition(",")[0].partition(" ")[2] in metrics]
     if not rows:
         return Table([], [], "No scores: none of these runs has reached a validation.")
     early = [label for label, run in zip(labels(runs), runs) if not (run / "results.json").exists()]
-    note = f"No final evaluation: {', '.join(early)}; shown is the last validation, if there was one." if early else ""
+    note = (f"No final evaluation: {', '.join(early)}; shown is the last validation, if there was one."
+            if early else "")
     return Table(["score", *labels(runs)], rows, "", note)
 
 # %% ../../../nbs/lab/compare/00_tables.ipynb #full_rows
@@ -226,7 +243,8 @@ def markdown(
     rows: list[dict],  # of `full_rows`
 ) -> str:
     "Rows as a table of Markdown, turned: a column a run."
-    cell = lambda v: html.escape(number(v), quote=False).replace("|", "\\|").replace("\n", " ").replace("`", "\\`")
+    cell = lambda v: html.escape(number(v), quote=False).replace("|",
+                                                                 "\\|").replace("\n", " ").replace("`", "\\`")
     line = lambda cells: f"| {' | '.join(map(cell, cells))} |"
     shown = [row | dict(zip(heads, as_shown(row))) for row in rows]
     head, *body = [line([key, *(row[key] for row in shown)]) for key in shown[0]]

@@ -37,7 +37,8 @@ def formula(
     except unreadable as e:
         raise Refused(f"{where}: the formula {body.strip()} cannot be read ({type(e).__name__}).") from e
     if unknown := re.search(r"\\[a-zA-Z]+", made):
-        raise Refused(f"{where}: the formula {body.strip()} has {unknown[0]}, which latex2mathml does not know.")
+        raise Refused(f"{where}: the formula {body.strip()} has {unknown[0]}, which latex2mathml does not "
+                      "know.")
     return made
 
 # %% ../../../nbs/lab/docs/25_cells.ipynb #Prose
@@ -128,7 +129,7 @@ def output(
         return terminal("\n".join(out.traceback), "error")
     data = out.data
     if "text/html" in data:
-        return f'<div class="wide">{re.sub(r"<script.*?</script>", "", data["text/html"], flags=re.S | re.I)}</div>\n'
+        return (f'<div class="wide">{re.sub(r"<script.*?</script>", "", data["text/html"], flags=re.S | re.I)}</div>\n')
     if "text/markdown" in data:
         return markdown(data["text/markdown"], renderer)
     if "image/svg+xml" in data:
@@ -184,4 +185,5 @@ def piece(
     if "export" in directives:
         return Piece("entry", exported(cell.source, page, renderer))
     outputs = "".join(output(o, renderer) for o in cell.outputs)
-    return Piece("code", coloured(cell.source) + (f'<div class="output">{outputs}</div>\n' if outputs else ""))
+    return Piece("code",
+                 coloured(cell.source) + (f'<div class="output">{outputs}</div>\n' if outputs else ""))

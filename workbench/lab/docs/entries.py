@@ -53,17 +53,23 @@ def arguments(
     node: ast.FunctionDef,
     notes: dict[int, str],  # comments by line
 ) -> list[Row]:
-    "The arguments of a function without `self`; what it returns is the row `returns`, where a comment says it."
+    """The arguments of a function without `self`; what it returns is the row `returns`, where a comment says
+    it."""
     a = node.args
     plain = a.posonlyargs + a.args
     defaults = [None] * (len(plain) - len(a.defaults)) + a.defaults
-    given = [(x.arg, x, d) for x, d in zip(plain, defaults)] + [(f"*{x.arg}", x, None) for x in (a.vararg,) if x]
-    given += [(x.arg, x, d) for x, d in zip(a.kwonlyargs, a.kw_defaults)] + [(f"**{x.arg}", x, None) for x in (a.kwarg,) if x]
-    last = {(d or x).end_lineno: name for name, x, d in given}  # several on a line: the comment is the last one's
+    given = [(x.arg, x, d) for x, d in zip(plain, defaults)] + [(f"*{x.arg}", x, None)
+                                                                for x in (a.vararg,) if x]
+    given += [(x.arg, x, d) for x, d in zip(a.kwonlyargs,
+                                            a.kw_defaults)] + [(f"**{x.arg}", x, None)
+                                                               for x in (a.kwarg,) if x]
+    # several on a line: the comment is the last one's
+    last = {(d or x).end_lineno: name for name, x, d in given}
     rows = [Row(name, words(x.annotation), words(d), notes.get(line, "") if last[line] == name else "")
             for name, x, d in given for line in [(d or x).end_lineno]]
     said = notes.get(node.returns.end_lineno) if node.returns else None
-    return [r for r in rows if r.name not in ("self", "cls")] + [Row("returns", words(node.returns), "", said)] * bool(said)
+    return [r for r in rows
+            if r.name not in ("self", "cls")] + [Row("returns", words(node.returns), "", said)] * bool(said)
 
 
 def fields(
@@ -82,7 +88,8 @@ def signature(
 ) -> str:
     "The first line of a function as Python would write it."
     rows = arguments(node, {})
-    said = [r.name + (f": {r.type}" if r.type else "") + (f" = {r.default}" if r.default else "") for r in rows]
+    said = [r.name + (f": {r.type}" if r.type else "") + (f" = {r.default}" if r.default else "")
+            for r in rows]
     if node.args.kwonlyargs and not node.args.vararg:
         said.insert(len(rows) - len(node.args.kwonlyargs) - bool(node.args.kwarg), "*")
     returns = f" -> {words(node.returns)}" if node.returns else ""
@@ -106,7 +113,8 @@ class Entry(ShowDocRenderer):
         notes: dict[int, str],  # the cell's comments by line
         prose: Callable,  # Markdown -> HTML
     ) -> str:
-        made = next((n for n in getattr(node, "body", []) if isinstance(n, functions) and n.name == "__init__"), None)
+        made = next((n for n in getattr(node, "body", [])
+                     if isinstance(n, functions) and n.name == "__init__"), None)
         is_class = isinstance(node, ast.ClassDef)
         rows = arguments(made or node, notes) if made or not is_class else fields(node, notes)
         bases = f"({', '.join(map(words, node.bases))})" if is_class and node.bases else ""
@@ -124,11 +132,13 @@ def table(
     "Arguments as a table; columns that are empty are left out."
     columns = [("", lambda r: f"<code>{html.escape(r.name)}</code>")]
     columns += [("type", lambda r: r.type and prose(f"`{r.type}`"))] if any(r.type for r in rows) else []
-    columns += [("default", lambda r: r.default and f"<code>{html.escape(r.default)}</code>")] if any(r.default for r in rows) else []
+    columns += [("default", lambda r: r.default
+                 and f"<code>{html.escape(r.default)}</code>")] if any(r.default for r in rows) else []
     columns += [("", lambda r: prose(r.says))] if any(r.says for r in rows) else []
     head = "".join(f"<th>{name}</th>" for name, cell in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell(r)}</td>" for name, cell in columns) + "</tr>" for r in rows)
-    return f'<div class="wide"><table class="arguments"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
+    return ('<div class="wide"><table '
+            f'class="arguments"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n')
 
 # %% ../../../nbs/lab/docs/20_entries.ipynb #entries
 def symbol(
@@ -158,7 +168,8 @@ def entries(
             if isinstance(inner, functions) and not inner.name.startswith("_"):
                 name = f"{node.name}.{inner.name}"
                 method = inspect_static(thing, inner.name)
-                out.append(show_doc(method, renderer=Entry, name=name, title_level=4).html(inner, notes, prose))
+                out.append(show_doc(method, renderer=Entry, name=name,
+                                    title_level=4).html(inner, notes, prose))
     return "".join(out)
 
 

@@ -49,7 +49,8 @@ def modules_of(
 ) -> dict[str, Path]:
     "The modules of a package by their dotted names."
     paths = sorted(package.rglob("*.py"))
-    return {".".join(p.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {".".join(p.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): p
+            for p in paths}
 
 
 def names_in(
@@ -62,7 +63,8 @@ def names_in(
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = ".".join([*above[:-node.level], *filter(None, [node.module])]) if node.level else node.module
+            base = ".".join([*above[:-node.level], *filter(None,
+                                                           [node.module])]) if node.level else node.module
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return found
 
@@ -96,7 +98,8 @@ def surroundings(
     package: Path,
 ) -> str:
     "What every result depends on: the package's data files, the pinned versions, Python."
-    files = sorted(p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc") and "docs" not in p.parts)
+    files = sorted(p for p in package.rglob("*")
+                   if p.is_file() and p.suffix not in (".py", ".pyc") and "docs" not in p.parts)
     pinned = [p for p in (package.parent / "constraints.txt",) if p.exists()]
     return " ".join([platform.python_version(), *map(digest, [*files, *pinned])])
 
@@ -137,7 +140,8 @@ def execute(
         if cell.cell_type == "code":
             cell.outputs = cell.outputs if passed_over(cell) else []
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), *["skip-execution"] * passed_over(cell)]
-    client = NotebookClient(page.book, timeout=seconds, kernel_name="python3", skip_cells_with_tag="skip-execution",
+    client = NotebookClient(page.book, timeout=seconds, kernel_name="python3",
+                            skip_cells_with_tag="skip-execution",
                             resources={"metadata": {"path": str(notebooks / page.path.parent)}},
                             on_cell_execute=lambda cell, cell_index: at.__setitem__(0, cell_index))
     above = os.pathsep.join(filter(None, [str(notebooks.parent), os.environ.get("PYTHONPATH")]))

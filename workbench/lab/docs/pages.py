@@ -48,7 +48,8 @@ def values(
     "Public names that are assigned at the top."
     targets = [t for n in ast.parse(code).body if isinstance(n, ast.Assign | ast.AnnAssign)
                for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
-    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and not n.id.startswith("_")]
+    return [n.id for t in targets
+            for n in ast.walk(t) if isinstance(n, ast.Name) and not n.id.startswith("_")]
 
 
 def defined(
@@ -74,7 +75,8 @@ def imported(
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{package}."):
             found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
         if isinstance(node, ast.Import):
-            found |= {a.asname or a.name: a.name for a in node.names if f"{a.name}.".startswith(f"{package}.")}
+            found |= {a.asname or a.name: a.name
+                      for a in node.names if f"{a.name}.".startswith(f"{package}.")}
     return found
 
 # %% ../../../nbs/lab/docs/10_pages.ipynb #read
@@ -92,7 +94,8 @@ def read_page(
     module = [words[0] for c in code for key, words in c.metadata.directives.items() if key == "default_exp"]
     exported = "\n".join(c.source for c in code if "export" in c.metadata.directives)
     text = "\n\n".join(c.source for c in book.cells if c.cell_type == "markdown")
-    title, says = re.search(r"^# (.+)", text, re.M), re.search(r"^# .+\n+((?:>.*\n?)+|[^#|\s].*(?:\n\S.*)*)", text, re.M)
+    title, says = re.search(r"^# (.+)", text, re.M), re.search(r"^# .+\n+((?:>.*\n?)+|[^#|\s].*(?:\n\S.*)*)",
+                                                               text, re.M)
     return Page(path, url_of(path), title[1].strip() if title else path.stem,
                 " ".join(says[1].replace(">", " ").split()) if says else "", module[0] if module else "",
                 tuple(dict.fromkeys(defined(exported))), imported("\n".join(c.source for c in code)), book)
@@ -109,18 +112,21 @@ def place(
 ) -> tuple:
     "The key that sorts notebooks into reading order: the files of a folder before its folders."
     *above, name = path.parts
-    return (*((1, folders.index(f) if f in folders else len(folders), f) for f in above), (0, name != "index.ipynb", name))
+    return (*((1, folders.index(f) if f in folders else len(folders), f) for f in above),
+            (0, name != "index.ipynb", name))
 
 
 def read_pages(
     notebooks: Path,  # the folder
 ) -> list[Page]:
     "Every notebook in reading order. Raises `Refused` where two would become one page."
-    paths = [p.relative_to(notebooks) for p in notebooks.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    paths = [p.relative_to(notebooks)
+             for p in notebooks.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
     pages, seen = [read_page(notebooks, p) for p in sorted(paths, key=place)], {}
     for page in pages:
         if page.url in seen:
-            raise Refused(f"{seen[page.url]} and {page.path} would both become {page.url}: rename one of them.")
+            raise Refused(f"{seen[page.url]} and {page.path} would both become {page.url}: rename one of "
+                          "them.")
         seen[page.url] = page.path
     return pages
 

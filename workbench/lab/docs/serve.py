@@ -23,7 +23,8 @@ def built(
     here = (here or Path.cwd()).absolute()
     home = next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
     if not (home / "_docs/index.html").exists():
-        raise Refused(f"There are no pages in {home / '_docs'}: run `make docs` in the folder of the workbench.")
+        raise Refused(f"There are no pages in {home / '_docs'}: run `make docs` in the folder of the "
+                      "workbench.")
     return home / "_docs"
 
 
@@ -58,6 +59,7 @@ def serve(
     with server(site, port) as running:
         address = f"http://127.0.0.1:{running.server_port}/"
         print(f"The pages are at {address} until Ctrl-C.", flush=True)
-        if browser and (sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}):
+        if browser and (sys.platform in ("darwin", "win32")
+                        or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}):
             webbrowser.open(address)  # without a screen it would be a program that takes the terminal
         running.serve_forever()

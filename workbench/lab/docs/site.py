@@ -62,12 +62,14 @@ def sections(
     pieces: list[Piece],
 ) -> list[dict]:
     "What can be found on a page: {\"url\", \"page\", \"title\", \"text\"}."
-    shown = [re.sub(r'<div class="highlight">.*?</div>|<thead>.*?</thead>|<details.*?</details>', "", p.html, flags=re.S)
+    shown = [re.sub(r'<div class="highlight">.*?</div>|<thead>.*?</thead>|<details.*?</details>', "", p.html,
+                    flags=re.S)
              if p.kind == "entry" else p.html for p in pieces if p.kind != "code"]
     made = re.sub(r"(?=</?(p|td|li|div|pre)\b)", " ", "".join(shown))
     cut = re.split(r'<h[1-4] id="([^"]*)">(.*?)</h[1-4]>', made, flags=re.S)
     found = zip(cut[1::3], cut[2::3], cut[3::3])
-    return [{"url": f"{page.url}#{anchor}", "page": page.title, "module": page.module, "title": plain(title).strip(),
+    return [{"url": f"{page.url}#{anchor}", "page": page.title, "module": page.module,
+             "title": plain(title).strip(),
              "text": " ".join(plain(text).split())[:2000]} for anchor, title, text in found]
 
 # %% ../../../nbs/lab/docs/40_site.ipynb #render
@@ -76,7 +78,8 @@ def template(
     name: str,  # page.html | style.css
 ) -> jinja2.Template:
     "A file of this folder as a template."
-    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                             undefined=jinja2.StrictUndefined)
     return env.from_string(files("workbench.lab.docs").joinpath(name).read_text(encoding="utf8"))
 
 
@@ -96,10 +99,13 @@ def render(
 ) -> str:
     "The whole page."
     at = pages.index(page)
-    around = {"before": pages[at - 1] if at else None, "after": pages[at + 1] if at + 1 < len(pages) else None}
+    around = {"before": pages[at - 1] if at else None,
+              "after": pages[at + 1] if at + 1 < len(pages) else None}
     toc = [h for h in headings(pieces) if h[0] in (2, 3)]
-    return template("page.html").render(page=page, pieces=[(p.kind, Markup(p.html)) for p in pieces], top=tree(pages), toc=toc,
-                                        root="../" * page.url.count("/"), faults=faults, folder=page.path.parent.as_posix(), **around)
+    return template("page.html").render(page=page, pieces=[(p.kind, Markup(p.html)) for p in pieces],
+                                        top=tree(pages), toc=toc,
+                                        root="../" * page.url.count("/"), faults=faults,
+                                        folder=page.path.parent.as_posix(), **around)
 
 # %% ../../../nbs/lab/docs/40_site.ipynb #faults
 class Links(HTMLParser):
@@ -126,7 +132,8 @@ def faults_of(
     site: Path,
 ) -> list[Fault]:
     "Links that lead nowhere, and what is loaded from elsewhere."
-    seen = {p.relative_to(site).as_posix(): Links(p.read_text(encoding="utf8")) for p in sorted(site.rglob("*.html"))}
+    seen = {p.relative_to(site).as_posix(): Links(p.read_text(encoding="utf8"))
+            for p in sorted(site.rglob("*.html"))}
     out = []
     for url, page in seen.items():
         out += [Fault(url, f"it loads {a[:100]}") for a in page.loads if re.match(r"(https?:)?//", a)]
@@ -148,10 +155,12 @@ def build(
     workers: int = 2,
     say=print,
 ) -> list[Fault]:
-    "Write the site; returns what is wrong with it. Raises `Refused` where the package is not what the notebooks say."
+    """Write the site; returns what is wrong with it.
+    Raises `Refused` where the package is not what the notebooks say."""
     notebooks = home / "nbs"
     pages = read_pages(notebooks)
-    faults = [] if fast else execute_all(pages, notebooks, home / "workbench", home / ".cache/docs", workers, say)
+    faults = [] if fast else execute_all(pages, notebooks, home / "workbench", home / ".cache/docs", workers,
+                                         say)
     aside = site.with_name(f"{site.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -181,8 +190,10 @@ def main(
 ) -> int:
     "`make docs`; returns the exit status: 1 where a notebook failed or a link leads nowhere."
     options = argparse.ArgumentParser(description="Build the pages of this workbench in _docs.")
-    options.add_argument("--fast", action="store_true", help="run nothing: show the outputs that the notebooks keep")
-    options.add_argument("--workers", type=int, default=2, metavar="N", help="notebooks that run at a time (default: 2)")
+    options.add_argument("--fast", action="store_true",
+                         help="run nothing: show the outputs that the notebooks keep")
+    options.add_argument("--workers", type=int, default=2, metavar="N",
+                         help="notebooks that run at a time (default: 2)")
     chosen = options.parse_args(arguments)
     home = Path.cwd()
     try:
@@ -194,7 +205,8 @@ def main(
         return 2
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"The pages are in {home / '_docs'}: `workbench docs` opens them." if not faults else f"{len(faults)} faults, see above.")
+    print(f"The pages are in {home / '_docs'}: `workbench docs` opens them." if not faults
+          else f"{len(faults)} faults, see above.")
     return 1 if faults else 0
 
 

@@ -21,8 +21,8 @@ from .cards import Card, glyphs, new_stamp, read_card, write_card
 from .widgets import Face
 from ..run.window import RunWindow
 from ..show import span
-from .stations import (ACTIVE, before, boxes, evaluated, exported, key_of, last, named, place, source_mark,
-                                    stations, unmet)
+from .stations import (
+    ACTIVE, before, boxes, evaluated, exported, key_of, last, named, place, source_mark, stations, unmet)
 from .worker import Worker
 
 # %% ../../../nbs/lab/flowchart/45_app.ipynb #Flowchart
@@ -48,7 +48,8 @@ class Flowchart:
         face.overrides.observe(lambda _: self.configure(), "value")
         face.diagram.observe(self.on_chosen, "chosen")
         face.runs.observe(self.on_run, "value")
-        for button, act in ((face.run, self.press_run), (face.upto, self.press_upto), (face.deep, self.press_deep),
+        for button, act in ((face.run, self.press_run), (face.upto, self.press_upto),
+                            (face.deep, self.press_deep),
                             (face.cancel, self.press_cancel)):
             button.on_click(act)
         self.attach(resume or before_["run"])
@@ -65,7 +66,8 @@ class Flowchart:
             last(config=self.face.preset.value, overrides=self.face.overrides.value)
         except Refused as e:
             self.cfg = None
-            self.face.message.value = f'<p role="alert" style="color:var(--jp-error-color1,#d32f2f)">✗ {html.escape(str(e))}</p>'
+            self.face.message.value = ('<p role="alert" style="color:var(--jp-error-color1,#d32f2f)">✗ '
+                                       f'{html.escape(str(e))}</p>')
         self.refresh()
         self.show()
 
@@ -74,7 +76,8 @@ class Flowchart:
         run = self.window.run
         results = run / "results.json" if run else None
         mark = f"{run} {results.stat().st_mtime_ns if results and results.exists() else ''}"
-        self.keys = {s.name: key_of(s, self.cfg, self.mark if s.run else "" if s.name == "training" else mark) for s in stations}
+        self.keys = {s.name: key_of(s, self.cfg, self.mark if s.run else "" if s.name == "training" else mark)
+                     for s in stations}
         self.same = bool(run) and key_of(named["training"], self.run_cfg, "") == self.keys["training"]
 
     def attach(self, run, handle=None):
@@ -111,7 +114,8 @@ class Flowchart:
             self.refresh()
             self.show()
 
-    # --- what is asked for -------------------------------------------------------------------------------------------
+    # --- what is asked for
+    # -------------------------------------------------------------------------------------------
 
     def press_run(self, _=None):
         "Run the chosen station."
@@ -154,7 +158,8 @@ class Flowchart:
 
     def tell(self, text):
         "A sentence above the card."
-        self.face.notice.value = f'<p role="alert" style="color:var(--jp-error-color1,#d32f2f)">✗ {html.escape(text)}</p>'
+        self.face.notice.value = ('<p role="alert" style="color:var(--jp-error-color1,#d32f2f)">✗ '
+                                  f'{html.escape(text)}</p>')
 
     async def start_training(self):
         "Start a run in its own process, without letting the clicks wait."
@@ -181,7 +186,8 @@ class Flowchart:
             state, says, parts = evaluated(run) if name == "evaluate" else exported(self.cfg, run)
         except Refused as e:
             return self.tell(str(e))
-        write_card(folder, {"station": name, "state": state, "says": says, "parts": parts, "seconds": 0}, stamp)
+        write_card(folder, {"station": name, "state": state, "says": says, "parts": parts, "seconds": 0},
+                   stamp)
         self.remember(name)
 
     def remember(self, name):
@@ -189,7 +195,8 @@ class Flowchart:
         self.last_keys = last()["keys"] | {name: self.keys[name]}
         last(keys=self.last_keys)
 
-    # --- what is shown ------------------------------------------------------------------------------------------------
+    # --- what is shown
+    # ------------------------------------------------------------------------------------------------
 
     def find_card(self, name):
         "(card, whether it is of this configuration, its folder); read anew only where its file has changed."
@@ -209,7 +216,8 @@ class Flowchart:
         found = []
         for name in boxes:
             if name in self.asked:
-                found.append(box(name, "running", self.worker.doing().get("phase", "") if doing == name else "waiting"))
+                found.append(box(name, "running",
+                                 self.worker.doing().get("phase", "") if doing == name else "waiting"))
             elif name == "training":
                 found.append(run_box(self.status, self.same))
             else:
@@ -223,7 +231,8 @@ class Flowchart:
         name = self.diagram.chosen
         station = named[name]
         self.put_buttons(name)
-        self.put(self.face.head, f'<h3 style="margin:8px 0 0">{html.escape(name)}</h3><p style="max-width:60em;line-height:1.4;margin:4px 0">'
+        self.put(self.face.head, f'<h3 style="margin:8px 0 0">{html.escape(name)}</h3><p '
+                                 'style="max-width:60em;line-height:1.4;margin:4px 0">'
                             f'{html.escape(station.explains)}</p>')
         body = [self.face.card]
         if name == "training":
@@ -252,7 +261,8 @@ class Flowchart:
                 out.append(f"<p>{glyphs['running']} {html.escape(which)}: "
                            f"{html.escape(doing['phase']) + ' ' + since if since else 'waiting'}</p>")
             elif card:
-                stale = "" if fresh else ("<p><b>↻ stale: this is the result of another configuration or another source.</b></p>")
+                stale = "" if fresh else ("<p><b>↻ stale: this is the result of another configuration or "
+                                          "another source.</b></p>")
                 out.append(stale + Card(card, folder)._repr_html_())
         return "".join(out) or "<p>Not run yet.</p>"
 
@@ -260,20 +270,23 @@ class Flowchart:
         "Which buttons there are, and whether they can be pressed."
         why = unmet(named[name], self.keys) if self.cfg else "The overrides are not valid."
         busy = name in self.asked or name == "training" and self.same and self.status.get("state") in ACTIVE
-        self.face.run.description = "Start training" if name == "training" else "Run again" if self.find_card(name)[1] else "Run"
+        self.face.run.description = ("Start training" if name == "training" else "Run again"
+                                     if self.find_card(name)[1] else "Run")
         self.face.run.disabled = bool(why) or busy
         self.face.run.tooltip = why
         self.face.upto.disabled = not self.cfg or busy
         self.face.upto.layout.display = "" if before(name)[1:] else "none"
         self.face.deep.layout.display = "" if name == "quick test" else "none"
-        self.face.deep.disabled = not self.cfg or "deep test" in self.asked or bool(unmet(named["deep test"], self.keys))
+        self.face.deep.disabled = (not self.cfg or "deep test" in self.asked
+                                   or bool(unmet(named["deep test"], self.keys)))
         self.face.cancel.layout.display = "" if len(self.worker.waiting) > 1 else "none"
         if why and self.cfg and named[name].needs:
             self.put(self.face.notice, f'<p class="wb-blocked">{html.escape(why)}</p>')
         elif "wb-blocked" in self.face.notice.value:
             self.face.notice.value = ""
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- looking
+    # ------------------------------------------------------------------------------------------------------
 
     def tick(self):
         "One look at what has changed."

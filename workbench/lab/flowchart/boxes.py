@@ -19,7 +19,8 @@ def by_task() -> dict[str, list[tuple[str, str]]]:
     out: dict[str, list] = {}
     for name in presets():
         lines = find(name).read_text(encoding="utf8").splitlines()
-        about = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)).partition(". ")[0]
+        about = " ".join(line[1:].strip()
+                         for line in takewhile(lambda line: line.startswith("#"), lines)).partition(". ")[0]
         out.setdefault(read_file(find(name)).get("task", "?"), []).append((f"{name} — {about}"[:90], name))
     return out
 
@@ -51,7 +52,8 @@ def clock_time(
     return time.strftime("%H:%M" if same else "%d %b", time.localtime(when))
 
 
-run_states = {"starting": "running", "running": "running", "paused": "paused", "finished": "passed", "stopped": "warned",
+run_states = {"starting": "running", "running": "running", "paused": "paused", "finished": "passed",
+              "stopped": "warned",
               "failed": "failed", "died": "failed"}
 
 
@@ -64,7 +66,8 @@ def run_box(
         return box("training")
     state, said = run_states[status["state"]], f"{status['state']} at step {status.get('step', 0):,}"
     if not same and state not in ("running", "paused"):
-        return box("training", "stale", f"The run has another configuration; it is {said}.", clock_time(status["updated"]))
+        return box("training", "stale", f"The run has another configuration; it is {said}.",
+                   clock_time(status["updated"]))
     return box("training", state, status.get("error") or said, clock_time(status["updated"]))
 
 

@@ -24,7 +24,8 @@ def table(
     note: str = "",  # a line under it
 ) -> dict:
     "A table as a part of a card."
-    return {"kind": "table", "head": list(head), "rows": [list(r) for r in rows], "title": title, "note": note}
+    return {"kind": "table", "head": list(head), "rows": [list(r) for r in rows], "title": title,
+            "note": note}
 
 
 def of_table(
@@ -57,7 +58,8 @@ def file(
     return {"kind": "file", "name": name, "title": title}
 
 # %% ../../../nbs/lab/flowchart/00_cards.ipynb #checked
-glyphs = {"idle": "○", "running": "◐", "paused": "‖", "passed": "✓", "warned": "!", "failed": "✗", "stale": "↻",
+glyphs = {"idle": "○", "running": "◐", "paused": "‖", "passed": "✓", "warned": "!", "failed": "✗",
+          "stale": "↻",
           "not proven": "?"}
 
 
@@ -66,7 +68,8 @@ def checked(
     title: str = "",
 ) -> dict:
     "Checks as a part of a card."
-    return table(["check", "", "found"], [[c.name, f"{glyphs[c.state]} {c.state}", c.says] for c in found], title)
+    return table(["check", "", "found"], [[c.name, f"{glyphs[c.state]} {c.state}", c.says] for c in found],
+                 title)
 
 
 def verdict(
@@ -175,4 +178,5 @@ class Card:
         return "\n\n".join([self.line, *(printed(p, self.folder) for p in self.content["parts"])])
 
     def _repr_html_(self) -> str:
-        return "".join([f"<p><b>{html.escape(self.line)}</b></p>", *(drawn(p, self.folder) for p in self.content["parts"])])
+        return "".join([f"<p><b>{html.escape(self.line)}</b></p>", *(drawn(p, self.folder)
+                                                                     for p in self.content["parts"])])

@@ -30,19 +30,23 @@ def plan(
     cfg, facts = bench.cfg, planned(bench.cfg)
     chosen = cfg.model_dump()
     t = plan_table(facts, cfg.train.minutes)
-    parts = [table([], [["data", data_line(facts)]])] + [loud(weights_line(facts, chosen))] * random_instead(facts, chosen)
+    parts = ([table([], [["data", data_line(facts)]])]
+             + [loud(weights_line(facts, chosen))] * random_instead(facts, chosen))
     parts.append(table([], [["weights", weights_line(facts, chosen)], *t.rows], t.title))
     need, have = least_memory(facts), free_memory(facts["device"])
-    size = (f"{need / 1e9:.2f} GB for weights, gradients and optimiser; {have / 1e9:.1f} GB are free on this machine's "
+    size = (f"{need / 1e9:.2f} GB for weights, gradients and optimiser; {have / 1e9:.1f} GB are free on this "
+            "machine's "
             f"{facts['device']}.")
-    parts.append(table([], [["least memory", size + " Activations come on top: the forward station measures them."]], "Memory"))
+    parts.append(table([], [["least memory", size
+                             + " Activations come on top: the forward station measures them."]], "Memory"))
     if need > have:
         return "failed", f"This does not fit: {size}", parts
     loop = bench.loop()
     seconds = step_seconds(loop)
     parts.append(table([], time_rows(facts, seconds, cfg.train.minutes), "Time"))
     trained = sum(n["trained"] for n in facts["nets"])
-    says = f"{amount(trained)} trained parameters on {facts['splits']['train']:,} rows, {seconds:.2f} s a step."
+    says = (f"{amount(trained)} trained parameters on {facts['splits']['train']:,} rows, {seconds:.2f} s a "
+            "step.")
     return ("warned" if random_instead(facts, chosen) else "passed"), says, parts
 
 
@@ -72,11 +76,13 @@ def time_rows(
     budget: float | None,  # minutes
 ) -> list[list]:
     "How long each stage takes at this pace."
-    rows = [["a step", f"{seconds:.2f} s: one micro-batch forward and backward, times {facts['batches']['slots']}"]]
+    rows = [["a step", f"{seconds:.2f} s: one micro-batch forward and backward, times "
+                       f"{facts['batches']['slots']}"]]
     for stage in facts["stages"]:
         ends = [stage["max_steps"], stage["epochs"] and stage["epochs"] * facts["batches"]["steps_per_epoch"]]
         steps = min((n for n in ends if n), default=None)
-        rows.append([f"stage {stage['name']}", f"about {span(steps * seconds)} for {steps:,} steps, validations not counted"
+        rows.append([f"stage {stage['name']}",
+                     f"about {span(steps * seconds)} for {steps:,} steps, validations not counted"
                      if steps else "until its condition holds"])
     return rows + ([["at most", f"{span(60 * budget)}, evaluation included"]] if budget else [])
 
@@ -109,12 +115,14 @@ def criterion(
     if section is not None:
         weights = [[f"loss.{k}", v] for k, v in flat(section.model_dump()).items()]
         parts.append(table(["key", "value"], weights, "Weights", inspect.getdoc(type(section)) or ""))
-    parts.append(table(["objective", "part", "at the start", "theory"], rows, "First values, on one real micro-batch"))
+    parts.append(table(["objective", "part", "at the start", "theory"], rows,
+                       "First values, on one real micro-batch"))
     if odd:
         loaded = (loop.task.origin(loop.nets) if loop.task.origin else {}).get("kind") == "pretrained"
         return ("warned" if loaded else "failed"), odd[0], parts
     says = ", ".join(f"{r[1]} {number(r[2])}" for r in rows)
-    return "passed", says + (": as theory says." if expected else ": finite." if all(math.isfinite(r[2]) for r in rows)
+    return "passed", says + (": as theory says." if expected else ": finite."
+                             if all(math.isfinite(r[2]) for r in rows)
                              else ": not finite."), parts
 
 
@@ -136,7 +144,8 @@ def bands(
     from workbench.core.step.evaluate import to_device
 
     device = loop.accelerator.device
-    ctx = loop.ctx(training=False, counts=loop.data.counts(batch), generator=torch.Generator(device).manual_seed(loop.cfg.seed))
+    ctx = loop.ctx(training=False, counts=loop.data.counts(batch),
+                   generator=torch.Generator(device).manual_seed(loop.cfg.seed))
     with torch.no_grad():
         return loop.task.expect(loop.nets, to_device(batch, device), ctx)
 
@@ -157,26 +166,34 @@ def forward(
     losses(loop, batch)  # what is done once only, such as choosing kernels, is not measured
     modules, seconds, kept, found = traced(loop.nets, lambda: losses(loop, batch))
     backward(loop, found)
-    asked = {p.split(".")[0] for n in loop.stage.objectives for p in loop.task.objectives(loop.stage.cfg)[n].trains}
-    other = set().union(*({p.split(".")[0] for p in o.trains} for o in loop.task.objectives(loop.stage.cfg).values())) - asked
-    idle = [m.name for m in modules if m.depth == 0 and not m.calls and m.parameters and m.name not in other  # those of other stages
+    asked = {p.split(".")[0] for n in loop.stage.objectives
+             for p in loop.task.objectives(loop.stage.cfg)[n].trains}
+    other = set().union(*({p.split(".")[0] for p in o.trains}
+                          for o in loop.task.objectives(loop.stage.cfg).values())) - asked
+    # those of other stages
+    idle = [m.name for m in modules if m.depth == 0 and not m.calls and m.parameters and m.name not in other
             and not any(x.calls for x in modules if x.name.startswith(m.name + "."))]
     lines = [["\u2003" * m.depth + m.name.rpartition(".")[2] if m.depth else m.name, m.kind, m.given, m.gives,
-              amount(m.parameters), f"{m.seconds / seconds:.0%}" if m.calls else "–", f"{m.kept / max(1, kept):.0%}"
+              amount(m.parameters), f"{m.seconds / seconds:.0%}" if m.calls else "–",
+              f"{m.kept / max(1, kept):.0%}"
               if m.calls else "–"] for m in folded(modules)]
     parts = [table(["module", "class", "takes", "gives", "parameters", "time", "memory"], lines, "Modules",
-                   f"The heaviest micro-batch of an epoch: {seconds:.2f} s, {kept / 1e6:,.0f} MB kept for the backward pass. "
+                   f"The heaviest micro-batch of an epoch: {seconds:.2f} s, {kept / 1e6:,.0f} MB kept for "
+                   "the backward pass. "
                    "A dash: not called as a module (its parts may be).")]
     values = {k: float(v) for parts_ in found.values() for k, v in parts_.items()}
     parts.append(table(["part", "value"], [[k, v] for k, v in values.items()], "First loss"))
     parts += first_outputs(loop, rows)
     stamp = new("x").name.partition("-")[0]
     folder = new("x").parent
-    save_previews(folder, {f"{stamp}-{k}": v for k, v in loop.task.preview(loop.nets, loop.data, loop.ctx(training=False)).items()})
+    save_previews(folder,
+                  {f"{stamp}-{k}": v
+                   for k, v in loop.task.preview(loop.nets, loop.data, loop.ctx(training=False)).items()})
     parts += [file(p.name, p.stem.partition("-")[2]) for p in sorted(folder.glob(f"{stamp}-*"))]
     odd = [k for k, v in values.items() if not math.isfinite(v)]
     if odd or idle:
-        return "failed", f"{odd[0]} is {values[odd[0]]}." if odd else f"The net `{idle[0]}` is never called by the losses.", parts
+        return ("failed", f"{odd[0]} is {values[odd[0]]}." if odd
+                else f"The net `{idle[0]}` is never called by the losses.", parts)
     said = ", ".join(f"{k} {number(v)}" for k, v in values.items())
     return "passed", f"{said}; {seconds:.2f} s and {kept / 1e6:,.0f} MB for the heaviest micro-batch.", parts
 
@@ -191,12 +208,15 @@ def first_outputs(
     from workbench.core.step.evaluate import autocast, to_device
 
     split = loop.data.datasets["valid"]
-    batch = to_device(loop.data.collate([split[i, 0] for i in range(min(rows, len(split)))]), loop.accelerator.device)
+    batch = to_device(loop.data.collate([split[i, 0] for i in range(min(rows, len(split)))]),
+                      loop.accelerator.device)
     with torch.no_grad(), autocast(loop.accelerator):
         found = loop.task.predict(loop.nets, batch, loop.ctx(training=False))
     cut = lambda thing: said if len(said := str(thing)) <= 120 else said[:119] + "…"
-    return [table(["uid", "target", "first output"], [[r["uid"], cut(r["reference"]), cut(r["hypothesis"])] for r in found],
-                  "First outputs beside targets", "An untrained model answers nonsense, and the same nonsense often.")]
+    return [table(["uid", "target", "first output"],
+                  [[r["uid"], cut(r["reference"]), cut(r["hypothesis"])] for r in found],
+                  "First outputs beside targets",
+                  "An untrained model answers nonsense, and the same nonsense often.")]
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #quick
 def quick(
@@ -214,7 +234,8 @@ def deep(
     bench,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    "The deep tier: can it overfit, does the target matter, has generation collapsed; a tenth of the time budget."
+    """The deep tier: can it overfit, does the target matter, has generation collapsed; a tenth of the time
+    budget."""
     from workbench.core.checks.overfit import deep as tier
 
     cfg = bench.cfg

@@ -21,7 +21,8 @@ def data(
     bench,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    "Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at it."
+    """Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at
+    it."""
     from workbench.core.step.evaluate import save_previews
 
     d, loop = bench.loop().data, bench.loop()
@@ -29,11 +30,13 @@ def data(
     parts = [split_table(d), leaks_table(leaks)]
     parts.append(table(["row", "uid", "reason"], [[r["row"], r["uid"], r["reason"]] for r in rejected[:20]],
                        f"{len(rejected):,} rejected rows",
-                       "" if len(rejected) <= 20 else f"and {len(rejected) - 20:,} more; rejected.csv of a run has all.")
+                       "" if len(rejected) <= 20
+                       else f"and {len(rejected) - 20:,} more; rejected.csv of a run has all.")
                  if rejected else words("Every row could be read.", "No rejected rows"))
     path = new("lengths.png")
     share = draw_lengths(loop, path)
-    parts.append(file(path.name, f"Lengths and padding: {share:.1%} of the padded positions of an epoch hold nothing"))
+    parts.append(file(path.name, f"Lengths and padding: {share:.1%} of the padded positions of an epoch hold "
+                                 "nothing"))
     batch = batch_of(loop)
     parts.append(batch_table(batch, d.targets))
     if d.show:
@@ -42,7 +45,8 @@ def data(
         seen = seen if isinstance(seen, dict) else {"batch": seen}
         save_previews(path.parent, {f"{path.name.partition('-')[0]}-{k}": v for k, v in seen.items()})
         stamp = path.name.partition("-")[0]
-        parts += [file(p.name, p.stem.partition("-")[2]) for p in sorted(path.parent.glob(f"{stamp}-*")) if p != path]
+        parts += [file(p.name, p.stem.partition("-")[2])
+                  for p in sorted(path.parent.glob(f"{stamp}-*")) if p != path]
     rows = sum(len(s) for s in d.datasets.values())
     says = f"{rows:,} rows in {len(d.datasets)} splits, {len(rejected):,} rejected, {share:.1%} padding"
     if leaked := [leak for leak in leaks if leak["rows"] and not leak["tests"]]:
@@ -59,7 +63,8 @@ def split_table(
         found = np.asarray(found).reshape(len(d.datasets[split]), -1)
         middle = " + ".join(f"{int(np.median(c))}" for c in found.T)
         rows.append([split, len(found), middle, " + ".join(str(c.max()) for c in found.T)])
-    facts = " · ".join(f"{k.replace('_', ' ')} {number(v)}" for k, v in d.facts.items() if isinstance(v, (str, int, float)))
+    facts = " · ".join(f"{k.replace('_', ' ')} {number(v)}"
+                       for k, v in d.facts.items() if isinstance(v, (str, int, float)))
     return table(["split", "rows", "median length", "longest"], rows, "Splits", facts)
 
 
@@ -75,7 +80,8 @@ def leakage(
                     both, where = set(of[a]) & set(of[b]), Counter(of[b])
                     n = sum(where[x] for x in both)
                     says = f"{n:,} of {len(of[b]):,} rows of {b} have {kind} of {a}"
-                    out.append({"kind": kind, "rows": n, "says": says + ".", "examples": sorted(map(str, both))[:3],
+                    out.append({"kind": kind, "rows": n, "says": says + ".",
+                                "examples": sorted(map(str, both))[:3],
                                 "tests": a.startswith("test") and b.startswith("test")})
     return out
 
@@ -84,7 +90,8 @@ def leaks_table(
     leaks: list[dict],  # of `leakage`
 ) -> dict:
     "What stands in two splits."
-    found = [[leak["kind"], leak["says"], " · ".join(x[:60] for x in leak["examples"])] for leak in leaks if leak["rows"]]
+    found = [[leak["kind"], leak["says"], " · ".join(x[:60] for x in leak["examples"])]
+             for leak in leaks if leak["rows"]]
     if not found:
         kinds = " or ".join(dict.fromkeys(leak["kind"] for leak in leaks)) or "ids"
         return words(f"No two splits share {kinds}.", "Leakage between splits")
@@ -102,7 +109,8 @@ def batch_table(
     for name, x in batch.items():
         what = name + " (target)" * (name in targets)
         if not hasattr(x, "shape"):
-            rows.append([what, f"list of {len(x)}" if hasattr(x, "__len__") else str(type(x).__name__), "", ""])
+            rows.append([what, f"list of {len(x)}" if hasattr(x, "__len__") else str(type(x).__name__), "",
+                         ""])
             continue
         v = x.float()
         rows.append([what, "×".join(map(str, x.shape)), str(x.dtype).removeprefix("torch."),
@@ -127,8 +135,10 @@ def draw_lengths(
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     axes = figure.subplots(1, lengths.shape[1] + 1)
     for i, column in enumerate(lengths.T):
-        axes[i].hist(column, bins=min(40, max(1, int(column.max() - column.min() + 1))), color=colours["train"])
-        axes[i].set(xlabel=f"length {i + 1}" if lengths.shape[1] > 1 else "length", ylabel="training rows" if not i else "")
+        axes[i].hist(column, bins=min(40, max(1, int(column.max() - column.min() + 1))),
+                     color=colours["train"])
+        axes[i].set(xlabel=f"length {i + 1}" if lengths.shape[1] > 1 else "length",
+                    ylabel="training rows" if not i else "")
     axes[-1].hist(each, bins=20, color=colours["valid"])
     axes[-1].set(xlabel="padding of a micro-batch, %", ylabel="micro-batches")
     for a in axes:

@@ -18,7 +18,8 @@ from ..run.launch import Failed
 from ..run.monitor import follow
 from ..run.parameters import check_names, injected, text
 from ..show import in_notebook, plainly, show
-from .stations import before, boxes, evaluated, exported, key_of, named, place, source_mark
+from .stations import (
+    before, boxes, evaluated, exported, key_of, named, place, source_mark)
 from .worker import Worker
 
 # %% ../../../nbs/lab/flowchart/50_headless.ipynb #attended
@@ -57,9 +58,11 @@ def walk(
     upto: str = "quick test",  # a station
     resume: str = "",  # a run folder to look at, or to go on with, at the training
 ) -> dict[str, Card]:
-    "Go from the plan to a station; the cards by name. Raises `Refused` or `Failed` at the first station that fails."
+    """Go from the plan to a station; the cards by name.
+    Raises `Refused` or `Failed` at the first station that fails."""
     if upto not in named:
-        raise Refused(f"There is no station `{upto}`{nearest(upto, list(named))} Stations: {', '.join(named)}.")
+        raise Refused(f"There is no station `{upto}`{nearest(upto, list(named))} Stations: "
+                      f"{', '.join(named)}.")
     if resume:
         cfg = config_of(Path(resume))
         config, overrides = cfg.preset or config, overrides
@@ -78,7 +81,8 @@ def walk(
     for name in boxes[boxes.index("evaluate"):boxes.index(upto) + 1]:
         state, says, parts = evaluated(run) if name == "evaluate" else exported(config_of(run), run)
         folder = place(name, key_of(named[name], config_of(run), str(run)))
-        write_card(folder, {"station": name, "state": state, "says": says, "parts": parts, "seconds": 0}, new_stamp())
+        write_card(folder, {"station": name, "state": state, "says": says, "parts": parts, "seconds": 0},
+                   new_stamp())
         cards[name] = Card(read_card(folder), folder)
         show(cards[name])
     return cards
@@ -94,7 +98,9 @@ def begin(
 ):
     "Show the flowchart to a person; without one, walk to a station. Raises `Refused` or `Failed`."
     check_names(injected(cells), ["config", "overrides", "upto", "resume"])
-    config, overrides, upto, resume = (text(n, v) for n, v in (("config", config), ("overrides", overrides), ("upto", upto),
+    config, overrides, upto, resume = (text(n, v)
+                                       for n, v in (("config", config), ("overrides", overrides),
+                                                    ("upto", upto),
                                                                ("resume", resume)))
     if resume:
         config_of(Path(resume))

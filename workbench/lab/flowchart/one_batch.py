@@ -17,7 +17,8 @@ def batch_of(
     from workbench.core.train.loop import plan_of
 
     lengths = np.asarray(loop.data.lengths["train"]).reshape(len(loop.data.datasets["train"]), -1)
-    slots = sorted((s for step in plan_of(loop)(0) for s in step if len(s)), key=lambda s: len(s) * lengths[s].max(0).sum())
+    slots = sorted((s for step in plan_of(loop)(0) for s in step if len(s)),
+                   key=lambda s: len(s) * lengths[s].max(0).sum())
     rows = slots[round(where * (len(slots) - 1))]
     return loop.data.collate([loop.data.datasets["train"][int(i), 0] for i in rows])
 
@@ -39,7 +40,8 @@ def losses(
         if name in loop.stage.objectives:
             generator = torch.Generator(device).manual_seed(seed_all(loop.cfg.seed, 0xC4EC, k))
             with autocast(loop.accelerator):
-                out[name] = objective.loss(loop.nets, batch, loop.ctx(training=training, counts=counts, cache=cache,
+                out[name] = objective.loss(loop.nets, batch,
+                                           loop.ctx(training=training, counts=counts, cache=cache,
                                                                       generator=generator))
     return out
 

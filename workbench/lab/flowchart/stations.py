@@ -29,7 +29,8 @@ class Station:
     explains: str  # what is looked at here and why
     needs: tuple[str, ...] = ()  # stations that must have passed
     apart: tuple[str, ...] = ()  # patterns of keys that do not matter here
-    run: Callable | None = None  # (bench, new file) -> (state, sentence, parts); None: it is no work of the worker
+    # (bench, new file) -> (state, sentence, parts); None: it is no work of the worker
+    run: Callable | None = None
     hidden: bool = False  # without a box of its own
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #code
@@ -54,40 +55,54 @@ def code(bench, new) -> tuple[str, str, list[dict]]:
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #fc8f40d4
 bookkeeping = ("notes", "asked", "preset", "check", "trackers*", "pipeline.steps.*.description")
-length = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every", "train.keep",
+length = ("train.epochs", "train.max_steps", "train.minutes", "train.log_every", "train.checkpoint_every",
+          "train.keep",
           "train.workers", "train.early_stopping*", "valid*")
 assert {p.rstrip("*") for p in length} <= {*harmless}
 scheme = ("train.lr", "train.optimizer*", "train.scheduler*", "train.clip", "train.ema")
-not_of_data = (*bookkeeping, *length, *scheme, "train.precision", "loss*", "generate*", "model.dropout", "model.lora*",
+not_of_data = (*bookkeeping, *length, *scheme, "train.precision", "loss*", "generate*", "model.dropout",
+               "model.lora*",
                "model.params*", "model.freeze*", "model.load_in*", "model.gradient_checkpointing")
 
 stations = (
-    Station("plan", "What will be trained on what. The plan is made without weights, so a model that is too large for this "
+    Station("plan", "What will be trained on what. The plan is made without weights, so a model that is too "
+                    "large for this "
             "machine is found out before it is built. Then one micro-batch is timed.", run=examine.plan),
-    Station("code and backup", "First the code: the notebooks are what the package says, everything compiles, no name is "
+    Station("code and backup", "First the code: the notebooks are what the package says, everything "
+                               "compiles, no name is "
             "undefined; nobody trains on a stale export. Then a copy of the configuration, the package, the notebooks and the last "
             "checkpoint, with the state of git. Copies are listed below, can be compared with what is there, and restored; a "
             "restore backs up first, and no copy is ever overwritten.", apart=("*",), run=code),
-    Station("data", "Whether the rows are what you think they are: how many, how long, what was rejected and why, what stands in "
-            "two splits, and one batch as a person looks at it. Most of what is called a bad model is found on this card.",
+    Station("data", "Whether the rows are what you think they are: how many, how long, what was rejected and "
+                    "why, what stands in "
+            "two splits, and one batch as a person looks at it. Most of what is called a bad model is found "
+            "on this card.",
             ("plan",), not_of_data, examine_data.data),
-    Station("criterion", "What is minimised, and what it is worth before training. A random model knows no more than chance, "
+    Station("criterion", "What is minimised, and what it is worth before training. A random model knows no "
+                         "more than chance, "
             "and theory says what chance costs; a loss far from that is not the loss you mean.", ("plan",),
             (*bookkeeping, *length, *scheme), examine.criterion),
-    Station("forward", "One real forward pass of the heaviest micro-batch: what goes through every module, which of them are "
-            "never called, and where time and memory go.", ("plan",), (*bookkeeping, *length, *scheme), examine.forward),
-    Station("quick test", "Two real optimiser steps prove that training is training: inputs that vary, a first loss where "
+    Station("forward", "One real forward pass of the heaviest micro-batch: what goes through every module, "
+                       "which of them are "
+            "never called, and where time and memory go.", ("plan",), (*bookkeeping, *length, *scheme),
+            examine.forward),
+    Station("quick test", "Two real optimiser steps prove that training is training: inputs that vary, a "
+                          "first loss where "
             "theory has it, a gradient for every trained parameter, frozen ones that stay bit-identical, padding that does not "
             "count, a checkpoint that comes back. Full training starts only where these have passed for the very configuration. The "
             "deep test overfits a few rows and shuffles them; do it before a long run.", ("plan",),
             (*bookkeeping, *length), examine.quick),
     Station("deep test", "", ("quick test",), (*bookkeeping, *length), examine.deep, hidden=True),
-    Station("training", "The run is a process of its own: closing this notebook, reloading the browser or restarting the "
+    Station("training", "The run is a process of its own: closing this notebook, reloading the browser or "
+                        "restarting the "
             "kernel stops nothing, and opening it again shows the run again. Stopping saves first; a stopped run can be resumed "
             "and extended.", ("code and backup", "quick test"), (*bookkeeping,)),
-    Station("evaluate", "The scores of the best weights beside the best trivial answer, and beside this model's own answers to "
-            "the inputs of other rows: where it scores the same there, it does not look.", ("training",), (*bookkeeping,)),
-    Station("export", "What leaves the workbench: the formats and their check against the trained model.", ("evaluate",),
+    Station("evaluate", "The scores of the best weights beside the best trivial answer, and beside this "
+                        "model's own answers to "
+            "the inputs of other rows: where it scores the same there, it does not look.", ("training",),
+            (*bookkeeping,)),
+    Station("export", "What leaves the workbench: the formats and their check against the trained model.",
+            ("evaluate",),
             (*bookkeeping,)),
 )
 named = {s.name: s for s in stations}
@@ -108,7 +123,8 @@ def key_of(
     source: str,  # of `source_mark`
 ) -> str:
     "What a result of the station depends on, as 16 digits."
-    kept = {k: v for k, v in flat(cfg.model_dump(mode="json")).items() if not any(fnmatchcase(k, p) for p in station.apart)}
+    kept = {k: v for k, v in flat(cfg.model_dump(mode="json")).items()
+            if not any(fnmatchcase(k, p) for p in station.apart)}
     return hashlib.sha256(json.dumps([source, kept], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #home
@@ -171,12 +187,15 @@ def evaluated(
     state, found = status_of(run)["state"], read_json(run / "results.json")
     parts = [of_table(scores(run)), of_table(predictions(run))]
     if not found:
-        return "warned", f"{run.name} is {state}: these are its last validation, the final evaluation was not reached.", parts
+        return ("warned", f"{run.name} is {state}: these are its last validation, the final evaluation was "
+                          "not reached.", parts)
     split = next(iter(found["splits"]))
     at, main = found["splits"][split], judged(run)[1]
     main = main if main in at["scores"] else next(iter(at["scores"]))
-    values = [f"{word} {at[kind][main]:.3f}" for kind, word in (("scores", "this run"), ("baseline", "a trivial answer"),
-                                                                ("control", "inputs of other rows")) if main in at[kind]]
+    values = [f"{word} {at[kind][main]:.3f}"
+              for kind, word in (("scores", "this run"), ("baseline", "a trivial answer"),
+                                                                ("control", "inputs of other rows"))
+                                                                if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts
 
 
@@ -189,7 +208,10 @@ def exported(
 
     task, rows = task_module(cfg.task).task, []
     rows.append(["a trained run", str(run) if run else "missing: train one"])
-    rows.append([f"exports of the task {cfg.task}", "stated" if task.exports else "missing: `Task.exports` is not written yet"])
-    rows.append(["formats (ONNX, Core ML, TFLite) and their check", "missing: the folder `deploy` is not written yet"])
+    rows.append([f"exports of the task {cfg.task}",
+                 "stated" if task.exports else "missing: `Task.exports` is not written yet"])
+    rows.append(["formats (ONNX, Core ML, TFLite) and their check",
+                 "missing: the folder `deploy` is not written yet"])
     where = f"Until then the weights leave as they are: workbench.load({str(run)!r}, 'best')." if run else ""
-    return "warned", "Not to be had yet; the card says what is missing.", [table(["for an export", ""], rows), words(where)]
+    return ("warned", "Not to be had yet; the card says what is missing.",
+            [table(["for an export", ""], rows), words(where)])

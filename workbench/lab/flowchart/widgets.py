@@ -29,7 +29,8 @@ class Face:
         wide = w.Layout(width="34em")
         self.task = w.Dropdown(options=list(self.tasks), value=task, description="Task")
         self.preset = w.Dropdown(options=self.tasks[task], value=config, description="Preset", layout=wide)
-        self.overrides = w.Text(value=overrides, description="Overrides", placeholder="train.max_steps=100 train.lr=1e-3",
+        self.overrides = w.Text(value=overrides, description="Overrides",
+                                placeholder="train.max_steps=100 train.lr=1e-3",
                                 continuous_update=True, layout=w.Layout(width="52em"))
         self.runs = w.Dropdown(options=[("–", "")], description="Run", layout=wide)
         for name in ("message", "head", "notice", "card"):
@@ -43,8 +44,10 @@ class Face:
         self.cancel = w.Button(description="Cancel the rest", icon="times")
         self.place = w.VBox()  # the card, and what a station has besides
         row = w.Layout(flex_flow="row wrap")
-        self.view = w.VBox([w.HBox([self.task, self.preset], layout=row), self.overrides, self.message, self.diagram, self.head,
-                            w.HBox([self.run, self.upto, self.deep, self.cancel], layout=row), self.notice, self.place])
+        self.view = w.VBox([w.HBox([self.task, self.preset], layout=row), self.overrides, self.message,
+                            self.diagram, self.head,
+                            w.HBox([self.run, self.upto, self.deep, self.cancel], layout=row), self.notice,
+                            self.place])
         self.task.observe(self.on_task, "value")
 
     def on_task(self, change):

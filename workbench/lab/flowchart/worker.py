@@ -26,7 +26,8 @@ from ..run.launch import log_tail
 from .stations import home, key_of, last, named, place, source_mark
 
 # %% ../../../nbs/lab/flowchart/30_worker.ipynb #Bench
-keep_nets = ("notes", "asked", "preset", "check", "trackers*", "valid*", "train.[!p]*", "generate*", "loss*")  # all but the precision
+# all but the precision
+keep_nets = ("notes", "asked", "preset", "check", "trackers*", "valid*", "train.[!p]*", "generate*", "loss*")
 
 
 class Bench:
@@ -96,15 +97,18 @@ def answer(
         bench.use(cfg)
         state, says, parts = station.run(bench, lambda file: folder / f"{stamp}-{file}")
     except Refused as e:
-        state, says, parts = "failed", str(e).splitlines()[0], [{"kind": "words", "text": str(e), "title": ""}]
+        state, says, parts = "failed", str(e).splitlines()[0], [{"kind": "words", "text": str(e),
+                                                                 "title": ""}]
         bench.drop()
     except Exception as e:  # a fault in a model or a task is what the flowchart is there to show
         traceback.print_exc()
         lines = "".join(traceback.format_exception(e)).splitlines()
         says = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-        state, parts = "failed", [{"kind": "words", "text": "\n".join(lines[-20:]), "title": "The last lines"}]
+        state, parts = "failed", [{"kind": "words", "text": "\n".join(lines[-20:]),
+                                   "title": "The last lines"}]
         bench.drop()
-    card = {"station": name, "state": state, "says": says, "parts": parts, "seconds": round(time.monotonic() - began, 2),
+    card = {"station": name, "state": state, "says": says, "parts": parts,
+            "seconds": round(time.monotonic() - began, 2),
             "config": config, "overrides": overrides}
     write_card(folder, card, stamp)
     return card
@@ -141,7 +145,8 @@ def main(
     folder = Path(folder)
 
     def tell(phase, station=""):
-        write_json(folder / "doing.json", {"phase": phase, "station": station, "since": time.time(), "pid": os.getpid()})
+        write_json(folder / "doing.json",
+                   {"phase": phase, "station": station, "since": time.time(), "pid": os.getpid()})
 
     bench = Bench()
 
@@ -188,7 +193,8 @@ class Worker:
         self.folder = Path(tempfile.mkdtemp(prefix="w-", dir=home() / "workers"))
         with open(self.folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.lab.flowchart.worker", str(self.folder)], stdin=subprocess.DEVNULL, stdout=log,
+                [sys.executable, "-m", "workbench.lab.flowchart.worker", str(self.folder)],
+                stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, env={"OMP_WAIT_POLICY": "PASSIVE"} | environment(), start_new_session=True)
 
     def ask(
@@ -201,7 +207,8 @@ class Worker:
         self.start()
         self.count += 1
         self.waiting[self.count] = station
-        write_json(self.folder / f"ask-{self.count:06d}.json", {"station": station, "config": config, "overrides": overrides})
+        write_json(self.folder / f"ask-{self.count:06d}.json",
+                   {"station": station, "config": config, "overrides": overrides})
 
     def look(self) -> list[dict]:
         "The answers since the last look, in order: station, state, says."
@@ -220,7 +227,8 @@ class Worker:
 
     def epitaph(self) -> str:
         "Why a dead worker is dead."
-        why = f"signal {-self.process.returncode}" if self.process.returncode < 0 else f"exit {self.process.returncode}"
+        why = (f"signal {-self.process.returncode}" if self.process.returncode < 0
+               else f"exit {self.process.returncode}")
         return (f"The worker is gone ({why}; 9 may mean that memory ran out): "
                 f"{log_tail(self.folder, 3).strip() or 'it said nothing'}")
 

@@ -145,9 +145,11 @@ def line_svg(
     x, y = place(*thin(line.x, line.y, pixels))
     dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
     few = line.dots or len(x) == 1
-    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{line.colour}"/>' for a, b in zip(x, y)) if few else ""
+    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{line.colour}"/>'
+                   for a, b in zip(x, y)) if few else ""
     name = html.escape(line.name)
-    return (f'<g><title>{name}</title><path d="{path_of(x, y)}" fill="none" stroke="{line.colour}" stroke-width="1.4" '
+    return (f'<g><title>{name}</title><path d="{path_of(x, y)}" fill="none" stroke="{line.colour}" '
+            'stroke-width="1.4" '
             f'stroke-linejoin="round"{dash}/>{dots}</g>')
 
 
@@ -167,11 +169,13 @@ def chart(
     def place(x, y):
         return left + (x - x0) / (x1 - x0) * across_px, top + (y1 - y) / (y1 - y0) * up_px
 
-    out = [f'<svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height}" width="{width}" '
+    out = [f'<svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {width} {height}" '
+           f'width="{width}" '
            f'height="{height}" style="max-width:100%;height:auto;font:11px sans-serif" fill="currentColor" '
            'stroke-linecap="round">',
            f'<text x="{left}" y="15" font-size="12" font-weight="bold">{html.escape(title)}</text>',
-           f'<text x="{left + across_px / 2}" y="{height - 6}" text-anchor="middle">{html.escape(across)}</text>']
+           f'<text x="{left + across_px / 2}" y="{height - 6}" '
+           f'text-anchor="middle">{html.escape(across)}</text>']
     for value in ticks(y0, y1):
         y = place(x0, value)[1]
         out.append(f'<path d="M{left} {y:.1f}H{width - right}" stroke="currentColor" stroke-opacity="0.15"/>'
@@ -182,7 +186,8 @@ def chart(
                    f'<text x="{x:.1f}" y="{top + up_px + 16}" text-anchor="middle">{tick_text(value)}</text>')
     for at, name in stages:
         x = place(at, y0)[0]
-        out.append(f'<path d="M{x:.1f} {top}v{up_px}" stroke="currentColor" stroke-opacity="0.5" stroke-dasharray="2 3"/>'
+        out.append(f'<path d="M{x:.1f} {top}v{up_px}" stroke="currentColor" stroke-opacity="0.5" '
+                   'stroke-dasharray="2 3"/>'
                    f'<text x="{x + 3:.1f}" y="{top + 10}" font-size="9">{html.escape(str(name))}</text>')
     out.append(f'<path d="M{left} {top}V{top + up_px}H{width - right}" fill="none" stroke="currentColor"/>')
     out += [line_svg(line, place, across_px) for line in lines]
@@ -196,6 +201,7 @@ def legend(
     def mark(line):
         dash = f' stroke-dasharray="{line.dash}"' if line.dash else ""
         dot = f'<circle cx="12" cy="5" r="2.5" fill="{line.colour}"/>' if line.dots else ""
-        return (f'<svg width="24" height="10"><path d="M0 5H24" stroke="{line.colour}" stroke-width="2"{dash}/>{dot}</svg> '
+        return (f'<svg width="24" height="10"><path d="M0 5H24" stroke="{line.colour}" '
+                f'stroke-width="2"{dash}/>{dot}</svg> '
                 f'<span dir="auto">{html.escape(line.name)}</span>')
     return '<p style="line-height:1.6">' + " &emsp;".join(map(mark, lines)) + "</p>"

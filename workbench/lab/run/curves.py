@@ -24,14 +24,16 @@ def thin(
     values: np.ndarray,  # [N]; NaN and infinity are left out
     pixels: int = pixels,  # columns of the drawing
 ) -> tuple[np.ndarray, np.ndarray]:
-    "The lowest and the highest point of each column, and the first and last of all: at most 2 × pixels + 2 points."
+    """The lowest and the highest point of each column, and the first and last of all: at most 2 × pixels + 2
+    points."""
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     finite = np.isfinite(values)
     if not finite.all():
         steps, values = steps[finite], values[finite]
     if len(values) <= 2 * pixels + 2:
         return steps, values
-    column = np.minimum((steps - steps[0]) * (pixels / max(steps[-1] - steps[0], 1e-9)), pixels - 1).astype(int)
+    column = np.minimum((steps - steps[0]) * (pixels / max(steps[-1] - steps[0], 1e-9)),
+                        pixels - 1).astype(int)
     starts = np.flatnonzero(np.diff(column, prepend=-1))
     group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(values)))
     chosen = [np.array([0, len(values) - 1])]
@@ -67,7 +69,8 @@ def parts_of(
     rows: list[dict],  # training lines
 ) -> list[str]:
     "The parts of the loss, in the order in which the run reports them."
-    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows", "grad_norm"}
+    other = {"step", "epoch", "stage", "split", "attempt", "loss", "lr", "tokens_per_s", "time", "rows",
+             "grad_norm"}
     names = dict.fromkeys(k for r in rows[:50] for k in r)
     return [k for k in names if k not in other and not k.startswith(("grad_norm/", "lr/"))]
 
@@ -164,12 +167,15 @@ def curves(
     panels = [lambda a: draw_losses(a, train, valid)]
     if parts_of(train):
         panels.append(lambda a: draw_parts(a, train, valid))
-    metrics = dict.fromkeys(metric_of(chosen, stage) for stage in dict.fromkeys(r.get("stage") for r in valid))
+    metrics = dict.fromkeys(metric_of(chosen, stage)
+                            for stage in dict.fromkeys(r.get("stage") for r in valid))
     for metric in (m for m in metrics if m != "loss" and len(points(valid, m)[0])):
-        panels.append(lambda a, metric=metric: draw_metric(a, valid, metric, read_json(run / "results.json", {})))
+        panels.append(lambda a,
+                      metric=metric: draw_metric(a, valid, metric, read_json(run / "results.json", {})))
     panels.append(lambda a: draw_rates(a, train))
     lines, columns = (1, len(panels)) if len(panels) < 4 else (-(-len(panels) // 2), 2)
-    figure, grid = plt.subplots(lines, columns, figsize=(10, 3.2 * lines), squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(lines, columns, figsize=(10, 3.2 * lines), squeeze=False,
+                                layout="constrained")
     for axes, panel in zip(grid.flat, panels):
         panel(axes)
         tidy(axes, train)

@@ -20,7 +20,8 @@ def dry_run(
     *given,  # the notebook's parameters, in the order of `parameters.asked`
     **named,
 ) -> Stages | Table:
-    "Show the plan with the memory of each stage and return its drawing. Raises `Refused` with every mistake, in one pass."
+    """Show the plan with the memory of each stage and return its drawing.
+    Raises `Refused` with every mistake, in one pass."""
     a = asked(cells, *given, **named)
     if a.resume:
         status_of(a.resume)

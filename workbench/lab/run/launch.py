@@ -27,7 +27,8 @@ from ...core.run.lines import last_row
 from ...core.run.lock import acquire, alive, elsewhere, process, release
 from ...core.config.modules import environment
 from ...core.stages.stages import check_trackers, complete, position_in, stages
-from ...core.run.folder import config_of, create, make_folders, read_json, status_of, update_status, write_json, write_text
+from ...core.run.folder import (
+    config_of, create, make_folders, read_json, status_of, update_status, write_json, write_text)
 from ...errors import Failed, Refused
 
 # %% ../../../nbs/lab/run/00_launch.ipynb #Failed
@@ -55,7 +56,8 @@ class Run:
 def ticket_for(
     folder: Path,  # a run folder
 ):
-    "A ticket that holds the folder until the processes that it is given to do. Raises `Refused` if another has it."
+    """A ticket that holds the folder until the processes that it is given to do.
+    Raises `Refused` if another has it."""
     ticket = uuid.uuid4().hex
     try:
         acquire(folder, ticket)
@@ -76,7 +78,8 @@ def launch(
     module = ["-m", "workbench.core.train.loop", str(folder)]
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command = [sys.executable, *(many if nproc > 1 else []), *module]
-    env = {"OMP_WAIT_POLICY": "PASSIVE"} | environment() | {"PYTHONUNBUFFERED": "1", "WORKBENCH_TICKET": ticket}
+    env = {"OMP_WAIT_POLICY": "PASSIVE"} | environment() | {"PYTHONUNBUFFERED": "1",
+                                                            "WORKBENCH_TICKET": ticket}
     with open(folder / "log.txt", "ab") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                                  start_new_session=True)
@@ -114,7 +117,8 @@ def check_processes(
         import torch
 
         if nproc > torch.cuda.device_count():
-            raise Refused(f"nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs: give another number.")
+            raise Refused(f"nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs: give "
+                          "another number.")
     elif not 1 <= nproc <= (most := max(2, os.cpu_count() or 1)):
         raise Refused(f"nproc is {nproc}: on this machine it can be 1 to {most}; give it as `--nproc {most}`.")
 
@@ -124,7 +128,8 @@ def resume(
     overrides: str = "",
     nproc: int | None = None,  # None: as before
 ) -> Run:
-    "Continue a run from its last checkpoint. Raises `Refused` if it is running, or for a change that makes another run."
+    """Continue a run from its last checkpoint.
+    Raises `Refused` if it is running, or for a change that makes another run."""
     folder = Path(run)
     config_of(folder), status_of(folder)  # it is a run
     with ticket_for(folder) as ticket:
@@ -140,13 +145,17 @@ def go_on_from(
     "`resume` of a folder that nobody else holds. Raises `Refused`, and OSError where it cannot be written."
     cfg, status = config_of(folder), status_of(folder)
     if status["state"] in ("running", "paused"):  # of a build that held no lock
-        raise Refused(f"{folder} is {status['state']} (process {status['pid']} of {status['host']}): stop it first.")
-    changed = presets.resolve(cfg.model_dump(), str(folder / "config.yaml"), presets.parse_overrides(overrides))
+        raise Refused(f"{folder} is {status['state']} (process {status['pid']} of {status['host']}): stop it "
+                      "first.")
+    changed = presets.resolve(cfg.model_dump(), str(folder / "config.yaml"),
+                              presets.parse_overrides(overrides))
     found = checkpoint.find(folder)
     state = checkpoint.state_of(found) if found else {}
     said = changes(cfg, changed, position_in(state))
-    if state and not state.get("data") and (place := [line for line in said if any(key in line for key in moved)]):
-        raise Refused(f"{place[0]}: {folder} is of an older build, whose checkpoint does not say which rows it was trained on, so nothing can tell "
+    if state and not state.get("data") and (place := [line
+                                                      for line in said if any(key in line for key in moved)]):
+        raise Refused(f"{place[0]}: {folder} is of an older build, whose checkpoint does not say which rows "
+                      "it was trained on, so nothing can tell "
                       "whether these are the same. Put the data back where it was.")
     before = read_json(folder / "launch.json", {}).get("nproc", 1)
     nproc = nproc or (before if isinstance(before, int) else 1)
@@ -156,7 +165,8 @@ def go_on_from(
     go_on(folder)
     make_folders(folder)
     write_text(folder / "config.yaml", presets.dump(changed), durable=True)
-    update_status(folder, state="starting", attempt=last_attempt(folder, status) + 1, error=None, reason=None, changed=said)
+    update_status(folder, state="starting", attempt=last_attempt(folder, status) + 1, error=None, reason=None,
+                  changed=said)
     return launch(folder, ticket, nproc)
 
 
@@ -172,7 +182,8 @@ def wait_for_launcher(
     folder: Path,
     seconds: float = 40.0,  # torchrun gives its processes 30
 ):
-    "Wait until all processes of the last attempt are gone: torchrun outlives a killed rank. Raises `Refused`."
+    """Wait until all processes of the last attempt are gone: torchrun outlives a killed rank.
+    Raises `Refused`."""
     until = time.monotonic() + seconds
     while alive(launcher := read_json(folder / "launch.json", {})):
         if time.monotonic() > until:
@@ -183,13 +194,16 @@ def wait_for_launcher(
 def stop(
     run: str | Path,
 ) -> bool:
-    "Ask a run to save and stop; returns whether there was something to stop, at once. Raises `Refused` from another host."
+    """Ask a run to save and stop; returns whether there was something to stop, at once.
+    Raises `Refused` from another host."""
     status = status_of(Path(run))
     if status["state"] not in ("running", "paused"):
         return False
     if elsewhere(status):
         here = status.get("host") == process()["host"]
-        raise Refused(f"{run} runs {'in another container' if here else 'on ' + status.get('host', 'another host')}: stop it there.")
+        raise Refused(f"{run} runs "
+                      f"{'in another container' if here else 'on ' + status.get('host', 'another host')}: "
+                      "stop it there.")
     os.kill(status["pid"], signal.SIGTERM)
     return True
 
@@ -217,7 +231,8 @@ def log_tail(
 ) -> str:
     "The last lines of the log."
     path = Path(run) / "log.txt"
-    return "\n".join(path.read_text(encoding="utf8", errors="replace").splitlines()[-lines:]) if path.exists() else ""
+    return "\n".join(path.read_text(encoding="utf8",
+                                    errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
 def wait(
@@ -235,7 +250,8 @@ def wait(
         raise Refused(status["error"])
     if status["state"] in ("failed", "died"):
         reason = status.get("error") or "The process is gone without a word (killed, or out of memory)."
-        raise Failed(f"{reason}\n--- the log's last lines ({run.folder / 'log.txt'}) ---\n{log_tail(run.folder)}")
+        raise Failed(f"{reason}\n--- the log's last lines ({run.folder / 'log.txt'}) "
+                     f"---\n{log_tail(run.folder)}")
     return status
 
 

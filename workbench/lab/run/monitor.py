@@ -47,7 +47,8 @@ def new_rows(
         f.seek(0 if cut else at)
         text = f.read()
     whole = text[:text.rfind(b"\n") + 1]
-    return [row for line in whole.splitlines() if (row := parsed(line)) is not None], (0 if cut else at) + len(whole), cut
+    return [row for line in whole.splitlines()
+            if (row := parsed(line)) is not None], (0 if cut else at) + len(whole), cut
 
 # %% ../../../nbs/lab/run/20_monitor.ipynb #progress
 def progress(
@@ -80,7 +81,8 @@ def progress_line(
     if not recent:
         return f"{status['state']} ({status.get('phase', 'start')})"
     total, row = status.get("steps_total"), recent[-1]
-    parts = [f"step {status['step']:,}" + (f" of {total:,}" if total else ""), f"epoch {status.get('epoch', 0)}",
+    parts = [f"step {status['step']:,}" + (f" of {total:,}" if total else ""),
+             f"epoch {status.get('epoch', 0)}",
              f"loss {number(row['loss'])}"]
     if status.get("stage") not in (None, "train"):
         parts.insert(0, f"stage {status['stage']}")
@@ -98,13 +100,15 @@ def estimate(
     run: Run | str | Path,
     patience: float = 60.0,  # seconds to wait for the first two log lines
 ) -> Table:
-    "How long the run will take, from its first steps; waits for them. Raises `Refused` or `Failed` as the run did."
+    """How long the run will take, from its first steps; waits for them.
+    Raises `Refused` or `Failed` as the run did."""
     run = run if isinstance(run, Run) else Run(Path(run))
     budget, began = settings(run.folder)["train"]["minutes"], time.monotonic()
     rows, at = [], 0
     while True:
         more, at, cut = new_rows(run.folder / "metrics.jsonl", at)
-        rows = [r for r in [*rows * (not cut), *more] if (r["split"], r["attempt"]) == ("train", run.status["attempt"])]
+        rows = [r for r in [*rows * (not cut), *more]
+                if (r["split"], r["attempt"]) == ("train", run.status["attempt"])]
         if len(rows) > 1 or run.over or time.monotonic() - began > patience:
             break
         time.sleep(0.2)
@@ -127,7 +131,7 @@ def bar(
     "A progress bar as a notebook's output."
     done = 100 if share is None else max(0.0, min(100.0, 100 * share))
     colour = colours["baseline"] if share is None else colours["train"]
-    line = f'<div style="background-color:{colour};width:{done:.1f}%;height:8px"></div><p>{html.escape(text)}</p>'
+    line = (f'<div style="background-color:{colour};width:{done:.1f}%;height:8px"></div><p>{html.escape(text)}</p>')
     return {"text/html": line, "text/plain": text}
 
 
@@ -139,7 +143,8 @@ def screen():
         handle = display({"text/plain": ""}, raw=True, display_id=True)
         return lambda share, line, important: handle.update(bar(share, line), raw=True)
     if sys.stderr.isatty():
-        return lambda share, line, important: print(f"\r\x1b[2K{printable(line[:150])}", end="", file=sys.stderr, flush=True)
+        return lambda share, line, important: print(f"\r\x1b[2K{printable(line[:150])}", end="",
+                                                    file=sys.stderr, flush=True)
     said = [0.0]
 
     def sparse(share, line, important):

@@ -25,7 +25,8 @@ def injected(
     names = []
     for cell in cells:
         if cell.startswith("# Parameters\n"):
-            names += [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets]
+            names += [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign)
+                      for t in node.targets]
     return list(dict.fromkeys(names))
 
 
@@ -36,7 +37,8 @@ def check_names(
     "Raises `Refused` for a name that is no parameter; a key of the configuration is told where it goes."
     for name in given:
         if name not in known:
-            key = f" Settings of a run go into overrides: -p overrides '{name}=…'." if "overrides" in known else ""
+            key = (f" Settings of a run go into overrides: -p overrides '{name}=…'." if "overrides" in known
+                   else "")
             raise Refused(f"This notebook has no parameter `{name}`{nearest(name, known) or '.'} Parameters: "
                           f"{', '.join(known)}.{key}")
 
@@ -87,7 +89,8 @@ def budget(
     except ValueError:
         minutes = 0.0
     if not 0 < minutes < float("inf"):
-        raise Refused(f"minutes is {value!r}: write a number above 0, null for no limit, or '' for the preset's own.")
+        raise Refused(f"minutes is {value!r}: write a number above 0, null for no limit, or '' for the "
+                      "preset's own.")
     return f"train.minutes={minutes:g}"
 
 # %% ../../../nbs/lab/run/05_parameters.ipynb #Asked
@@ -129,12 +132,14 @@ def begin(
     *given,  # the parameters, in the order of `asked`
     **named,
 ) -> Run:
-    "Start, resume or watch a run. Raises `Refused` for an unknown parameter or a wrong value, before anything is made."
+    """Start, resume or watch a run.
+    Raises `Refused` for an unknown parameter or a wrong value, before anything is made."""
     a = asked(cells, *given, **named)
     if not a.resume:
         return launch.start(a.config, a.words, a.run_dir, a.nproc or 1)
     if status_of(a.resume)["state"] in ("starting", "running", "paused"):
         if a.words:
-            raise Refused(f"{a.resume} is running, so `{a.words}` cannot be applied: leave it out to watch the run.")
+            raise Refused(f"{a.resume} is running, so `{a.words}` cannot be applied: leave it out to watch "
+                          "the run.")
         return Run(a.resume)
     return launch.resume(a.resume, a.words, a.nproc)

@@ -38,7 +38,8 @@ def valid_of(
 ) -> dict:
     "The section `valid` of a stage."
     steps = (chosen.get("pipeline") or {}).get("steps") or []
-    return {**(chosen.get("valid") or {}), **next((s.get("valid") or {} for s in steps if s["name"] == stage), {})}
+    return {**(chosen.get("valid") or {}), **next((s.get("valid") or {} for s in steps if s["name"] == stage),
+                                                  {})}
 
 
 def stage_at_hand(
@@ -51,16 +52,20 @@ def stage_at_hand(
 def judged(
     run: Path,
 ) -> tuple[str | None, str, str]:
-    "(stage, metric, min or max) by which `best` of a run is chosen: those of the stage at hand, in a finished run of the last one."
+    """(stage, metric, min or max) by which `best` of a run is chosen: those of the stage at hand, in a
+    finished run of the last one."""
     stage = stage_at_hand(run)
-    planned = next((s["best"] for s in read_json(Path(run) / "plan.json", {}).get("stages", []) if s["name"] == stage and "best" in s), None)
+    planned = next((s["best"] for s in read_json(Path(run) / "plan.json", {}).get("stages", [])
+                    if s["name"] == stage and "best" in s), None)
     if planned:
         return stage, planned["metric"], planned["mode"]
     chosen = settings(run)  # an older run folder: its plan does not say it
     valid, task = valid_of(chosen, stage), str(chosen.get("task"))
-    module = import_module(f"workbench.tasks.{task}") if task.isidentifier() and find_spec(f"workbench.tasks.{task}") else None
+    module = (import_module(f"workbench.tasks.{task}")
+              if task.isidentifier() and find_spec(f"workbench.tasks.{task}") else None)
     own = getattr(getattr(module, "task", None), "better", {})
-    return stage, (metric := valid.get("metric", "loss")), direction(metric, own) or valid.get("mode") or "min"
+    return stage, (metric := valid.get("metric",
+                                       "loss")), direction(metric, own) or valid.get("mode") or "min"
 
 
 def of_stage(
@@ -96,7 +101,8 @@ def weights_line(
     why = str(weights.get("why") or weights.get("where") or weights.get("kind") or "random weights")
     if random_instead(plan, chosen):
         why = why.removeprefix("random weights: ")
-        return f"RANDOM WEIGHTS instead of pretrained ones ({why}). This model's published figures do not apply here."
+        return (f"RANDOM WEIGHTS instead of pretrained ones ({why}). This model's published figures do not "
+                "apply here.")
     return why
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #phrase
@@ -131,7 +137,8 @@ def transition_line(
     "When a stage ends early."
     if not t or t["mode"] == "epoch":
         return ""
-    held = f" for {t['patience']} steps" * (t["patience"] > 1) + f", not before epoch {t['min_epochs']}" * bool(t["min_epochs"])
+    held = f" for {t['patience']} steps" * (t["patience"]
+                                            > 1) + f", not before epoch {t['min_epochs']}" * bool(t["min_epochs"])
     return f"mean {t['metric']} of {t['window']} steps under {t['threshold']:g}{held}"
 
 
@@ -141,7 +148,8 @@ def end_line(
 ) -> str:
     "When a stage ends: the first of all that can end it."
     each, early = stage["steps_per_epoch"], stage["early_stopping"]
-    epochs = stage["epochs"] and f"{stage['epochs']} epoch" + "s" * (stage["epochs"] > 1) + (f" of {each:,} steps" if each else "")
+    epochs = stage["epochs"] and f"{stage['epochs']} epoch" + "s" * (stage["epochs"] > 1) + (f" of {each:,} "
+                                                                                             "steps" if each else "")
     ends = [epochs, stage["max_steps"] and f"{stage['max_steps']:,} steps",
             stage["minutes"] and f"{stage['minutes']:g} minutes",
             transition_line(stage["transition"]),
@@ -159,7 +167,8 @@ def best_line(
         return []
     if not best["every"]:
         return [["best", "the last checkpoint: nothing is validated on the way"]]
-    return [["best", f"the checkpoint with the {'lowest' if best['mode'] == 'min' else 'highest'} {best['metric']} on validation rows"]]
+    return [["best", f"the checkpoint with the {'lowest' if best['mode'] == 'min' else 'highest'} "
+                     f"{best['metric']} on validation rows"]]
 
 
 def stage_line(
@@ -168,7 +177,8 @@ def stage_line(
 ) -> str:
     "What a stage does and when it ends."
     held = [f"{k} {', '.join(stage[k])}" for k in ("freeze", "unfreeze") if stage[k]]
-    return " · ".join([f"{' + '.join(stage['objectives'])} until {end_line(stage, budget)}", f"lr {stage['lr']:g}", *held])
+    return " · ".join([f"{' + '.join(stage['objectives'])} until {end_line(stage, budget)}",
+                       f"lr {stage['lr']:g}", *held])
 
 
 def plan_table(
@@ -182,7 +192,8 @@ def plan_table(
         rows.append([net["net"], f"{net['class']} · {amount(net['parameters'])} parameters · "
                      f"{amount(net['trained'])} trained ({share:.1%})"])
     rows += [[k.replace("_", " "), phrase(v)] for k, v in plan["data"].items() if k not in for_the_record]
-    rows.append(["rejected", f"{plan['rejected']} rows" + ", listed in a run's rejected.csv" * bool(plan["rejected"])])
+    rows.append(["rejected",
+                 f"{plan['rejected']} rows" + ", listed in a run's rejected.csv" * bool(plan["rejected"])])
     rows += [["", f"{r['row']}: {r['reason']}"] for r in plan.get("rejected_first", [])]
     rows.append(["batches", f"{batches['rows_per_step']:g} rows a step in {batches['slots']} micro-batch"
                  + "es" * (batches["slots"] > 1) + f" · {batches['padding']:.1%} padding"])
@@ -200,7 +211,8 @@ def memory_table(
 ) -> Table:
     "Batch size against memory."
     rows = memory["table"]
-    return Table(list(rows[0]) if rows else [], [list(r.values()) for r in rows], "Memory", memory.get("note", ""))
+    return Table(list(rows[0]) if rows else [], [list(r.values()) for r in rows], "Memory",
+                 memory.get("note", ""))
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #settings_line
 def settings_line(
@@ -228,8 +240,10 @@ def memory_of_stages(
         sizes = sorted(int(k.split()[0]) for k in found["table"][0] if k.endswith(" rows"))
         size = next((n for n in sizes if n >= stage["batch_size"]), sizes[-1])
         head += [x["device"] for x in found["table"] if x["device"] not in head]
-        rows.append([stage["name"], size, *(f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} rows" for x in found["table"])])
-    return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages", " ".join(notes))
+        rows.append([stage["name"], size, *(f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} "
+                                            "rows" for x in found["table"])])
+    return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages",
+                 " ".join(notes))
 
 
 def stage_tables(
@@ -239,19 +253,26 @@ def stage_tables(
     "What each stage of a pipeline trains and leaves alone, with what, on what, for how long."
     out, stages = [], plan["stages"]
     for i, stage in enumerate(stages):
-        lanes, batch = stage["nets"], f"{stage['batch_tokens']:,} units" if stage["batch_tokens"] else f"{stage['batch_size']:,} rows"
+        lanes, batch = (stage["nets"], f"{stage['batch_tokens']:,} units" if stage["batch_tokens"]
+                        else f"{stage['batch_size']:,} rows")
         words = {"frozen": "frozen", "rests": "trained by no objective here", "trained": "a part of it"}
-        rests = [f"{net} {amount(x['frozen'])} ({words[x['state']]})" for net, x in lanes.items() if x["frozen"]]
-        each = [f"{stage['steps_per_epoch']:,} steps an epoch"] if stage["steps_per_epoch"] else ["steps of an epoch: known when its data are read"]
-        rows = [["trains", ", ".join(f"{net} {amount(x['trained'])}" for net, x in lanes.items() if x["trained"])
+        rests = [f"{net} {amount(x['frozen'])} ({words[x['state']]})"
+                 for net, x in lanes.items() if x["frozen"]]
+        each = ([f"{stage['steps_per_epoch']:,} steps an epoch"] if stage["steps_per_epoch"]
+                else ["steps of an epoch: known when its data are read"])
+        rows = [["trains",
+                 ", ".join(f"{net} {amount(x['trained'])}" for net, x in lanes.items() if x["trained"])
                  + f" · {amount(stage['trained'])} parameters, by {' + '.join(stage['objectives'])}"],
                 ["rests", ", ".join(rests) or "nothing"],
-                ["batches", " · ".join([f"{batch} in a micro-batch", f"{stage['accumulate']} in a step", *each])],
-                ["optimisers", settings_line(stage["optimizers"])], ["schedules", settings_line(stage["schedulers"])],
+                ["batches",
+                 " · ".join([f"{batch} in a micro-batch", f"{stage['accumulate']} in a step", *each])],
+                ["optimisers", settings_line(stage["optimizers"])],
+                ["schedules", settings_line(stage["schedulers"])],
                 ["ends after", end_line(stage, budget if i == len(stages) - 1 else None)]]
         rows += best_line(stage)
         rows += [["steps in all", f"at most {stage['steps']:,}"]] if stage["steps"] else []
-        rows += [["averages", f"weights, with decay {stage['ema']:g}: they are what the next stage begins with"]] if stage["ema"] else []
+        rows += [["averages", f"weights, with decay {stage['ema']:g}: they are what the next stage begins "
+                              "with"]] if stage["ema"] else []
         rows += [["data", phrase(stage["data"])]] if stage["data"] else []
         rows += [["begins from", stage["begin_from"]]] if stage["begin_from"] else []
         about = f" · {stage['description']}" if stage["description"] else ""

@@ -26,26 +26,31 @@ def checks(
     found = read_json(Path(run) / "checks.json", [])
     if not found:
         return Table([], [], "No reality checks: the run was begun with check=false, or it was resumed.")
-    return Table(["check", "", "found"], [[c["name"], c["state"], c["says"]] for c in found], "Reality checks")
+    return Table(["check", "", "found"], [[c["name"], c["state"], c["says"]] for c in found],
+                 "Reality checks")
 
 # %% ../../../nbs/lab/run/40_results.ipynb #scores
 def scores(
     run: str | Path,
 ) -> Table:
-    "The final scores of every split beside the trivial answer and the control; before them, the last validation."
+    """The final scores of every split beside the trivial answer and the control; before them, the last
+    validation."""
     run = Path(run)
     results = read_json(run / "results.json", {}) or last_validation(run)
     if not results:
-        return Table([], [], f"No scores: the run is {status_of(run)['state']}, and no validation was reached.")
+        return Table([], [], f"No scores: the run is {status_of(run)['state']}, and no validation was "
+                             "reached.")
     head, columns = ["metric"], []
     for split, found in results["splits"].items():
-        for kind, label in (("scores", split), ("baseline", "trivial answer"), ("control", "inputs of other rows")):
+        for kind, label in (("scores", split), ("baseline", "trivial answer"),
+                            ("control", "inputs of other rows")):
             if found.get(kind):
                 head.append(label)
                 columns.append(found[kind])
     names = dict.fromkeys(k for c in columns for k in c)
     rows = [[name, *(c.get(name) for c in columns)] for name in names]
-    counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows" for split, f in results["splits"].items())
+    counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows"
+                        for split, f in results["splits"].items())
     note = [f"{counted}."] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
     signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
     note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
@@ -61,7 +66,8 @@ def last_validation(
     rows = of_stage(metrics_of(run, "valid"), stage_at_hand(run))
     if not rows:
         return {}
-    row, of = rows[-1], read_json(run / "plan.json", {}).get("splits", {}).get("valid", rows[-1].get("rows", 0))
+    row, of = rows[-1], read_json(run / "plan.json", {}).get("splits",
+                                                             {}).get("valid", rows[-1].get("rows", 0))
     kept = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     where = f"step {row['step']:,} on validation rows; the final evaluation was not reached"
     return {"checkpoint": where, "splits": {"valid": {"rows": row.get("rows", 0), "of": of, "scores": kept}}}
@@ -99,7 +105,8 @@ class Gallery:
         self.files, self.room, self.titles = files, room, titles or [p.stem for p in files]
 
     def __repr__(self) -> str:
-        said = lambda p, title: f"{title}: {p}" if p.suffix != ".txt" else f"{title}: {p.read_text(encoding='utf8')}"
+        said = (lambda p,
+                title: f"{title}: {p}" if p.suffix != ".txt" else f"{title}: {p.read_text(encoding='utf8')}")
         return "\n".join(map(said, self.files, self.titles))
 
     def _repr_html_(self) -> str:
@@ -120,7 +127,8 @@ class Gallery:
 def previews(
     run: str | Path,
 ) -> Gallery | Table:
-    "The previews of the best weights, before the final evaluation the last ones; a line of text where there are none."
+    """The previews of the best weights, before the final evaluation the last ones; a line of text where there
+    are none."""
     folders = sorted(p for p in (Path(run) / "previews").glob("step_*") if any(p.iterdir()))
     if not folders:
         return Table([], [], "No previews: they are made at each validation, and none was reached.")
@@ -141,7 +149,8 @@ def stage_previews(
             last[stage_at[max(before)]] = folder
     if not last:
         return previews(run)
-    files = [(path, f"{name} · {path.stem}") for name, folder in last.items() for path in sorted(folder.iterdir())]
+    files = [(path, f"{name} · {path.stem}") for name, folder in last.items()
+             for path in sorted(folder.iterdir())]
     return Gallery([path for path, _ in files], titles=[title for _, title in files])
 
 # %% ../../../nbs/lab/run/40_results.ipynb #stages
@@ -154,33 +163,40 @@ def stages(
         return Table([], [], f"No stage is over yet: the run is {status_of(Path(run))['state']}.")
     scores = list(dict.fromkeys(k for s in found for k in s.get("valid", {}) if k != "loss"))
     peaks = any(s.get("gb_peak") is not None for s in found)
-    head = ["stage", "ended after", "epochs", "steps", "time", "loss", "validation loss", *scores, "GB held", "GB freed", *["GB peak"] * peaks]
-    rows = [[s["stage"], s["ended"], s["epochs"], s["steps"], span(s["seconds"]), s.get("train", {}).get("loss"), s.get("valid", {}).get("loss"),
-             *(s.get("valid", {}).get(k) for k in scores), s["gb_held"], s["gb_freed"], *[s.get("gb_peak")] * peaks] for s in found]
+    head = ["stage", "ended after", "epochs", "steps", "time", "loss", "validation loss", *scores, "GB held",
+            "GB freed", *["GB peak"] * peaks]
+    rows = [[s["stage"], s["ended"], s["epochs"], s["steps"], span(s["seconds"]),
+             s.get("train", {}).get("loss"), s.get("valid", {}).get("loss"),
+             *(s.get("valid", {}).get(k) for k in scores), s["gb_held"],
+             s["gb_freed"], *[s.get("gb_peak")] * peaks] for s in found]
     return Table(head, rows, "Stages", "Losses are the last ones. GB: 1e9 bytes.")
 
 # %% ../../../nbs/lab/run/40_results.ipynb #predictions
 def when(
-    path: Path,  # predictions_epoch_3.csv, predictions_epoch_3_step_70.csv, predictions_head_epoch_3_step_70.csv
+    # predictions_epoch_3.csv, predictions_epoch_3_step_70.csv, predictions_head_epoch_3_step_70.csv
+    path: Path,
 ) -> tuple:
     "When a validation wrote its predictions, for sorting; () for the files of the final evaluation."
     found = re.fullmatch(r"predictions(_.+?)?_epoch_(\d+)(?:_step_(\d+))?", path.stem)
     if not found:
         return ()
     stage, epoch, step = found[1], int(found[2]), int(found[3] or 0)
-    return (1, step) if stage else (0, epoch, step)  # the steps of a run count on through its stages, the epochs do not
+    # the steps of a run count on through its stages, the epochs do not
+    return (1, step) if stage else (0, epoch, step)
 
 
 @plainly
 def predictions(
     run: str | Path,
-    split: str = "",  # test, valid (of the last validation) …; "": test, and valid where the run has no test yet
+    # test, valid (of the last validation) …; "": test, and valid where the run has no test yet
+    split: str = "",
     n: int = 10,  # rows, spread over the file
 ) -> Table:
     "References beside hypotheses. Raises `Refused` for a split that has none, naming those that have."
     folder = Path(run) / "predictions"
     validations = sorted((p for p in folder.glob("*.csv") if when(p)), key=when)
-    files = {p.stem: p for p in sorted(folder.glob("*.csv")) if p not in validations} | {"valid": p for p in validations[-1:]}
+    files = {p.stem: p for p in sorted(folder.glob("*.csv"))
+             if p not in validations} | {"valid": p for p in validations[-1:]}
     if not files:
         return Table([], [], "No predictions: they are made at each validation, and none was reached.")
     split = split or ("test" if "test" in files else next(iter(files)))
@@ -203,7 +219,8 @@ def places(
     run, state = Path(run), status_of(Path(run))["state"]
     best = run / "checkpoints" / "best"
     rows = [["folder", str(run)], ["best weights", f"{best.read_text().strip()}; in Python: "
-                                   f"nets, data = workbench.load({str(run)!r}, 'best')" if best.exists() else "none"],
+                                   f"nets, data = workbench.load({str(run)!r}, 'best')" if best.exists()
+                                   else "none"],
             ["numbers", "metrics.jsonl, results.json, events/ (tensorboard --logdir)"],
             ["rows", "predictions/*.csv, rejected.csv"], ["log", "log.txt"]]
     if state != "finished":
@@ -214,7 +231,8 @@ def places(
 def ways_on(
     run: str | Path,
 ) -> Table:
-    "The commands that run a stage again in a run of its own, and that go on with more epochs or another stage."
+    """The commands that run a stage again in a run of its own, and that go on with more epochs or another
+    stage."""
     run, rows, before = Path(run), [], ""
     planned = read_json(run / "plan.json", {}).get("stages", [])
     names = [s["name"] for s in planned]
@@ -222,11 +240,15 @@ def ways_on(
     for name in names:
         start = f" begin_from='{run}@{before}'" if before else ""
         if not before or before in over:
-            rows.append([f"`{name}` again", f'workbench train {run / "config.yaml"} --run-dir NEW --overrides "pipeline.only=[{name}]{start}"'])
+            rows.append([f"`{name}` again", f'workbench train {run / "config.yaml"} --run-dir NEW '
+                                            f'--overrides "pipeline.only=[{name}]{start}"'])
         before = name
     if names:
         last, by = planned[-1], (planned[-1].get("transition") or {}).get("value")
-        key = "train.max_steps" if last.get("max_steps") else "transition_on.value" if by else "minutes" if last.get("minutes") else "train.epochs"
-        rows += [[f"`{names[-1]}` for longer", f'workbench resume {run} --overrides "pipeline.steps.{names[-1]}.{key}=N"'],
-                 ["one more stage", f"workbench resume {run} --overrides \"pipeline.steps.more='{{name: more, train: {{epochs: N}}}}'\""]]
+        key = ("train.max_steps" if last.get("max_steps") else "transition_on.value" if by else "minutes"
+               if last.get("minutes") else "train.epochs")
+        rows += [[f"`{names[-1]}` for longer",
+                  f'workbench resume {run} --overrides "pipeline.steps.{names[-1]}.{key}=N"'],
+                 ["one more stage", f"workbench resume {run} --overrides \"pipeline.steps.more='{{name: "
+                                    f"more, train: {{epochs: N}}}}'\""]]
     return Table([], rows, "Commands")

@@ -17,7 +17,8 @@ from .plan_tables import end_line
 from ..show import Table, amount, number, plainly, width
 
 # %% ../../../nbs/lab/run/35_stages_diagram.ipynb #stage_states
-glyphs = {"done": "✓", "running": "▶", "paused": "⏸", "starting": "▶", "stopped": "■", "failed": "✗", "died": "✗", "to come": "○"}
+glyphs = {"done": "✓", "running": "▶", "paused": "⏸", "starting": "▶", "stopped": "■", "failed": "✗",
+          "died": "✗", "to come": "○"}
 
 
 def stage_states(
@@ -29,7 +30,8 @@ def stage_states(
     last, before = last_row(run / "metrics.jsonl", lambda row: row["split"] == "train"), 0
     for stage in read_json(run / "plan.json", {}).get("stages", []):
         name, ended = stage["name"], over.get(stage["name"], {})
-        here = status.get("stage") == name and status["state"] != "finished" and not (name in over and status["state"] == "stopped")
+        here = (status.get("stage") == name and status["state"] != "finished"
+                and not (name in over and status["state"] == "stopped"))
         state = status["state"] if here else "done" if name in over else "to come"
         begun = last["step"] - before if last.get("stage") == name else 0
         loss = last["loss"] if begun else ended.get("train", {}).get("loss")
@@ -61,7 +63,8 @@ def stages_table(
 ) -> Table:
     "The stages in order: what trains, what is frozen, what ends each, and how far it is."
     head = ["", "stage", "trained", "frozen", "ends after", *["state"] * bool(states)]
-    rows = [[i, s["name"], lanes_line(s, "trained"), lanes_line(s, "frozen"), end_line(s), *[said(states.get(s["name"], {"state": "to come"}))] * bool(states)]
+    rows = [[i, s["name"], lanes_line(s, "trained"), lanes_line(s, "frozen"),
+             end_line(s), *[said(states.get(s["name"], {"state": "to come"}))] * bool(states)]
             for i, s in enumerate(plan["stages"], 1)]
     return Table(head, rows, f"Pipeline: {plan['preset'] or plan['task']}")
 
@@ -114,10 +117,13 @@ def lane(
     "A net in a stage."
     total = max(1, found["trained"] + found["frozen"])
     part = f" of {amount(total)}" if 0 < found["trained"] < total else ""
-    says = f"{net}: {words[found['state']]}" + (f", {amount(found['trained'])}{part} parameters" if found["trained"] else f", {amount(total)} parameters")
+    says = f"{net}: {words[found['state']]}" + (f", {amount(found['trained'])}{part} parameters"
+                                                if found["trained"] else f", {amount(total)} parameters")
     size = f"{amount(found['trained'])}{part}" if part else amount(total)
-    fill = f'<rect class="share" x="{x}" y="{y}" width="{wide * found["trained"] / total:.1f}" height="20" rx="3"/>' if found["trained"] else ""
-    return (f'<g class="{found["state"]}"><title>{html.escape(says)}</title>{fill}<rect class="lane" x="{x}" y="{y}" width="{wide:.1f}" height="20" rx="3"/>'
+    fill = (f'<rect class="share" x="{x}" y="{y}" width="{wide * found["trained"] / total:.1f}" height="20" '
+            'rx="3"/>' if found["trained"] else "")
+    return (f'<g class="{found["state"]}"><title>{html.escape(says)}</title>{fill}<rect class="lane" x="{x}" '
+            f'y="{y}" width="{wide:.1f}" height="20" rx="3"/>'
             f'<text x="{x + 6}" y="{y + 14}">{cut(f"{net} {size}", wide - 10)}</text></g>')
 
 
@@ -136,18 +142,25 @@ def box(
     trains = " and ".join(lanes_line(stage, "trained").split(", ")) or "nothing"
     frozen = f" Frozen: {x}." if (x := lanes_line(stage, "frozen")) else ""
     now, kind = (f" {said(state)}.", state["state"]) if state else ("", "planned")
-    label = f"Stage {i + 1} of {n}, {stage['name']}: {trains} train.{frozen} Ends after {end_line(stage)}.{now}"
+    label = (f"Stage {i + 1} of {n}, {stage['name']}: {trains} train.{frozen} Ends after "
+             f"{end_line(stage)}.{now}")
     of = f"{stage['batch_tokens']:,} units" if stage["batch_tokens"] else f"{stage['batch_size']} rows"
-    steppers = ", ".join(f"{name} {spec['type']} {spec['lr']:g}" for name, spec in stage["optimizers"].items())
+    steppers = ", ".join(f"{name} {spec['type']} {spec['lr']:g}"
+                         for name, spec in stage["optimizers"].items())
     about = " · ".join(filter(None, [stage["description"], " + ".join(stage["objectives"]), of, steppers]))
     mark = said(state) if state else ""
     room = 7.2 * width(mark)
-    parts = [f'<g class="stage" role="listitem" data-state="{kind}" aria-label="{html.escape(label)}"><title>{html.escape(label)}</title>',
-             f'<rect class="face" x="2" y="{y}" width="{across - 4}" height="{tall}" rx="7"/><rect class="stripe" x="2" y="{y + 8}" width="6" height="{tall - 16}"/>',
-             f'<text class="name" x="16" y="{y + 21}">{i + 1} · {cut(stage["name"], across - 60 - room, 8.6)}</text>',
+    parts = [f'<g class="stage" role="listitem" data-state="{kind}" '
+             f'aria-label="{html.escape(label)}"><title>{html.escape(label)}</title>',
+             f'<rect class="face" x="2" y="{y}" width="{across - 4}" height="{tall}" rx="7"/><rect '
+             f'class="stripe" x="2" y="{y + 8}" width="6" height="{tall - 16}"/>',
+             f'<text class="name" x="16" y="{y + 21}">{i + 1} · '
+             f'{cut(stage["name"], across - 60 - room, 8.6)}</text>',
              f'<text x="{across - 12}" y="{y + 21}" text-anchor="end">{html.escape(mark)}</text>',
-             f'<text class="pale" x="16" y="{y + 38}"><title>{html.escape(about)}</title>{cut(about, across - 30, 6.1)}</text>']
-    parts += [lane(net, found, 16 + (k % columns) * (wide + 8), y + 48 + (k // columns) * row, wide) for k, (net, found) in enumerate(nets.items())]
+             '<text class="pale" x="16" '
+             f'y="{y + 38}"><title>{html.escape(about)}</title>{cut(about, across - 30, 6.1)}</text>']
+    parts += [lane(net, found, 16 + (k % columns) * (wide + 8), y + 48 + (k // columns) * row, wide)
+              for k, (net, found) in enumerate(nets.items())]
     return "".join(parts) + "</g>", tall
 
 # %% ../../../nbs/lab/run/35_stages_diagram.ipynb #stages_diagram
@@ -160,17 +173,22 @@ def stages_diagram(
     for i, stage in enumerate(plan["stages"]):
         drawn, tall = box(stage, i, n, (done or {}).get(stage["name"]), y)
         y, ends = y + tall, f"after {end_line(stage)}" + ", and all is done" * (i == n - 1)
-        parts += [drawn, f'<path class="arrow" d="M24 {y}V{y + gap - 6}"/><path class="head" d="M19 {y + gap - 8}h10l-5 7z"/>',
-                  f'<text class="pale" x="36" y="{y + gap / 2 + 4}"><title>{html.escape(ends)}</title>{cut(ends, across - 50, 6.1)}</text>']
+        parts += [drawn, f'<path class="arrow" d="M24 {y}V{y + gap - 6}"/><path class="head" d="M19 '
+                         f'{y + gap - 8}h10l-5 7z"/>',
+                  '<text class="pale" x="36" '
+                  f'y="{y + gap / 2 + 4}"><title>{html.escape(ends)}</title>{cut(ends, across - 50, 6.1)}</text>']
         y += gap
     legend, x = [], 16
     for state, said_so in words.items():
-        share = f'<rect class="share" x="{x}" y="{y + 4}" width="22" height="12" rx="2"/>' if state == "trained" else ""
-        legend.append(f'<g class="{state}">{share}<rect class="lane" x="{x}" y="{y + 4}" width="22" height="12" rx="2"/></g>'
+        share = (f'<rect class="share" x="{x}" y="{y + 4}" width="22" height="12" rx="2"/>'
+                 if state == "trained" else "")
+        legend.append(f'<g class="{state}">{share}<rect class="lane" x="{x}" y="{y + 4}" width="22" '
+                      'height="12" rx="2"/></g>'
                       f'<text class="pale" x="{x + 28}" y="{y + 14}">{said_so}</text>')
         x += 60 + 6.2 * len(said_so)
     title = html.escape(f"Pipeline {plan['preset'] or plan['task']}: {n} stage" + "s" * (n > 1))
-    return (f'<svg class="wb-stages" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {y + 22:.0f}" role="list" aria-label="{title}">'
+    return (f'<svg class="wb-stages" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {y + 22:.0f}" '
+            f'role="list" aria-label="{title}">'
             f'<title>{title}</title><style>{style}</style>{"".join(parts)}{"".join(legend)}</svg>')
 
 
@@ -193,4 +211,5 @@ def diagram(
 ) -> Stages | Table:
     "The pipeline of a run, with how far each stage is."
     plan = read_json(Path(run) / "plan.json")
-    return Stages(plan, stage_states(run)) if plan else Table([], [], f"No plan yet: the run is {status_of(Path(run))['state']}.")
+    return Stages(plan, stage_states(run)) if plan else Table([], [], "No plan yet: the run is "
+                                                                      f"{status_of(Path(run))['state']}.")

@@ -30,7 +30,8 @@ class Board:
         self.run, self.folder = Path(run), Path(tempfile.mkdtemp(prefix="workbench-board-"))
         with open(self.folder / "log.txt", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.lab.run.tensorboard", str(self.run / "events"), str(self.folder / "at.json")],
+                [sys.executable, "-m", "workbench.lab.run.tensorboard", str(self.run / "events"),
+                 str(self.folder / "at.json")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True)
 
     def address(self) -> str:
@@ -41,8 +42,10 @@ class Board:
         "TensorBoard as HTML, or what is to be said instead."
         if address := self.address():
             at = html.escape(address, quote=True)
-            return (f'<iframe src="{at}" width="100%" height="600" title="TensorBoard" style="border:1px solid #888"></iframe>'
-                    f'<p><a href="{at}" target="_blank" rel="noopener">in a page of its own</a> (on the machine of the kernel)</p>')
+            return (f'<iframe src="{at}" width="100%" height="600" title="TensorBoard" style="border:1px '
+                    'solid #888"></iframe>'
+                    f'<p><a href="{at}" target="_blank" rel="noopener">in a page of its own</a> (on the '
+                    'machine of the kernel)</p>')
         if self.process.poll() is None:
             return "<p>TensorBoard starts …</p>"
         log = (self.folder / "log.txt").read_text(errors="replace")[-1000:]

@@ -34,7 +34,8 @@ def panels(
     metric: str,  # valid.metric
     device: list[tuple],  # (minutes, cores in use, GB) of the last minutes
 ) -> str:
-    "Train and validation loss, the loss's parts, the metric, learning rates, speed, and what the process uses."
+    """Train and validation loss, the loss's parts, the metric, learning rates, speed, and what the process
+    uses."""
     def lines(*wanted):
         out = []
         for split, key, name, colour, dots in wanted:
@@ -47,15 +48,19 @@ def panels(
     parts = parts_of([dict.fromkeys(keys, 0.0)])
     rates = [k for k in keys if k == "lr" or k.startswith("lr/")]
     palette = lambda i: part_colours[i % len(part_colours)]
-    drawn = [(lines(("train", "loss", "training", colours["train"], False), ("valid", "loss", "validation", colours["valid"], True)),
+    drawn = [(lines(("train", "loss", "training", colours["train"], False),
+                    ("valid", "loss", "validation", colours["valid"], True)),
               "loss"),
              (lines(*(("train", p, p, palette(i), False) for i, p in enumerate(parts)),
-                    *(("valid", p, f"{p}, validation", palette(i), True) for i, p in enumerate(parts))), "parts of the loss"),
-             (lines(("valid", metric, metric, colours["valid"], True)) if metric != "loss" else [], f"validation {metric}"),
+                    *(("valid", p, f"{p}, validation", palette(i), True) for i, p in enumerate(parts))),
+                    "parts of the loss"),
+             (lines(("valid", metric, metric, colours["valid"], True)) if metric != "loss" else [],
+              f"validation {metric}"),
              (lines(*((("train", r, r, palette(i), False)) for i, r in enumerate(rates))), "learning rate"),
              (lines(("train", "tokens_per_s", "tokens/s", palette(2), False)), "length units per second")]
     out = [chart(found, title) + legend(found) for found, title in drawn if found]
-    return "".join(f'<div style="flex:1 1 300px;max-width:480px">{p}</div>' for p in out + device_panel(device))
+    return "".join(f'<div style="flex:1 1 300px;max-width:480px">{p}</div>'
+                   for p in out + device_panel(device))
 
 
 def device_panel(
@@ -112,7 +117,8 @@ class RunWindow:
         for name, icon, act in (("Pause", "pause", self.pause), ("Go on", "play", self.go_on),
                                 ("Stop and save", "stop", self.stop), ("Resume", "repeat", self.resume),
                                 ("TensorBoard", "line-chart", self.open_board)):
-            self.buttons[name] = w.Button(description=name, icon=icon, disabled=True, layout=w.Layout(width="auto"))
+            self.buttons[name] = w.Button(description=name, icon=icon, disabled=True,
+                                          layout=w.Layout(width="auto"))
             self.buttons[name].on_click(act)
         self.longer = w.Text(placeholder="train.max_steps=1600", description="extend with",
                              layout=w.Layout(width="22em"), style={"description_width": "initial"})
@@ -120,7 +126,8 @@ class RunWindow:
                             titles=("Previews", "Log", "TensorBoard"), selected_index=None)
         self.below = below
         self.view = w.VBox([self.bar, self.note, w.HBox([*self.buttons.values(), self.longer],
-                                                        layout=w.Layout(flex_flow="row wrap")), self.curves, below])
+                                                        layout=w.Layout(flex_flow="row wrap")), self.curves,
+                                                        below])
 
     def attach(
         self,
@@ -135,7 +142,7 @@ class RunWindow:
         self.device, self.seen, self.processes = deque(maxlen=450), {}, {}
         self.drawn_at = self.drawing = self.sampled = 0.0
         self.fresh, self.began = False, time.time()
-        self.bar.value, self.curves.value, self.log.value, self.gallery.value, self.frame.value = "", "", "", "", ""
+        self.bar.value, self.curves.value, self.log.value, self.gallery.value, self.frame.value = ("", "", "", "", "")
         self.note.value = "" if run else "<p>No run yet.</p>"
         self.chosen = settings(run) if run else {}
         self.list_previews()
@@ -145,7 +152,8 @@ class RunWindow:
         if not self.run:
             return {}
         try:
-            return self.handle.status if self.handle and self.handle.folder == self.run else status_of(self.run)
+            return (self.handle.status if self.handle and self.handle.folder == self.run
+                    else status_of(self.run))
         except (Refused, launch.Failed):  # its folder was removed
             return {}
 
@@ -164,13 +172,15 @@ class RunWindow:
         now = time.monotonic()
         if self.fresh and now - self.drawn_at > max(1.0, 20 * self.drawing):
             metric = metric_of(self.chosen, status.get("stage"))
-            drawn = f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px">{panels(self.numbers, metric, list(self.device))}</div>'
+            drawn = ('<div style="display:flex;flex-wrap:wrap;gap:4px '
+                     f'16px">{panels(self.numbers, metric, list(self.device))}</div>')
             self.put(self.curves, drawn)
             self.fresh, self.drawn_at, self.drawing = False, now, time.monotonic() - now
         self.tell_progress(status)
         self.enable(status)
         if self.below.selected_index == 1:
-            self.put(self.log, f'<pre style="max-height:20em;overflow:auto">{html.escape(tail(self.run / "log.txt"))}</pre>')
+            self.put(self.log,
+                     f'<pre style="max-height:20em;overflow:auto">{html.escape(tail(self.run / "log.txt"))}</pre>')
         if self.below.selected_index == 0:
             self.list_previews()
         if self.board and self.below.selected_index == 2:
@@ -195,22 +205,26 @@ class RunWindow:
         steps, minutes = (self.numbers.columns.get(("train", "loss"), ((), (), ()))[k][-n:] for k in (0, 1))
         values = {k: c[2][-1] for (split, k), c in self.numbers.columns.items() if split == "train"}
         recent = [{"step": s, "time": 60 * m, **values} for s, m in zip(steps, minutes)]
-        first, stage = self.numbers.stages[-1] if self.numbers.stages else (0, None)  # the stage that the last line is of
+        # the stage that the last line is of
+        first, stage = self.numbers.stages[-1] if self.numbers.stages else (0, None)
         here = stage in (None, status.get("stage", stage))
-        valid = {k: c[2][-1] for (split, k), c in self.numbers.columns.items() if split == "valid" and here and c[0][-1] >= first}
+        valid = {k: c[2][-1] for (split, k), c in self.numbers.columns.items()
+                 if split == "valid" and here and c[0][-1] >= first}
         if status["state"] in ACTIVE:
             share, left = progress(status, recent, self.chosen["train"]["minutes"], time.time())
             line = progress_line(status, recent, valid, metric_of(self.chosen, status.get("stage")), left)
             line = f"{status['state']} · {line}" if status["state"] != "running" else line
         else:
-            share, line = 1.0, last_line(status, status["updated"] - status.get("pid_started", status["updated"]))
+            share, line = 1.0, last_line(status,
+                                         status["updated"] - status.get("pid_started", status["updated"]))
             line += f": {status['error']}" if status.get("error") else ""
         self.put(self.bar, bar(share, f"{self.run.name} · {line}")["text/html"])
 
     def enable(self, status):
         "Only buttons that can do something."
         state = status["state"]
-        can = {"Pause": state == "running", "Go on": state == "paused", "Stop and save": state in ("running", "paused"),
+        can = {"Pause": state == "running", "Go on": state == "paused",
+               "Stop and save": state in ("running", "paused"),
                "Resume": state not in ACTIVE and not self.busy, "TensorBoard": True}
         for name, button in self.buttons.items():
             if button.disabled == can[name]:

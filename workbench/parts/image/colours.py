@@ -14,7 +14,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 # %% ../../../nbs/parts/image/00_colours.ipynb #clear
-SCALES = {"1": (1, 255), "L;2": (2, 85), "L;4": (4, 17), "L": (8, 1), "I;16B": (16, 1), "RGB": (8, 1), "RGB;16B": (16, 1)}  # bits, factor to Pillow's numbers
+# bits, factor to Pillow's numbers
+SCALES = {"1": (1, 255), "L;2": (2, 85), "L;4": (4, 17), "L": (8, 1), "I;16B": (16, 1), "RGB": (8, 1),
+          "RGB;16B": (16, 1)}
 
 
 def low_bytes(
@@ -57,17 +59,21 @@ def to_srgb(
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         kind = kind_of(source)
-        applied = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}.get((mode, kind))
+        applied = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB",
+                   ("CMYK", "CMYK"): "CMYK"}.get((mode, kind))
         if not applied:
             raise ValueError(f"its colour profile is for {kind}, the picture is {mode}")
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), applied, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), applied, "RGB",
+                                            ImageCms.Intent.RELATIVE_COLORIMETRIC)
     except (ImageCms.PyCMSError, OSError) as e:
         raise ValueError("its colour profile cannot be read") from e
     if applied == "CMYK":
         return applied, transform
     steps = np.linspace(0, 255, 9).astype(np.uint8)
-    cube = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(1, -1, 3) if applied == "RGB" else steps[None]
-    changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform), int) - (cube if applied == "RGB" else cube[..., None])
+    cube = np.stack(np.meshgrid(steps, steps, steps,
+                                indexing="ij"), -1).reshape(1, -1, 3) if applied == "RGB" else steps[None]
+    changed = np.asarray(ImageCms.applyTransform(Image.fromarray(cube), transform),
+                         int) - (cube if applied == "RGB" else cube[..., None])
     return applied, transform if np.abs(changed).max() > 1 else None
 
 
@@ -90,7 +96,8 @@ def flat_mode(
     "What the colours of a picture are numbers of, transparency and palette apart."
     if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
         return "L"
-    return "RGB" if image.mode in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA") else image.mode if image.mode == "CMYK" else "other"
+    return "RGB" if image.mode in ("RGB", "RGBA", "RGBa", "RGBX", "P",
+                                   "PA") else image.mode if image.mode == "CMYK" else "other"
 
 
 def in_srgb(

@@ -38,7 +38,8 @@ class PatchCritic(nn.Module):
         "Raises ValueError where an image is too small for the layers."
         h, w = image.shape[2:]
         if min(h, w) < self.least:
-            raise ValueError(f"an image of {h} × {w} pixels, and this critic needs {self.least}: take fewer `layers`.")
+            raise ValueError(f"an image of {h} × {w} pixels, and this critic needs {self.least}: take fewer "
+                             "`layers`.")
         return self.layers(image).float()
 
 # %% ../../../nbs/parts/image/80_critic.ipynb #hinge_critic
@@ -61,9 +62,11 @@ def r1(
     critic,  # images [B, C, H, W] -> logits [B, 1, h, w]; rows must not see each other
     real: Tensor,  # [B, C, H, W]
 ) -> Tensor:  # [B]
-    "The squared length of the gradient of a row's mean logit. Raises ValueError where gradients are switched off."
+    """The squared length of the gradient of a row's mean logit.
+    Raises ValueError where gradients are switched off."""
     if not torch.is_grad_enabled():
-        raise ValueError("R1 is made of gradients, and they are switched off here: leave it out of validation.")
+        raise ValueError("R1 is made of gradients, and they are switched off here: leave it out of "
+                         "validation.")
     with torch.autocast(real.device.type, enabled=False):
         real = real.detach().float().requires_grad_()
         logits = critic(real).flatten(1).mean(1)

@@ -64,14 +64,16 @@ def together(
     work: Callable,
     items: list,
 ) -> Iterator:  # what `work` gives for each, in order
-    "Work that lets go of the interpreter's lock, in threads; a few hundred at a time, so that an interruption is heard."
+    """Work that lets go of the interpreter's lock, in threads; a few hundred at a time, so that an
+    interruption is heard."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for i in range(0, len(items), 256):
             yield from pool.map(work, items[i:i + 256])
 
 
 def stamp_of(path: str) -> list[int]:
-    "What tells a file that has changed. Raises OSError, and ValueError for what is no file: a named pipe would never end."
+    """What tells a file that has changed.
+    Raises OSError, and ValueError for what is no file: a named pipe would never end."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is no plain file")
@@ -104,7 +106,8 @@ def examined(
     for path in map(str, paths):
         try:
             stamp = stamp_of(path)
-            found[path] = known[path][1] if known.get(path, [None])[0] == stamp else fresh.setdefault(path, stamp)
+            found[path] = known[path][1] if known.get(path,
+                                                      [None])[0] == stamp else fresh.setdefault(path, stamp)
         except (OSError, ValueError) as e:
             found[path] = unread(e)
     for n, (path, (entry, holds)) in enumerate(zip(fresh, together(judged, list(fresh))), 1):

@@ -61,7 +61,8 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 def orientation(
     image: Image.Image,
 ) -> int:  # 1 to 8; 5 and above lie on their side
-    "EXIF's orientation. A PNG with it after the pixels is not read for it; a TIFF is turned by Pillow itself."
+    """EXIF's orientation. A PNG with it after the pixels is not read for it; a TIFF is turned by Pillow
+    itself."""
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     tag = image.getexif().get(0x0112, 1)

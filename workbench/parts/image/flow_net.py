@@ -162,7 +162,8 @@ class FlowProcessor(nn.Module):
     ):
         super().__init__()
         if width % (4 * heads):
-            raise ValueError(f"`width` is {width}, and with {heads} `heads` it must be a multiple of {4 * heads}.")
+            raise ValueError(f"`width` is {width}, and with {heads} `heads` it must be a multiple of "
+                             f"{4 * heads}.")
         self.patch, self.heads = patch, heads
         self.enter = nn.Linear(latent * patch * patch, width)
         self.condition = Condition(text_width, width)

@@ -64,7 +64,8 @@ def place_of(
         return None
     at = columns(path, first)
     if column.lower() not in at:
-        raise ValueError(f"{path}: the column {column} is missing; the header has {', '.join(at)}: name the right one in data.column.")
+        raise ValueError(f"{path}: the column {column} is missing; the header has {', '.join(at)}: name the "
+                         "right one in data.column.")
     return at[image], at[column.lower()], len(first)
 
 
@@ -83,12 +84,14 @@ def read_captions(
     for n, cells in kept:
         name, caption = (" ".join(cells[i].split()) if i < len(cells) else "" for i in (image, at))
         why = "no caption: the line has no tab" if len(cells) == 1 else "no image" if not name else ""
-        why = why or (f"{len(cells)} columns, not {wide}" if len(cells) > wide else "" if caption else "empty caption")
+        why = why or (f"{len(cells)} columns, not {wide}" if len(cells) > wide else "" if caption
+                      else "empty caption")
         found.append((n, cells[image].strip() if name else "", unicodedata.normalize("NFC", caption), why))
     return found
 
 # %% ../../../nbs/parts/image/30_rows.ipynb #of_table
-ABOUT = {"readme", "license", "licence", "copying", "notice"}  # texts that caption nothing, where no picture has their name
+# texts that caption nothing, where no picture has their name
+ABOUT = {"readme", "license", "licence", "copying", "notice"}
 
 
 def composed(name: str) -> str:
@@ -112,7 +115,8 @@ def real_name(
     "The file of that name, however its accents are written. Raises ValueError where there are two."
     there = [name] if name.isascii() else listed().get(name, [name])
     if len(there) > 1:
-        raise ValueError("two files have this name, one with composed letters (NFC) and one with decomposed (NFD): rename one")
+        raise ValueError("two files have this name, one with composed letters (NFC) and one with decomposed "
+                         "(NFD): rename one")
     return there[0]
 
 
@@ -176,23 +180,28 @@ def of_texts(
         except ValueError as e:
             rejected.append({"row": name, "uid": uid, "reason": str(e)})
     stems = {stem_of(f) for f in pictures}
-    lone = [f for stem, names in texts.items() for f in names if stem not in stems and PurePosixPath(f).stem.lower() not in ABOUT]
+    lone = [f for stem, names in texts.items()
+            for f in names if stem not in stems and PurePosixPath(f).stem.lower() not in ABOUT]
     return found, rejected + [{"row": f, "uid": f, "reason": "caption without a picture"} for f in lone]
 
 
 def by_folder(
     lines: list[tuple],  # (row, uid, caption, path)
 ) -> dict[str, list[tuple]]:  # split -> its lines
-    "Texts in folders `train`, `valid`, `test` are of these splits; where there is no `train/`, all are to train on."
+    """Texts in folders `train`, `valid`, `test` are of these splits; where there is no `train/`, all are to
+    train on."""
     found = {"train": []}
     for line in lines:
-        found.setdefault(split_of(line[1].split("/")[0]) or "train" if "/" in line[1] else "train", []).append(line)
-    return found if any(line[1].split("/")[0].lower() == "train" for line in found["train"]) else {"train": lines}
+        found.setdefault(split_of(line[1].split("/")[0]) or "train" if "/" in line[1] else "train",
+                         []).append(line)
+    return found if any(line[1].split("/")[0].lower() == "train"
+                        for line in found["train"]) else {"train": lines}
 
 
 def read_folder(
     image_folder: str | Path,
-    captions_file: str | Path | None = None,  # image<TAB>caption; None: the folder's own tables or texts; its train.tsv: the others, too
+    # image<TAB>caption; None: the folder's own tables or texts; its train.tsv: the others, too
+    captions_file: str | Path | None = None,
     cache_file: Path | None = None,  # of `examined`
     column: str = "caption",  # of tables with a header
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:  # split -> rows; left out: {"row", "uid", "reason"}
@@ -201,12 +210,14 @@ def read_folder(
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder.")
     named = {"train": Path(captions_file).expanduser()} if captions_file else {}
-    beside = not named or split_of(named["train"].stem) == "train" and named["train"].resolve().parent == folder.resolve()
+    beside = (not named or split_of(named["train"].stem) == "train"
+              and named["train"].resolve().parent == folder.resolve())
     tables = named | (split_tables(folder, (".tsv", ".csv"), named) if beside else {})
     order = sorted(tables, key=lambda s: (s != "train", s != "valid", s)) or ["train"]
     found, rejected, seen, listed = {}, [], {}, lru_cache(lambda: names_of(folder))
     for split in reversed(order):  # what is held out is read first
-        found[split], bad = of_table(folder, tables[split], column, seen, listed) if tables else of_texts(folder)
+        found[split], bad = of_table(folder, tables[split], column, seen,
+                                     listed) if tables else of_texts(folder)
         rejected += bad
     found = found if tables else by_folder(found["train"])
     order = list(dict.fromkeys([*order, *found]))
@@ -215,6 +226,7 @@ def read_folder(
     known = examined([path for lines in found.values() for *_, path in lines], cache_file)
     bad = [{"row": at, "uid": uid, "reason": known[path]}
            for lines in found.values() for at, uid, _, path in lines if isinstance(known[path], str)]
-    rows = {split: [PictureRow(uid, caption, f.height, f.width, path, f.digest, f.fault) for _, uid, caption, path in found[split]
+    rows = {split: [PictureRow(uid, caption, f.height, f.width, path, f.digest, f.fault)
+                    for _, uid, caption, path in found[split]
                     if not isinstance(f := known[path], str)] for split in order}
     return rows, rejected + bad

@@ -91,7 +91,8 @@ def frechet(
     b: Tensor,  # [M, F]
     shrink: float = 0.0,  # share of the mean variance, times the identity, in both covariances
 ) -> float:
-    "The Fréchet distance of two Gaussians, squared. Raises ValueError where a set has fewer than two pictures."
+    """The Fréchet distance of two Gaussians, squared.
+    Raises ValueError where a set has fewer than two pictures."""
     if min(len(a), len(b)) < 2:
         raise ValueError(f"sets of {len(a)} and {len(b)} pictures, and a covariance needs two at least.")
     a, b = a.double(), b.double()
@@ -112,7 +113,8 @@ def retrieval(
     "How often, and how nearly, a drawn picture finds its caption's real one."
     right = torch.tensor([[one == other for other in captions] for one in captions], device=real.device)
     if not len(captions) or right.all():
-        raise ValueError(f"retrieval among {len(captions)} pictures of one caption: give it two captions at least.")
+        raise ValueError(f"retrieval among {len(captions)} pictures of one caption: give it two captions at "
+                         "least.")
     mean, std = real.mean(0), real.std(0, correction=0)
     scale = torch.where(std > 1e-6, std, 1.0)
     drawn, real = ((x - mean).double() / scale for x in (drawn, real))
@@ -148,7 +150,8 @@ def perceptual(
     files = sorted(folder.glob(f"{BACKBONES[net]}-*.pth"))
     if not files:
         name = f"{BACKBONES[net]}-*.pth"
-        raise ValueError(f"LPIPS needs weights, {name} in {folder}: put them there, or set `use_lpips: false`.")
+        raise ValueError(f"LPIPS needs weights, {name} in {folder}: put them there, or set `use_lpips: "
+                         "false`.")
     from lpips import LPIPS
 
     model = LPIPS(net=net, pnet_rand=True, verbose=False)

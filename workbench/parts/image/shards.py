@@ -41,7 +41,8 @@ def suffixless(
 ) -> bool:
     "Whether a picture may be meant: no paper about the set, nothing that is hidden or between double bars."
     last = PurePosixPath(name).name
-    return "." not in last and last.lower() not in ABOUT and not re.match(r"__[^/]*__($|/)", name.removeprefix("./"))
+    return ("." not in last and last.lower() not in ABOUT
+            and not re.match(r"__[^/]*__($|/)", name.removeprefix("./")))
 
 
 def wrong(
@@ -78,7 +79,8 @@ def members(
                 tar.members = []  # a shard of a million members is not kept in memory
                 key, suffix = split_name(member.name) or ("", "")
                 if not key or member.isdir():
-                    bad |= {member.name: (member.name, "its name has no suffix")} if member.isreg() and suffixless(member.name) else {}
+                    bad |= {member.name: (member.name,
+                                          "its name has no suffix")} if member.isreg() and suffixless(member.name) else {}
                     continue
                 twice = suffix in found.get(key, {})
                 if problem := wrong(member, end) or ("it stands twice" if twice else ""):
@@ -145,7 +147,8 @@ def one_sample(
     if image is None or not labels:
         wanted, where = (label_keys, "label_key") if image else (image_keys, "image_key")
         has = ", ".join(f".{s}" for s in parts)
-        return None, key, f"no {' or '.join(f'.{s}' for s in wanted)} in this sample; it has {has}: name the right one in data.{where}"
+        return (None, key, f"no {' or '.join(f'.{s}' for s in wanted)} in this sample; it has {has}: name "
+                           f"the right one in data.{where}")
     faults = []
     for label in labels:
         try:
@@ -178,7 +181,9 @@ def index_shard(
     rejected = [{"row": f"{name}:{member}", "uid": key, "reason": reason}
                 for key, (member, reason) in bad.items()]
     good = [key for key in found if key not in bad]
-    for key, (row, member, reason) in zip(good, together(lambda key: one_sample(file, key, found[key], image_keys, label_keys, caption_key), good)):
+    for key, (row, member, reason) in zip(good,
+                                          together(lambda key: one_sample(file, key, found[key], image_keys,
+                                                                          label_keys, caption_key), good)):
         rows += [row] if row else []
         rejected += [] if row else [{"row": f"{name}:{member}", "uid": key, "reason": reason}]
     return rows, rejected + ([{"row": name, "uid": "", "reason": why}] if why else [])
@@ -195,7 +200,8 @@ def index(
     cache: Path | None = None,  # folder
     **how,  # retries, wait, timeout of `fetch.fetch`
 ) -> tuple[list[PictureRow], list[dict]]:  # rows in order; left out: {"row", "uid", "reason"}
-    "The rows of shards whose pictures and captions can be read. Raises ValueError where a shard cannot be had at all."
+    """The rows of shards whose pictures and captions can be read.
+    Raises ValueError where a shard cannot be had at all."""
     keys = [[k.strip().lower().lstrip(".") for k in key.split(";") if k.strip()]
             for key in (image_key, label_key)]
     if not all(keys):
@@ -228,7 +234,8 @@ def apart(rows: list[PictureRow]) -> list[PictureRow]:
     return again(named, lambda r: os.path.dirname(r.where[0]))
 
 # %% ../../../nbs/parts/image/50_shards.ipynb #write_shards
-SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of Pillow's names; the others are their own, in small letters
+# of Pillow's names; the others are their own, in small letters
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 
 
 def write_shards(
@@ -255,7 +262,8 @@ def write_shards(
                 kind = with_picture(data, lambda image: image.format, row.uid)
                 label = json.dumps({"caption": row.caption}, ensure_ascii=False).encode()
                 suffix = SUFFIXES.get(kind, kind.lower())
-                add(tar, f"{key}.{suffix if suffix in IMAGES.split(';') else 'png'}", data)  # a rare kind is known by its content
+                # a rare kind is known by its content
+                add(tar, f"{key}.{suffix if suffix in IMAGES.split(';') else 'png'}", data)
                 add(tar, f"{key}.json", label)
         os.replace(aside, path)
         paths.append(str(path))

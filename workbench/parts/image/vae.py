@@ -81,7 +81,8 @@ def per_level(
     if last:
         values += values[-1:] * (levels - len(values))
     if len(values) != levels:
-        raise ValueError(f"`{name}` has {len(values)} numbers, and there are {levels} resolutions: give 1 or {levels}.")
+        raise ValueError(f"`{name}` has {len(values)} numbers, and there are {levels} resolutions: give 1 or "
+                         f"{levels}.")
     return values
 
 

@@ -29,7 +29,8 @@ class Clips:
     refused: dict[str, str]  # clip -> why it cannot be read
     names: tuple[str, ...] | None  # of the K points
     fps: float | None  # of all clips; None where no file says one
-    rates: dict[str, int] = field(default_factory=dict)  # frames a second as the files have them -> clips; "" of those that say none
+    # frames a second as the files have them -> clips; "" of those that say none
+    rates: dict[str, int] = field(default_factory=dict)
     crowded: int = 0  # clips that show several persons
     contents: dict[str, str] = field(default_factory=dict)  # clip -> fingerprint of its file
 
@@ -87,7 +88,8 @@ def load_clips(
     fps: float | None = None,  # frames a second of all; None: those of most clips in `lead`
     lead: list[str] = (),  # clips of the training rows; (): all decide
 ) -> Clips:
-    "All clips; those that cannot be read stand in `refused`. Raises ValueError where a key fits no clip, or the clips have different points."
+    """All clips; those that cannot be read stand in `refused`.
+    Raises ValueError where a key fits no clip, or the clips have different points."""
     stamps = []
     for clip in wanted:
         try:
@@ -104,7 +106,8 @@ def load_clips(
     names = tuple(index["names"]) if index["names"] else None
     spans = {k: tuple(v) for k, v in index["spans"].items()}
     frames = np.load(home / "frames.npy", mmap_mode="r")
-    return Clips(frames, spans, index["refused"], names, index["fps"], index["rates"], index["crowded"], index["contents"])
+    return Clips(frames, spans, index["refused"], names, index["fps"], index["rates"], index["crowded"],
+                 index["contents"])
 
 
 def read_clips(
@@ -112,23 +115,28 @@ def read_clips(
     wanted: list[str],
     what: dict,  # keypoints, dims, trim, layout
 ) -> tuple[dict, dict[str, str]]:  # clip -> Pose; clip -> why it cannot be read
-    "Every clip that can be read. Raises ValueError where what a key asks for fits none of them, or they have different points."
+    """Every clip that can be read.
+    Raises ValueError where what a key asks for fits none of them, or they have different points."""
     poses, refused, unfit = {}, {}, []
     for clip in wanted:
         try:
-            poses[clip] = load_clip(folder, clip, what["keypoints"], what["dims"], what["trim"], what["layout"])
+            poses[clip] = load_clip(folder, clip, what["keypoints"], what["dims"], what["trim"],
+                                    what["layout"])
         except (OSError, ValueError) as e:
             refused[clip] = str(e)
             unfit += [e] if isinstance(e, Unfit) else []
     if unfit and not poses:
         key = unfit[0].key
         asked = "null" if what[key] is None else what[key]
-        raise ValueError(f"data.{key} is {asked}, which fits none of the clips ({len(unfit)} of {len(wanted)} for this reason). {unfit[0]}")
+        raise ValueError(f"data.{key} is {asked}, which fits none of the clips ({len(unfit)} of "
+                         f"{len(wanted)} for this reason). {unfit[0]}")
     first = next(iter(poses.values()), None)
     for clip, pose in poses.items():
         if pose.points.shape[1:] != first.points.shape[1:]:
-            raise ValueError(f"{folder}: the pose {clip} has {pose.points.shape[1]} points of {pose.points.shape[2]} "
-                             f"coordinates and others {first.points.shape[1]} of {first.points.shape[2]}: give poses of one kind.")
+            raise ValueError(f"{folder}: the pose {clip} has {pose.points.shape[1]} points of "
+                             f"{pose.points.shape[2]} "
+                             f"coordinates and others {first.points.shape[1]} of {first.points.shape[2]}: "
+                             "give poses of one kind.")
     return poses, refused
 
 
@@ -147,11 +155,15 @@ def build_clips(
     ends = np.cumsum([0, *map(len, parts.values())]).tolist()
     aside = home.with_name(f".{home.name}.{os.getpid()}")
     aside.mkdir(parents=True, exist_ok=True)
-    np.save(aside / "frames.npy", np.concatenate(list(parts.values())) if parts else np.zeros((0, 1, what["dims"]), np.float32))
+    np.save(aside / "frames.npy",
+            np.concatenate(list(parts.values())) if parts else np.zeros((0, 1, what["dims"]), np.float32))
     index = {"spans": dict(zip(parts, zip(ends, ends[1:]))), "refused": refused,
-             "names": next((pose.names for pose in poses.values() if pose.names), None), "fps": target if any(rates.values()) else None,
-             "rates": Counter(f"{fps:g}" if fps else "" for fps in rates.values()), "crowded": sum(p.persons > 1 for p in poses.values()),
-             "contents": {clip: hashlib.sha256(find_pose(folder, clip).read_bytes()).hexdigest()[:16] for clip in poses}}
+             "names": next((pose.names for pose in poses.values() if pose.names), None),
+             "fps": target if any(rates.values()) else None,
+             "rates": Counter(f"{fps:g}" if fps else "" for fps in rates.values()),
+             "crowded": sum(p.persons > 1 for p in poses.values()),
+             "contents": {clip: hashlib.sha256(find_pose(folder, clip).read_bytes()).hexdigest()[:16]
+                          for clip in poses}}
     (aside / "index.json").write_text(json.dumps(index), encoding="utf8")
     try:
         os.replace(aside, home)

@@ -103,7 +103,8 @@ def from_array(
     persons, scores = 1, None
     if array.ndim == 4 and array.size and confidence is None and "v" in (layout or third_number(array) or ""):
         people = array.reshape(-1, *array.shape[2:])
-        array, confidence = (a.reshape(*array.shape[:2], *a.shape[1:]) for a in unfold(people, layout or third_number(array), source))
+        array, confidence = (a.reshape(*array.shape[:2], *a.shape[1:])
+                             for a in unfold(people, layout or third_number(array), source))
         layout = None
     if array.ndim == 4 and np.ndim(confidence) == 3 and array.shape[:3] == confidence.shape:
         array, confidence, persons = best_person(array, confidence)
@@ -111,13 +112,16 @@ def from_array(
     if np.ndim(confidence) == 3: confidence = confidence[:, 0] if confidence.shape[1] else confidence[:, :, 0]
     if array.ndim == 2 and array.shape[1] and not layout:
         layout = guess_layout(array.shape[1], dims, source)
-        if layout == "xyz" and confidence is None: layout = third_number(array.reshape(len(array), -1, 3)) or "xyz"
+        if layout == "xyz" and confidence is None:
+            layout = third_number(array.reshape(len(array), -1, 3)) or "xyz"
     C = array.shape[2] if array.ndim == 3 else 0
-    if not layout and (C == 4 or C == 3 and (array.shape[1] == 133 or confidence is None)): layout = third_number(array)
+    if not layout and (C == 4 or C == 3
+                       and (array.shape[1] == 133 or confidence is None)): layout = third_number(array)
     if layout and array.ndim in (2, 3): array, scores = unfold(array, layout, source)
     if array.ndim == 3 and array.shape[1:] == (133, 3): array, scores = array[..., :2], array[..., 2]
     points = array.shape[1] if array.ndim == 3 else 0
-    found = checked(array, scores if confidence is None else confidence, rate(fps), {133: COCO_NAMES, 76: NAMES_152}.get(points), source)
+    found = checked(array, scores if confidence is None else confidence, rate(fps),
+                    {133: COCO_NAMES, 76: NAMES_152}.get(points), source)
     return replace(found, persons=persons)
 
 # %% ../../../nbs/parts/pose/10_files.ipynb #ArrayUnpickler
@@ -186,7 +190,8 @@ def read_pickle(
         content, scores = people_second(content, scores, frames, people_first, source)
     found = from_array(content, scores, fps, dims, source, layout)
     if frames and len(found.points) != frames:
-        raise ValueError(f"{source}: it says total_frames {frames:g} and holds {len(found.points)}: which axis has the frames?")
+        raise ValueError(f"{source}: it says total_frames {frames:g} and holds {len(found.points)}: which "
+                         "axis has the frames?")
     return found
 
 # %% ../../../nbs/parts/pose/10_files.ipynb #find_pose
@@ -203,7 +208,8 @@ def spellings(
         name = unicodedata.normalize("NFC", path.name)
         if name == path.name and name.isascii() or not path.is_file(): continue
         found[name] = path.name
-        if path.suffix.lower() in SUFFIXES: found.setdefault(unicodedata.normalize("NFC", path.stem), path.name)
+        if path.suffix.lower() in SUFFIXES: found.setdefault(unicodedata.normalize("NFC", path.stem),
+                                                             path.name)
     return found
 
 def find_pose(
@@ -213,11 +219,13 @@ def find_pose(
     "The file of a pose. FileNotFoundError without one, ValueError where the name leads out of the folder."
     folder = Path(folder).resolve()
     path = (folder / name).resolve()
-    if not path.is_relative_to(folder) or path == folder: raise ValueError(f"{name}: leads out of the pose folder {folder}.")
+    if not path.is_relative_to(folder) or path == folder: raise ValueError(f"{name}: leads out of the pose "
+                                                                           f"folder {folder}.")
     for candidate in (path, *(path.with_name(path.name + s) for s in (*SUFFIXES, *map(str.upper, SUFFIXES)))):
         if candidate.is_file(): return candidate
     changed = path.parent.stat().st_mtime_ns if path.parent.is_dir() else 0
-    if same := spellings(path.parent, changed).get(unicodedata.normalize("NFC", path.name)): return path.with_name(same)
+    if same := spellings(path.parent,
+                         changed).get(unicodedata.normalize("NFC", path.name)): return path.with_name(same)
     raise FileNotFoundError(f"{folder}: no pose {name} (looked for .pose, .npy, .pkl).")
 
 # %% ../../../nbs/parts/pose/10_files.ipynb #read_pose
@@ -297,7 +305,8 @@ def keypoints(
     absent = [n for n in picked if n not in at]
     if absent:
         has = ", ".join(f"{c} ({sum(n.startswith(c + ':') for n in names)})" for c in components)
-        raise Unfit("keypoints", f"{source}: {keep} needs {absent[0]} ({len(absent)} absent) and it has {has}; "
+        raise Unfit("keypoints", f"{source}: {keep} needs {absent[0]} ({len(absent)} absent) and it has "
+                                 f"{has}; "
                          "choose from hands, left, right, body, face, 152, 266, all and these components.")
     return np.array([at[n] for n in picked])
 

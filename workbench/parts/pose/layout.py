@@ -20,15 +20,18 @@ class Unfit(ValueError):
 
 # %% ../../../nbs/parts/pose/00_layout.ipynb #unfold
 NAMED = (76, 133) # points of the selections 152 and 266
-MIXED = {258: "33*xyzv+42*xyz", 1662: "33*xyzv+510*xyz"} # MediaPipe's pose and hands, and with its face, as tutorials join them
+# MediaPipe's pose and hands, and with its face, as tutorials join them
+MIXED = {258: "33*xyzv+42*xyz", 1662: "33*xyzv+510*xyz"}
 
 def layout_of(
     layout:str, # "xyzv", or "33*xyzv+42*xyz"
 ) -> list: # (points or None, coordinates) of each part
     "What the numbers of a frame are. ValueError where the text says nothing of the kind."
     parts = [re.fullmatch(r"(?:([1-9]\d*)\*)?([xyzv]{2,4})", p.strip()) for p in str(layout).split("+")]
-    if not all(p and {"x", "y"} <= set(p[2]) and len(set(p[2])) == len(p[2]) and (p[1] or len(parts) == 1) for p in parts):
-        raise ValueError("write the numbers of a point, xy, xyz, xyv or xyzv (v is a score), or several kinds of points as 33*xyzv+42*xyz")
+    if not all(p and {"x", "y"} <= set(p[2]) and len(set(p[2])) == len(p[2]) and (p[1] or len(parts) == 1)
+               for p in parts):
+        raise ValueError("write the numbers of a point, xy, xyz, xyv or xyzv (v is a score), or several "
+                         "kinds of points as 33*xyzv+42*xyz")
     return [(p[1] and int(p[1]), p[2]) for p in parts]
 
 def guess_layout(
@@ -44,7 +47,8 @@ def guess_layout(
     can = [*mixed, *(c for c in fits if dims != 3 or "z" in c)]
     if len(can) == 1: return can[0]
     said = ", ".join(f"{c} ({fits[c]} points)" if c in fits else c for c in can) or "such as 21*xyz+2*xy"
-    raise Unfit("layout", f"{source}: what {width} numbers a frame are cannot be told from their number. Write it with "
+    raise Unfit("layout", f"{source}: what {width} numbers a frame are cannot be told from their number. "
+                          "Write it with "
                 f"data.layout: {said}; v stands for a score, as in xyv.")
 
 def unfold(
@@ -73,7 +77,8 @@ def score_column(
     array:np.ndarray, # [T, K, 3]
 ) -> bool:
     "Whether the third number of a point is a score: between 0 and 1 beside x and y in pixels."
-    third, size = array[..., 2][np.isfinite(array[..., 2])], np.abs(array[..., :2][np.isfinite(array[..., :2])])
+    third, size = array[...,
+                        2][np.isfinite(array[..., 2])], np.abs(array[..., :2][np.isfinite(array[..., :2])])
     return bool(len(third) and size.max(initial=0) > 2 and third.min() >= 0 and 0 < third.max() <= 1)
 
 def third_number(
@@ -108,7 +113,8 @@ def people_second(
     a, b = array.shape[:2]
     if frames in (a, b) and a != b: people_first = frames == b
     if people_first is None and 1 < a < b:
-        raise ValueError(f"{source}: of {list(array.shape)} the frames may be the first or the second axis; save [frames, persons, points, coordinates].")
+        raise ValueError(f"{source}: of {list(array.shape)} the frames may be the first or the second axis; "
+                         "save [frames, persons, points, coordinates].")
     if people_first or people_first is None and a == 1 < b:
         array, scores = array.swapaxes(0, 1), None if scores is None else scores.swapaxes(0, 1)
     return array, scores

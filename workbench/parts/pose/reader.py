@@ -30,7 +30,8 @@ class Reader(nn.Module):
         hidden = hidden or width
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.project = nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout),
+        self.project = nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.GELU(),
+                                     nn.Dropout(dropout),
                                      nn.Linear(hidden, width), nn.LayerNorm(width))
         self.conv = TemporalConv(width, tuple(strides), kernel, dropout) if strides else None
         self.positions = positions

@@ -67,7 +67,8 @@ def read_table(
                 continue
         pose = cell.get("pose", "").strip()
         clips = named.setdefault(pose, tuple(map(str.strip, pose.split("+")))) if pose else (uid,)
-        why = "no uid" if not uid else "no text" if not said else "this uid stands twice" if uid in seen else ""
+        why = ("no uid" if not uid else "no text" if not said else "this uid stands twice" if uid in seen
+               else "")
         if not why and ("" in clips or "_" in (clips[0], clips[-1])):
             why = "its poses have an empty name, or a pause at an end"
         if len(cells) > len(header):
@@ -84,7 +85,8 @@ def read_table(
     check_one_split(path, splits)
     if spoken and not rows and not rejected:
         there = ", ".join(sorted(spoken))
-        raise ValueError(f"{path}: no row is of data.languages = {', '.join(languages)}; its column lang has {there}. "
+        raise ValueError(f"{path}: no row is of data.languages = {', '.join(languages)}; its column lang has "
+                         f"{there}. "
                          "Name one of these, or set data.languages=null.")
     return rows, rejected
 
@@ -103,7 +105,8 @@ class PoseRows:
         return len(self.rows)
 
     def motion(self, i: int, epoch: int = 0) -> np.ndarray:  # [T, K, C], NaN where missing
-        "The motion of a row; where thinning would pass over the few frames in which something is seen, those."
+        """The motion of a row; where thinning would pass over the few frames in which something is seen,
+        those."""
         points = compose([None if c == "_" else self.clips[c] for c in self.rows[i].clips])
         out = self.varied(i, epoch, points)
         if not np.isnan(out).all():
@@ -113,7 +116,8 @@ class PoseRows:
     def varied(self, i: int, epoch: int, points: np.ndarray) -> np.ndarray:
         "The motion augmented, or shifted as the table states, and thinned."
         row, rng = self.rows[i], np.random.default_rng([self.seed, epoch, i])
-        if self.augmentation is not None:  # thinned first: a third of the work, and time is stretched all the same
+        # thinned first: a third of the work, and time is stretched all the same
+        if self.augmentation is not None:
             first = int(rng.integers(min(self.step_frames, len(points))))
             points = augment(points[first::self.step_frames], rng, **self.augmentation)
             return thin(points, 1, self.max_frames)

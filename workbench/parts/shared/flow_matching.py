@@ -76,9 +76,11 @@ def adaptive(
             raise ValueError(f"the velocity at time {t:.3f} is not finite: take an earlier checkpoint.")
         return v.cpu().numpy()
 
-    found = solve_ivp(slope, (0, 1), x.detach().double().flatten().cpu().numpy(), "RK45", rtol=rtol, atol=atol)
+    found = solve_ivp(slope, (0, 1), x.detach().double().flatten().cpu().numpy(), "RK45", rtol=rtol,
+                      atol=atol)
     if not found.success:
-        raise ValueError(f"the solver stopped at time {found.t[-1]:.3f} ({found.message}): raise `rtol` and `atol`.")
+        raise ValueError(f"the solver stopped at time {found.t[-1]:.3f} ({found.message}): raise `rtol` and "
+                         "`atol`.")
     for t, y in zip(found.t, found.y.T):
         _note(keep, float(t), back(y))
     return back(found.y[:, -1])

@@ -9,7 +9,8 @@ __all__ = ['FONTS', 'letters_of', 'families', 'entitle']
 from functools import lru_cache
 
 # %% ../../../nbs/parts/shared/30_fonts.ipynb #letters_of
-FONTS = ("Noto Sans Ethiopic", "Abyssinica SIL", "Nyala", "Kefa", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Devanagari",
+FONTS = ("Noto Sans Ethiopic", "Abyssinica SIL", "Nyala", "Kefa", "Noto Sans CJK JP", "Noto Sans CJK SC",
+         "Noto Sans Devanagari",
          "Noto Sans Thai", "Noto Sans", "Arial Unicode MS", "FreeSans", "Unifont")
 
 

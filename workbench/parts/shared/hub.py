@@ -56,9 +56,11 @@ def architecture_of(
 
 # %% ../../../nbs/parts/shared/10_hub.ipynb #weights_kind
 VOCABULARIES = (
-    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "source.spm",
+    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model",
+    "source.spm",
     "vocab.json", "vocab.txt", "prophetnet.tokenizer", "vocab-src.json")
-TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json")  # ByT5 and Canine read bytes and characters: they have no vocabulary
+# ByT5 and Canine read bytes and characters: they have no vocabulary
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json")
 
 
 def weights_kind(

@@ -32,7 +32,8 @@ def sign_of(
     suffix: str,  # of the file
     signs: str,  # those that may stand between cells, the surest first
 ) -> str:
-    "What stands between the cells: a tab in a .tsv; else the surest sign that the line has, and the more frequent one of , and ;."
+    """What stands between the cells: a tab in a .tsv; else the surest sign that the line has, and the more
+    frequent one of , and ;."""
     if suffix.lower() == ".tsv":
         return "\t"
     sure = [s for s in signs if s not in ",;" and s in first]
@@ -58,7 +59,8 @@ def plain_cells(
     if '"' not in line:
         return split
     cells = [plain if quoted is None else quoted.replace('""', '"') for quoted, plain in tokens(line, sign)]
-    return split if len(split) == width != len(cells) else cells  # two marks in two cells are no quoted cell with a sign
+    # two marks in two cells are no quoted cell with a sign
+    return split if len(split) == width != len(cells) else cells
 
 
 def row_end(
@@ -66,11 +68,13 @@ def row_end(
     at: int,
     sign: str,
 ) -> int:  # the line after the row
-    "Where a row of a table with tabs or bars ends: with its line, or with the line that closes its last cell."
+    """Where a row of a table with tabs or bars ends: with its line, or with the line that closes its last
+    cell."""
     s, n = re.escape(sign), at + 1
     opened, closed = re.compile('"(?:[^"]|"")*'), re.compile(rf'(?:[^"{s}]|"")*"(?={s}|$)')
     while '"' in lines[at] and opened.fullmatch(tokens("\n".join(lines[at:n]), sign)[-1][1] or ""):
-        ends = next((i for i in range(n, min(n + 100, len(lines))) if sign in lines[i] or closed.match(lines[i])), at)
+        ends = next((i for i in range(n, min(n + 100, len(lines)))
+                     if sign in lines[i] or closed.match(lines[i])), at)
         if ends == at or not closed.match(lines[ends]):
             break
         n = ends + 1
@@ -150,7 +154,8 @@ def check_one_split(
     "Raises ValueError where a table has rows of several splits: what is held out must not be trained on."
     named = sorted({cell.strip() for cell in cells} - {""})
     if len({split_of(name) for name in named} - {None}) > 1:
-        raise ValueError(f"{path}: its column split has {', '.join(named[:6])}: write a table for each, train.csv, valid.csv and test.csv, "
+        raise ValueError(f"{path}: its column split has {', '.join(named[:6])}: write a table for each, "
+                         "train.csv, valid.csv and test.csv, "
                          "or take the column out to train on all rows.")
 
 
@@ -164,7 +169,8 @@ def split_tables(
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)
         split = split_of(stem)
-        if not split or split in but or suffix.lower() not in suffixes or not os.path.isfile(os.path.join(folder, name)):
+        if (not split or split in but or suffix.lower() not in suffixes
+            or not os.path.isfile(os.path.join(folder, name))):
             continue
         if split in found:
             raise ValueError(f"{folder}: {found[split].name} and {name} are both for `{split}`: take one out.")

@@ -59,12 +59,14 @@ def search(
     symbol_lengths: torch.Tensor,  # [B]
     frame_lengths: torch.Tensor,  # [B]
 ) -> torch.Tensor:  # [B, S], whole numbers
-    "Frames of each symbol on the best monotonic path; where a row has fewer frames than symbols, its last symbols get none."
+    """Frames of each symbol on the best monotonic path; where a row has fewer frames than symbols, its last
+    symbols get none."""
     return _search(scores.detach(), symbol_lengths, frame_lengths)
 
 # %% ../../../nbs/parts/speech/52_align.ipynb #first_use
 def first_use():
-    "What a process loads at its first search: the compiled code, some 200 MB with its compiler. For the planner of memory."
+    """What a process loads at its first search: the compiled code, some 200 MB with its compiler.
+    For the planner of memory."""
     search(torch.zeros(1, 2, 1), torch.ones(1, dtype=torch.long), torch.full((1,), 2))
 
 # %% ../../../nbs/parts/speech/52_align.ipynb #frames_to_symbols
@@ -109,7 +111,8 @@ def check_durations(
     for i, uid in enumerate(uids):
         row, n = durations[i][inside[i]], int(frame_lengths[i])
         if int(row.min()) < 0 or int(row.sum()) != n or int(durations[i].sum()) != n:
-            raise ValueError(f"`{uid}`: its durations sum to {int(durations[i].sum())} frames, and it has {n}.")
+            raise ValueError(f"`{uid}`: its durations sum to {int(durations[i].sum())} frames, and it has "
+                             f"{n}.")
         if int((row == 0).sum()) > silent:
             raise ValueError(f"`{uid}`: {int((row == 0).sum())} of its {len(row)} symbols last no frame.")
 
@@ -127,12 +130,14 @@ def draw_alignment(
 ):
     "The spectrogram, the edges of the symbols on it, and the symbols above."
     seconds = mel.shape[1] * hop
-    axes.imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="magma", interpolation="nearest",
+    axes.imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="magma",
+                interpolation="nearest",
                 vmin=low, vmax=high)
     edges = np.concatenate([[0], np.cumsum(durations)]) * hop
     for i, (a, b, s) in enumerate(zip(edges, edges[1:], symbols)):
         axes.axvline(b, color="white", linewidth=0.6, alpha=0.8)
         if fonts := families(s):
-            axes.text((a + b) / 2, len(mel) * (1.02 + 0.07 * (i % 2)), s, ha="center", va="bottom", fontsize=8, fontfamily=fonts)
+            axes.text((a + b) / 2, len(mel) * (1.02 + 0.07 * (i % 2)), s, ha="center", va="bottom",
+                      fontsize=8, fontfamily=fonts)
     axes.set(xlabel="time in s", ylabel="mel band", xlim=(0, seconds))
     entitle(axes, text, more, loc="left", fontsize=9, pad=26)

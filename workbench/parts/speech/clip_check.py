@@ -39,7 +39,8 @@ def check_clip(
         return f"clipped: {part:.1%} of the samples stand at full scale; record it with less gain"
     if written < 16000 or rate >= 16000 and above(wave, rate, 4200) < -68:
         rose = "" if written < 16000 else f", although the file says {written} Hz"
-        return f"nothing above 4 kHz{rose}: take the original of 16 kHz or more; a raised rate brings nothing back"
+        return (f"nothing above 4 kHz{rose}: take the original of 16 kHz or more; a raised rate brings "
+                "nothing back")
     return ""
 
 

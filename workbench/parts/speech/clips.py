@@ -31,7 +31,8 @@ class Clip:
 class Recipe:
     "What is done to a clip."
     mel: Mel = Mel()
-    trim: float | None = -40.0  # dB under the loudest frame that counts as silence at the ends; None: nothing is cut
+    # dB under the loudest frame that counts as silence at the ends; None: nothing is cut
+    trim: float | None = -40.0
     level: float | None = -23.0  # dB of the speech; None: as recorded
     pitch: bool = False
 
@@ -59,7 +60,8 @@ def processed(
         raise ValueError(reason)
     first, end = (0, len(wave)) if recipe.trim is None else trim(wave, rate, recipe.trim)
     if end - first < shortest * rate:
-        raise ValueError(f"shorter than {shortest} s: {(end - first) / rate:.2f} s without the silence at its ends")
+        raise ValueError(f"shorter than {shortest} s: {(end - first) / rate:.2f} s without the silence at "
+                         "its ends")
     wave = wave[first:end] if recipe.level is None else level(wave[first:end], rate, recipe.level, db)
     return wave, facts | {"from": first / rate, "to": end / rate}
 

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 # %% ../../../nbs/parts/speech/64_columns.ipynb #by_names
-COLUMNS = {"path": ("path", "file", "audio_file", "audio", "wav", "filename", "file_name", "audio_filepath", "audio_path",
-                    "wav_path", "wav_file", "filepath", "file_path", "wav_filename", "audio_filename", "audio_file_name", "clip", "recording", "uid", "id", "utt_id", "utterance_id"),
-           "normalised text": ("normalised", "normalized", "normalised_text", "normalized_text", "normalized_transcription"),
-           "text": ("text", "sentence", "transcript", "transcription", "raw_text", "raw_transcription", "utterance"),
-           "speaker": ("speaker", "speaker_id", "speaker_name", "client_id", "spk", "spk_id", "speakerid", "voice"),
+COLUMNS = {"path": ("path", "file", "audio_file", "audio", "wav", "filename", "file_name", "audio_filepath",
+                    "audio_path",
+                    "wav_path", "wav_file", "filepath", "file_path", "wav_filename", "audio_filename",
+                    "audio_file_name", "clip", "recording", "uid", "id", "utt_id", "utterance_id"),
+           "normalised text": ("normalised", "normalized", "normalised_text", "normalized_text",
+                               "normalized_transcription"),
+           "text": ("text", "sentence", "transcript", "transcription", "raw_text", "raw_transcription",
+                    "utterance"),
+           "speaker": ("speaker", "speaker_id", "speaker_name", "client_id", "spk", "spk_id", "speakerid",
+                       "voice"),
            "seconds": ("seconds", "duration", "length"),
            "language": ("language", "lang", "locale", "language_id", "lang_id")}
-WRITE = "write a first line with the names, for example `{}` (a column under another name, as `other`, is passed over)"
+WRITE = ("write a first line with the names, for example `{}` (a column under another name, as `other`, is "
+         "passed over)")
 
 
 def names_of(
@@ -34,14 +40,17 @@ def names_of(
 def by_names(
     fields: Sequence[str],  # the first line
 ) -> dict[str, int] | None:  # kind -> column; None: this line is no header
-    "The columns that a header names. Raises ValueError where it names some, and not both a recording and a text."
+    """The columns that a header names.
+    Raises ValueError where it names some, and not both a recording and a text."""
     head = names_of(fields)
-    at = {kind: next(head.index(n) for n in names if n in head) for kind, names in COLUMNS.items() if set(names) & set(head)}
+    at = {kind: next(head.index(n) for n in names if n in head)
+          for kind, names in COLUMNS.items() if set(names) & set(head)}
     if "path" in at and ("text" in at or "normalised text" in at):
         return at
     if len(at) > 1 and all(re.fullmatch(r"[a-z][a-z_0-9]*", n) for n in head):
         lacking = "path" if "path" not in at else "text"
-        raise ValueError(f"its first line names no column for the {'recording' if lacking == 'path' else 'text'}: "
+        raise ValueError("its first line names no column for the "
+                         f"{'recording' if lacking == 'path' else 'text'}: "
                          f"call one of {', '.join(COLUMNS[lacking])}")
     return None
 
@@ -58,7 +67,8 @@ class Column:
     "What the cells of a column are like."
     filled: int  # cells with something in them
     distinct: int
-    kind: str  # empty | seconds: numbers with decimals | whole: numbers without | code: of a language | files | words
+    # empty | seconds: numbers with decimals | whole: numbers without | code: of a language | files | words
+    kind: str
     letters: float  # in the middle cell
     words: float  # in the middle cell
     marked: bool = False  # whether every cell has a digit in it, as `p225`
@@ -69,7 +79,8 @@ class Column:
         return self.filled > 3 and 2 * self.distinct <= self.filled
 
     def says(self) -> str:
-        what = {"empty": "nothing", "seconds": "numbers", "whole": "whole numbers", "code": "codes of languages", "files": "names of files", "words": "words"}
+        what = {"empty": "nothing", "seconds": "numbers", "whole": "whole numbers",
+                "code": "codes of languages", "files": "names of files", "words": "words"}
         return f"{what[self.kind]}, {self.distinct} different in {self.filled} rows"
 
 
@@ -81,8 +92,10 @@ def column(
     values = set(filled)
     some = filled[::max(1, len(filled) // 1000)] or [""]
     letters = statistics.median(sum(map(str.isalpha, c)) for c in some)
-    kind = ("empty" if not values else "code" if all(map(is_code, values)) else "files" if all(map(FILE.fullmatch, values)) else "words"
-            if not all(NUMBER.fullmatch(v) for v in values) else "whole" if all(v.isdecimal() for v in values) else "seconds")
+    kind = ("empty" if not values else "code" if all(map(is_code, values)) else "files"
+            if all(map(FILE.fullmatch, values)) else "words"
+            if not all(NUMBER.fullmatch(v) for v in values) else "whole" if all(v.isdecimal() for v in values)
+            else "seconds")
     return Column(len(filled), len(values), kind, letters, statistics.median(len(c.split()) for c in some),
                   bool(values) and all(any(map(str.isdigit, v)) for v in values))
 
@@ -119,7 +132,8 @@ def is_said(
     if label.repeats and not text.repeats:
         return not (label.letters >= 2 * text.letters and label.words >= 2 * text.words)
     if label.repeats == text.repeats:
-        return longer and label.words <= 1 and (label.distinct < label.filled or label.filled == 1 and label.marked)
+        return longer and label.words <= 1 and (label.distinct < label.filled
+                                                or label.filled == 1 and label.marked)
     return False
 
 
@@ -150,7 +164,8 @@ def grows_with(
         return False
     units = [v / s for v, s in pairs]
     near = all(abs(v - s) <= 0.6 for v, s in pairs)  # rounded seconds
-    return (near or statistics.pstdev(units) < 0.1 * statistics.mean(units)) and statistics.correlation(*zip(*pairs)) > 0.5
+    return (near or statistics.pstdev(units)
+            < 0.1 * statistics.mean(units)) and statistics.correlation(*zip(*pairs)) > 0.5
 
 
 def speaker_of(
@@ -172,23 +187,30 @@ def speaker_of(
 def by_content(
     rows: Sequence[Sequence[str]],  # of one length
     recording: Callable[[str], str],  # a cell -> the recording that it names, or ""
-    seconds: Callable[[str], float] = lambda cell: 0.0,  # a cell -> how long that recording is, 0 where that is not known
+    # a cell -> how long that recording is, 0 where that is not known
+    seconds: Callable[[str], float] = lambda cell: 0.0,
 ) -> dict[str, int]:  # kind -> column
     "The columns of a table without a header. Raises ValueError with the header to write."
     cells = [[c.strip() for c in column] for column in zip(*rows)]
     looks = [column(c) for c in cells]
     named = [[recording(c) for c in column] for column in cells]
-    share = [len(set(n) - {""}) + sum("." in c[-5:] for c, n in zip(column, n) if n) / 2 for column, n in zip(cells, named)]
+    share = [len(set(n) - {""}) + sum("." in c[-5:] for c, n in zip(column, n) if n) / 2
+             for column, n in zip(cells, named)]
     path = share.index(max(share))
     rest = [c for c in range(len(cells)) if c != path]
-    words = [c for c in rest if looks[c].kind == "words" and not (any(named[c]) and named[c] == named[path])] or \
+    words = [c for c in rest
+             if looks[c].kind == "words" and not (any(named[c]) and named[c] == named[path])] or \
         [c for c in rest if looks[c].kind == "words"][:1]
     some = range(0, len(rows), max(1, len(rows) // 40))
     lengths = [seconds(cells[path][i]) for i in some] if any(looks[c].kind == "whole" for c in rest) else []
-    counted = [c for c in rest[:1] if c == 0 and looks[c].kind == "whole" and len(rows) > 3  # row numbers stand first
+    # row numbers stand first
+    counted = [c for c in rest[:1] if c == 0 and looks[c].kind == "whole" and len(rows) > 3
                and all(int(b or 0) == int(a or 0) + 1 for a, b in zip(cells[c], cells[c][1:]))]
-    wholes = [c for c in rest if looks[c].kind == "whole" and c not in counted and not grows_with([cells[c][i] for i in some], lengths)]
-    found = {"path": path, "seconds": next((c for c in rest if looks[c].kind in ("whole", "seconds") and c not in wholes + counted), None),
+    wholes = [c for c in rest if looks[c].kind == "whole" and c not in counted
+              and not grows_with([cells[c][i] for i in some], lengths)]
+    found = {"path": path, "seconds": next((c for c in rest
+                                            if looks[c].kind in ("whole", "seconds")
+                                            and c not in wholes + counted), None),
              "language": next((c for c in rest if looks[c].kind == "code"), None)}
     try:
         found["text"], found["normalised text"] = texts_of(cells, looks, words)
@@ -207,7 +229,8 @@ def suggested(
     wholes: list[int],
 ) -> list[str]:
     "A header as it may be meant."
-    long = max(words or [c for c in range(len(looks)) if c != path], key=lambda c: (looks[c].letters, looks[c].distinct), default=path)
+    long = max(words or [c for c in range(len(looks)) if c != path],
+               key=lambda c: (looks[c].letters, looks[c].distinct), default=path)
     short = next((c for c in [*words, *wholes] if c not in (path, long)), None)
     names = {short: "speaker", long: "text", path: "path"}
     kinds = {"seconds": "seconds", "code": "language"}

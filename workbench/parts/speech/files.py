@@ -65,9 +65,11 @@ def recordings(
 def one_microphone(
     audio: dict[str, list[str]],  # of `recordings`
 ) -> dict[str, list[str]]:
-    "Of two recordings of one text, `x_mic1` and `x_mic2` as VCTK has them, the first, under the name of its text."
+    """Of two recordings of one text, `x_mic1` and `x_mic2` as VCTK has them, the first, under the name of its
+    text."""
     first = {uid.removesuffix("_mic1") for uid in audio if uid.endswith("_mic1")} - set(audio)
-    return {uid.removesuffix("_mic1") if uid.removesuffix("_mic1") in first else uid: names for uid, names in audio.items()
+    return {uid.removesuffix("_mic1") if uid.removesuffix("_mic1") in first else uid: names
+            for uid, names in audio.items()
             if not (uid.endswith("_mic2") and uid.removesuffix("_mic2") in first)}
 
 
@@ -75,11 +77,14 @@ def of_texts(
     texts: list[str],
     audio: dict[str, list[str]],
 ) -> dict[str, str]:  # text file -> uid
-    "The names under which texts meet recordings; of `x.normalized.txt` and `x.original.txt`, as LibriTTS has them, the first."
+    """The names under which texts meet recordings; of `x.normalized.txt` and `x.original.txt`, as LibriTTS
+    has them, the first."""
     uids = {name: uid_of(name) for name in texts}
-    bare = {name: re.sub(r"\.(normalized|original)$", "", uid) for name, uid in uids.items() if uid not in audio}
+    bare = {name: re.sub(r"\.(normalized|original)$", "", uid)
+            for name, uid in uids.items() if uid not in audio}
     spoken = {uid for name, uid in bare.items() if uids[name].endswith(".normalized")}
-    return {name: bare.get(name, uid) for name, uid in uids.items() if not (uid.endswith(".original") and bare.get(name) in spoken)}
+    return {name: bare.get(name, uid)
+            for name, uid in uids.items() if not (uid.endswith(".original") and bare.get(name) in spoken)}
 
 # %% ../../../nbs/parts/speech/76_files.ipynb #meet
 def tails(
@@ -102,10 +107,12 @@ def meet(
     uids, keys, found, unclear = list(dict.fromkeys(uids)), {}, {}, {}
     for name in names:
         keys.setdefault(uid_of(name), []).append(name)
-    ends, stems, exact = tails(keys), Counter(u.rsplit("/", 1)[-1] for u in uids), {u for u in uids if u in keys}
+    ends, stems, exact = tails(keys), Counter(u.rsplit("/", 1)[-1]
+                                              for u in uids), {u for u in uids if u in keys}
     for uid in uids:
         parts = uid.split("/")
-        fits = [uid] if uid in exact else ends.get(uid) or [t for i in range(1, len(parts)) if (t := "/".join(parts[i:])) in keys][:1]
+        fits = [uid] if uid in exact else ends.get(uid) or [t for i in range(1, len(parts))
+                                                            if (t := "/".join(parts[i:])) in keys][:1]
         if not fits and stems[parts[-1]] == 1:
             fits = ends.get(parts[-1], [])
         fits = [name for key in fits if key == uid or key not in exact for name in keys[key]]
@@ -116,7 +123,8 @@ def meet(
     twice = {name for name, count in Counter(found.values()).items() if count > 1}
     for uid in [u for u, name in found.items() if name in twice]:
         others = [u for u in found if found[u] == found[uid] and u != uid]
-        unclear[uid] = f"{found[uid]} may be `{uid}` or {' or '.join(f'`{o}`' for o in others[:2])}: give both the same path"
+        unclear[uid] = (f"{found[uid]} may be `{uid}` or {' or '.join(f'`{o}`' for o in others[:2])}: give "
+                        "both the same path")
     return {u: name for u, name in found.items() if u not in unclear}, unclear
 
 
@@ -133,13 +141,15 @@ def located(
         if not path.is_absolute() and ".." not in path.parts and str(path)[1:2] != ":":
             inside[name] = str(path)
             continue
-        ours = next((t for i in range(1, len(path.parts)) if (t := uid_of("/".join(path.parts[i:]))) in audio), "")
+        ours = next((t for i in range(1, len(path.parts))
+                     if (t := uid_of("/".join(path.parts[i:]))) in audio), "")
         out[name] = "", f"the path {name} leads out of the folder: write it relative to the folder" + \
             (f", {audio[ours][0]}" if ours and ".." not in path.parts else "")
     found, unclear = meet(map(uid_of, inside.values()), audio)
     for name, path in inside.items():
         uid = found.get(uid_of(path), "")
         lacking = f"text without audio: there is no recording {name} (looked for {', '.join(AUDIO)})"
-        same = [file for file in audio.get(uid, []) if unicodedata.normalize("NFC", file) == unicodedata.normalize("NFC", path)]
+        same = [file for file in audio.get(uid, [])
+                if unicodedata.normalize("NFC", file) == unicodedata.normalize("NFC", path)]
         out[name] = (uid, [*same, *audio[uid]][0]) if uid else ("", unclear.get(uid_of(path), lacking))
     return out

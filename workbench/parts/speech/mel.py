@@ -26,17 +26,20 @@ class Mel:
 
     def __post_init__(self):
         if not 0 < self.hop <= self.win <= self.n_fft or (self.n_fft - self.hop) % 2:
-            raise ValueError(f"mel: hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most the next, and "
+            raise ValueError(f"mel: hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most "
+                             "the next, and "
                              "n_fft - hop must be even.")
         if not 0 <= self.fmin < self.fmax <= self.rate / 2:
-            raise ValueError(f"mel: fmin {self.fmin:g} and fmax {self.fmax:g} Hz must lie in order between 0 and half the "
+            raise ValueError(f"mel: fmin {self.fmin:g} and fmax {self.fmax:g} Hz must lie in order between 0 "
+                             "and half the "
                              f"rate, {self.rate / 2:g} Hz.")
         if self.bands < 1 or self.floor <= 0:
             raise ValueError(f"mel: bands {self.bands} and floor {self.floor:g} must be positive.")
 
     @property
     def pad(self) -> int:
-        "Samples mirrored at each end, so that frame t is centred on the samples from t * hop to (t + 1) * hop."
+        """Samples mirrored at each end, so that frame t is centred on the samples from t * hop to (t + 1) *
+        hop."""
         return (self.n_fft - self.hop) // 2
 
 # %% ../../../nbs/parts/speech/08_mel.ipynb #filters
@@ -48,7 +51,8 @@ def filters(
     "The filter bank up to its highest frequency, and the Hann window in the middle of n_fft."
     from transformers.audio_utils import mel_filter_bank
 
-    bank = torch.tensor(mel_filter_bank(mel.n_fft // 2 + 1, mel.bands, mel.fmin, mel.fmax, mel.rate, norm="slaney",
+    bank = torch.tensor(mel_filter_bank(mel.n_fft // 2 + 1, mel.bands, mel.fmin, mel.fmax, mel.rate,
+                                        norm="slaney",
                                         mel_scale="slaney"), dtype=torch.float32)
     used = int(bank.sum(1).nonzero().max()) + 1
     left = (mel.n_fft - mel.win) // 2
@@ -75,7 +79,8 @@ def with_margins(
 ) -> Tensor:
     "Mirrored at both ends. ValueError for a wave shorter than the mirror."
     if wave.shape[-1] <= max(mel.pad, mel.hop - 1):
-        raise ValueError(f"a wave of {wave.shape[-1]} samples is too short for a mel frame: it takes {mel.pad + 1}.")
+        raise ValueError(f"a wave of {wave.shape[-1]} samples is too short for a mel frame: it takes "
+                         f"{mel.pad + 1}.")
     return torch.nn.functional.pad(wave.float(), (mel.pad, mel.pad), "reflect")
 
 
@@ -129,7 +134,8 @@ def overlap_add(
     size = (count - 1) * mel.hop + mel.n_fft
 
     def fold(frames):
-        return torch.nn.functional.fold(frames.transpose(-1, -2), (1, size), (1, mel.n_fft), stride=(1, mel.hop))[:, 0, 0]
+        return torch.nn.functional.fold(frames.transpose(-1, -2), (1, size), (1, mel.n_fft),
+                                        stride=(1, mel.hop))[:, 0, 0]
 
     weight = fold(window.square().expand(1, count, -1))
     return fold(torch.fft.irfft(spectra, n=mel.n_fft) * window) / weight.clamp_min(1e-4)
@@ -178,7 +184,8 @@ def mel_figure(
     seconds = spec.shape[1] * mel.hop / mel.rate
     fig = Figure(figsize=(9, 2.6), layout="constrained")
     ax = fig.add_subplot()
-    image = ax.imshow(spec.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, -0.5, mel.bands - 0.5),
+    image = ax.imshow(spec.numpy(), origin="lower", aspect="auto", cmap="magma",
+                      extent=(0, seconds, -0.5, mel.bands - 0.5),
                       vmin=low, vmax=high, interpolation="nearest")
     centres = band_centres(mel)
     shown = [hz for hz in (0, 250, 500, 1000, 2000, 4000, 8000) if mel.fmin <= hz <= mel.fmax]
@@ -187,7 +194,8 @@ def mel_figure(
     entitle(ax, title, more)
     for at, label in marks:
         ax.axvline(at, color="white", linewidth=0.6, alpha=0.7)
-        ax.annotate(label, (at, mel.bands - 0.5), xytext=(2, -3), textcoords="offset points", va="top", fontsize=8,
+        ax.annotate(label, (at, mel.bands - 0.5), xytext=(2, -3), textcoords="offset points", va="top",
+                    fontsize=8,
                     color="white")
     fig.colorbar(image, ax=ax, pad=0.01, label="log amplitude")
     return fig

@@ -107,9 +107,11 @@ def write_shard(
     try:
         with open(aside / "frames.f32", "wb") as frames, open(aside / "pitch.f32", "wb") as pitches:
             for group in ahead(lambda group: prepared(group, recipe, check), groups):
-                rejected += [{"uid": clip.uid, "reason": reason} for clip, wave, reason, _ in group if wave is None]
+                rejected += [{"uid": clip.uid, "reason": reason}
+                             for clip, wave, reason, _ in group if wave is None]
                 good = [row for row in group if row[1] is not None]
-                mels = log_mels([torch.from_numpy(row[1]).to(device) for row in good], recipe.mel) if good else []
+                mels = log_mels([torch.from_numpy(row[1]).to(device) for row in good],
+                                recipe.mel) if good else []
                 for (clip, _, about, tones), mel in zip(good, mels, strict=True):
                     mel = mel.cpu().numpy()
                     frames.write(np.ascontiguousarray(mel))
@@ -177,7 +179,8 @@ class Features:
         return shard.pitch[a:b]
 
     def facts(self, uid: str) -> dict:
-        "rate, channels, seconds and clipped share as recorded; `from` and `to`: what was kept, s in the clip."
+        """rate, channels, seconds and clipped share as recorded; `from` and `to`: what was kept, s in the
+        clip."""
         at, row = self.places[uid]
         return self.shards[at].facts[row]
 
@@ -187,15 +190,18 @@ class Features:
         with open_wave(clip.path) as file:
             return processed(file, clip, self.recipe)[0]
 
-    def statistics(self, uids: Iterable[str] | None = None) -> dict[str, list[float]]:  # "mean" and "std": [M]
+    # "mean" and "std": [M]
+    def statistics(self, uids: Iterable[str] | None = None) -> dict[str, list[float]]:
         "Mean and standard deviation of the log-mel in each band over all frames, of these clips or all."
-        rows = [(self.shards[at].moments[row], self.length(uid)) for uid in (self.clips if uids is None else uids)
+        rows = [(self.shards[at].moments[row], self.length(uid))
+                for uid in (self.clips if uids is None else uids)
                 for at, row in [self.places[uid]]]
         if not rows:
             raise ValueError("there is no clip to take statistics of.")
         total = sum(count for _, count in rows)
         mean, square = np.sum([moments for moments, _ in rows], 0) / total
-        return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - mean ** 2, 0)).tolist(), "frames": total}
+        return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - mean ** 2, 0)).tolist(),
+                "frames": total}
 
 # %% ../../../nbs/parts/speech/20_mel_cache.ipynb #digest
 def digest(
@@ -229,10 +235,12 @@ def features(
     level: float | None = -23.0,  # see `Recipe`
     pitch: bool = False,
     progress: Callable | None = None,  # progress(done, of): clips that had to be computed
-    check: Callable | None = None,  # check(wave, rate, facts, uid) -> why it is refused, or "": once, before the mel is made
+    # check(wave, rate, facts, uid) -> why it is refused, or "": once, before the mel is made
+    check: Callable | None = None,
     device: str = "cpu",
 ) -> Features:
-    "The features of all clips that can be used, computed where the cache has none. ValueError for a uid that stands twice."
+    """The features of all clips that can be used, computed where the cache has none.
+    ValueError for a uid that stands twice."""
     from filelock import FileLock
 
     clips = [Clip(clip.uid, str(clip.path), clip.start, clip.end) for clip in clips]

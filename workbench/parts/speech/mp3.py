@@ -39,7 +39,8 @@ def frames_in(
         at = 10 + sum((b & 127) << shift for b, shift in zip(data[6:10], (21, 14, 7, 0)))
     while at + 4 <= len(data):
         size, _, _ = frame_of(data[at:at + 4])
-        follows = at + size >= len(data) - 4 or frame_of(data[at + size:at + size + 4])[0] or data[at + size:][:3] in (b"TAG", b"APE")
+        follows = (at + size >= len(data) - 4 or frame_of(data[at + size:at + size + 4])[0]
+                   or data[at + size:][:3] in (b"TAG", b"APE"))
         if size and follows:
             out.append(at)
             at += size
@@ -65,10 +66,12 @@ def counted(
     path: Path,
     samples: int,  # that libsndfile finds in it
 ) -> Held | None:  # None: the file says itself how long it is
-    "An mp3 with the count of its frames in front, where the file lacks it and libsndfile would read only a part."
+    """An mp3 with the count of its frames in front, where the file lacks it and libsndfile would read only a
+    part."""
     with open(path, "rb") as file:
         start = file.read(10)
-        skip = 10 + sum((b & 127) << shift for b, shift in zip(start[6:10], (21, 14, 7, 0))) if start[:3] == b"ID3" else 0
+        skip = 10 + sum((b & 127) << shift
+                        for b, shift in zip(start[6:10], (21, 14, 7, 0))) if start[:3] == b"ID3" else 0
         file.seek(skip)
         if any(name in file.read(200) for name in (b"Xing", b"Info")):
             return None
@@ -83,5 +86,6 @@ def counted(
     head[2] = 8 << 4 | head[2] & 12  # a rate at which the frame has room for the count
     size, _, side = frame_of(head)
     body = data[places[0]:]
-    count = b"Xing" + (3).to_bytes(4, "big") + len(places).to_bytes(4, "big") + (size + len(body)).to_bytes(4, "big")
+    count = (b"Xing" + (3).to_bytes(4, "big") + len(places).to_bytes(4, "big")
+             + (size + len(body)).to_bytes(4, "big"))
     return Held((bytes(head) + bytes(side) + count).ljust(size, b"\0") + body, path)

@@ -49,8 +49,10 @@ class TextEncoder(nn.Module):
         self.embed = nn.Embedding(rows, width)
         nn.init.normal_(self.embed.weight, std=1.0)
         self.prenet = nn.ModuleList(Convolution(width, 5, dropout) for _ in range(prenet))
-        layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout, "gelu", batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout, "gelu", batch_first=True,
+                                           norm_first=True)
+        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width),
+                                                 enable_nested_tensor=False)
         self.speakers = nn.Embedding(speakers, width) if speakers > 1 else None
 
     def forward(
@@ -63,7 +65,8 @@ class TextEncoder(nn.Module):
         x = self.embed(ids)
         for conv in self.prenet:
             x = x + conv(x, mask)
-        x = self.transformer(x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype), src_key_padding_mask=~mask)
+        x = self.transformer(x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype),
+                             src_key_padding_mask=~mask)
         return x if self.speakers is None else x + self.speakers(speaker)[:, None]
 
 # %% ../../../nbs/parts/speech/60_nets.ipynb #Predictor
@@ -164,7 +167,8 @@ class MelDecoder(nn.Module):
         super().__init__()
         self.together = together
         self.enter = nn.Linear(together * (width + 8 + bands * noisy), inside)
-        self.time = nn.Sequential(nn.Linear(32, inside), nn.GELU(), nn.Linear(inside, inside)) if noisy else None
+        self.time = nn.Sequential(nn.Linear(32, inside), nn.GELU(),
+                                  nn.Linear(inside, inside)) if noisy else None
         self.blocks = nn.ModuleList(Block(inside, kernel) for _ in range(blocks))
         self.norm, self.out = nn.LayerNorm(inside), nn.Linear(inside, together * bands)
         nn.init.zeros_(self.out.weight)
@@ -181,7 +185,8 @@ class MelDecoder(nn.Module):
         time: Tensor | None = None,  # [B] in [0, 1]
     ) -> Tensor:  # [B, M, T]
         frames, r = x.shape[1], self.together
-        given = [x, waves(place).to(x.dtype)] + ([] if noised is None else [noised.transpose(1, 2).to(x.dtype)])
+        given = [x, waves(place).to(x.dtype)] + ([] if noised is None
+                                                 else [noised.transpose(1, 2).to(x.dtype)])
         x = torch.cat(given, -1) * mask[..., None]
         x = self.enter(F.pad(x, (0, 0, 0, -frames % r)).unflatten(1, (-1, r)).flatten(2))
         mask = F.pad(mask, (0, -frames % r))[:, ::r, None].to(x.dtype)
@@ -229,7 +234,8 @@ def symbol_scores(
     belief in the diagonal, $-w(t/T-s/S)^2$: it decides while the means know nothing, and weighs a nat or two once they do."""
     x = mel.transpose(1, 2).float()
     means = means.float()
-    near = x @ means.transpose(1, 2) - 0.5 * x.square().sum(-1, keepdim=True) - 0.5 * means.square().sum(-1)[:, None]
+    near = (x @ means.transpose(1, 2) - 0.5 * x.square().sum(-1, keepdim=True)
+            - 0.5 * means.square().sum(-1)[:, None])
     t = (torch.arange(x.shape[1], device=x.device) + 0.5) / frame_lengths[:, None]
     s = (torch.arange(means.shape[1], device=x.device) + 0.5) / symbol_lengths[:, None]
     return near - diagonal * (t[:, :, None] - s[:, None]).square()

@@ -14,23 +14,32 @@ from .readings import numbers
 
 # %% ../../../nbs/parts/speech/40_normalise.ipynb #like
 ENGLISH = {
-    "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "jr": "junior", "sr": "senior",
-    "co": "company", "ltd": "limited", "inc": "incorporated", "corp": "corporation", "etc": "et cetera", "vs": "versus",
+    "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "jr": "junior",
+    "sr": "senior",
+    "co": "company", "ltd": "limited", "inc": "incorporated", "corp": "corporation", "etc": "et cetera",
+    "vs": "versus",
     "approx": "approximately", "dept": "department", "gen": "general", "col": "colonel", "capt": "captain",
-    "lt": "lieutenant", "sgt": "sergeant", "rev": "reverend", "hon": "honorable", "gov": "governor", "sen": "senator",
-    "mt": "mount", "ave": "avenue", "rd": "road", "blvd": "boulevard", "est": "established", "ext": "extension",
-    "tel": "telephone", "jan": "january", "feb": "february", "aug": "august", "sept": "september", "oct": "october",
+    "lt": "lieutenant", "sgt": "sergeant", "rev": "reverend", "hon": "honorable", "gov": "governor",
+    "sen": "senator",
+    "mt": "mount", "ave": "avenue", "rd": "road", "blvd": "boulevard", "est": "established",
+    "ext": "extension",
+    "tel": "telephone", "jan": "january", "feb": "february", "aug": "august", "sept": "september",
+    "oct": "october",
     "nov": "november", "dec": "december"}
 AMHARIC = {
     "ዓ.ም": "ዓመተ ምህረት", "ዓ.ዓ": "ዓመተ ዓለም", "አ.አ": "አዲስ አበባ", "ዶ/ር": "ዶክተር", "ፕ/ር": "ፕሮፌሰር", "ወ/ሮ": "ወይዘሮ",
     "ወ/ሪት": "ወይዘሪት", "ት/ቤት": "ትምህርት ቤት", "መ/ቤት": "መሥሪያ ቤት", "ጠ/ሚ": "ጠቅላይ ሚኒስትር", "ክ/ከተማ": "ክፍለ ከተማ"}
 SIGNS = {
-    "en": {"%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "=": " equals ", "°C": " degrees Celsius ",
-           "°F": " degrees Fahrenheit ", "°": " degrees ", "×": " times ", "½": " one half ", "¼": " one quarter ",
+    "en": {"%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "=": " equals ",
+           "°C": " degrees Celsius ",
+           "°F": " degrees Fahrenheit ", "°": " degrees ", "×": " times ", "½": " one half ",
+           "¼": " one quarter ",
            "¾": " three quarters "},
     "am": {"%": " በመቶ ", "&": " እና "}}
-UNITS = {"km/h": "kilometers an hour", "mph": "miles an hour", "km": "kilometers", "cm": "centimeters", "kg": "kilograms",
-         "mm": "millimeters", "mg": "milligrams", "ml": "milliliters", "ft": "feet", "lbs": "pounds", "lb": "pounds",
+UNITS = {"km/h": "kilometers an hour", "mph": "miles an hour", "km": "kilometers", "cm": "centimeters",
+         "kg": "kilograms",
+         "mm": "millimeters", "mg": "milligrams", "ml": "milliliters", "ft": "feet", "lbs": "pounds",
+         "lb": "pounds",
          "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "Hz": "hertz", "GB": "gigabytes",
          "MB": "megabytes", "kB": "kilobytes"}
 
@@ -58,16 +67,19 @@ def abbreviations(
     text = re.sub(r"(?<=[a-z] )St\.(\s*$)?", lambda m: "Street" + "." * (m[1] is not None), text)
     text = re.sub(r"\b((?:[A-Za-z]\.)+[A-Za-z])\.(?=[,;:]|\s+\S)", r"\1", text)
     known = "|".join(ENGLISH)
-    text = re.sub(rf"\b({known})\.(\s*$)?", lambda m: like(ENGLISH[m[1].lower()], m[0]) + "." * (m[2] is not None), text,
+    text = re.sub(rf"\b({known})\.(\s*$)?",
+                  lambda m: like(ENGLISH[m[1].lower()], m[0]) + "." * (m[2] is not None), text,
                   flags=re.IGNORECASE)
-    text = re.sub(r"(?<=\d)\s?([½¼¾])", lambda m: f" and {SIGNS['en'][m[1]].strip().replace('one ', 'a ')}", text)
+    text = re.sub(r"(?<=\d)\s?([½¼¾])", lambda m: f" and {SIGNS['en'][m[1]].strip().replace('one ', 'a ')}",
+                  text)
     units = "|".join(UNITS)
     return re.sub(rf"(?<=\d)\s?({units})\b", lambda m: f" {UNITS[m[1]]}", text)
 
 # %% ../../../nbs/parts/speech/40_normalise.ipynb #normalise
 PLAIN = str.maketrans({
     **dict.fromkeys("\u200b\u2060\ufeff\u00ad\u200e\u200f", ""), **dict.fromkeys("“”„«»‟", '"'),
-    **dict.fromkeys("‘’‚`´ʼ", "'"), **dict.fromkeys("‐‑", "-"), "…": "...", "፠": "።", "፨": "።", "\u2212": "-"})
+    **dict.fromkeys("‘’‚`´ʼ", "'"), **dict.fromkeys("‐‑", "-"), "…": "...", "፠": "።", "፨": "።",
+    "\u2212": "-"})
 
 
 def normalise(
@@ -90,21 +102,24 @@ def leftovers(
     text: str,  # normalised
     symbols: Container[str] | None = None,  # what a model reads; None: what any voice can say
 ) -> list[str]:  # each once, in order
-    "The characters that would be lost: unknown to the symbols, or neither letters nor punctuation nor spaces."
+    """The characters that would be lost: unknown to the symbols, or neither letters nor punctuation nor
+    spaces."""
     if symbols is not None:
         return [c for c in dict.fromkeys(unicodedata.normalize("NFC", text.lower())) if c not in symbols]
     return [c for c in dict.fromkeys(text) if unicodedata.category(c)[0] not in "LMPZ"]
 
 # %% ../../../nbs/parts/speech/40_normalise.ipynb #sentences
 END = re.compile(r"""(?<=[.!?…።፧፨])["')\]”’»]*\s+|\n\s*\n""")
-SHORT = re.compile(rf"(?:\b(?:{'|'.join(ENGLISH)}|e\.g|i\.e|st|no|[A-Za-z])|\b(?:[A-Za-z]\.)+[A-Za-z])\.$", re.IGNORECASE)
+SHORT = re.compile(rf"(?:\b(?:{'|'.join(ENGLISH)}|e\.g|i\.e|st|no|[A-Za-z])|\b(?:[A-Za-z]\.)+[A-Za-z])\.$",
+                   re.IGNORECASE)
 
 
 def sentences(
     text: str,
     longest: int = 300,  # characters
 ) -> list[str]:
-    "The sentences of a text, without the spaces around them; none is longer than `longest`, if it has spaces."
+    """The sentences of a text, without the spaces around them; none is longer than `longest`, if it has
+    spaces."""
     found, start = [], 0
     for end in [*END.finditer(text), None]:
         part = text[start:end.end() if end else len(text)].strip()

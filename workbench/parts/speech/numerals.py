@@ -13,9 +13,12 @@ from decimal import Decimal
 # %% ../../../nbs/parts/speech/28_numerals.ipynb #words_of
 AMHARIC_UNITS = ((10**9, "ቢሊዮን"), (10**6, "ሚሊዮን"), (1000, "ሺህ"))
 LONGEST = 12  # digits; a longer number is read digit by digit
-POINT = {"ar": "فاصلة", "bn": "দশমিক", "ce": "запятая", "cy": "pwynt", "fa": "ممیز", "it": "virgola", "tr": "virgül", "vi": "phẩy"}
-MINUS = {"bn": "ঋণাত্মক", "ce": "минус", "cs": "minus", "kn": "ಋಣ", "pl": "minus", "sk": "mínus", "te": "మైనస్", "vi": "âm"}
-LACKING = (NotImplementedError, KeyError, IndexError, ValueError, AttributeError, TypeError)  # what num2words raises for it
+POINT = {"ar": "فاصلة", "bn": "দশমিক", "ce": "запятая", "cy": "pwynt", "fa": "ممیز", "it": "virgola",
+         "tr": "virgül", "vi": "phẩy"}
+MINUS = {"bn": "ঋণাত্মক", "ce": "минус", "cs": "minus", "kn": "ಋಣ", "pl": "minus", "sk": "mínus",
+         "te": "మైనస్", "vi": "âm"}
+# what num2words raises for it
+LACKING = (NotImplementedError, KeyError, IndexError, ValueError, AttributeError, TypeError)
 
 
 def words_of(
@@ -57,7 +60,8 @@ def point_by_point(number: Decimal, language: str) -> str:
     whole, _, part = f"{abs(number):f}".partition(".")
     sign = [words_of(-1, language).removesuffix(words_of(1, language)).strip()] if number < 0 else []
     point = [point_word(language)] if part else []
-    return " ".join([*sign, words_of(int(whole), language), *point, *(words_of(int(d), language) for d in part)])
+    return " ".join([*sign,
+                     words_of(int(whole), language), *point, *(words_of(int(d), language) for d in part)])
 
 
 def amharic(number: int | Decimal, to: str) -> str:

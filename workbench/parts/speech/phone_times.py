@@ -59,7 +59,8 @@ def phone_tier(
         raise ValueError(f"{path}: not a whole TextGrid ({e}).") from e
     fitting = [name for name in found if name.lower().split(" - ")[-1].strip() == tier]
     if len(fitting) != 1:
-        raise ValueError(f"{path}: one tier named {tier} is needed; its interval tiers are {', '.join(found) or 'none'}.")
+        raise ValueError(f"{path}: one tier named {tier} is needed; its interval tiers are "
+                         f"{', '.join(found) or 'none'}.")
     return found[fitting[0]]
 
 # %% ../../../nbs/parts/speech/56_phone_times.ipynb #checked_times
@@ -76,7 +77,8 @@ def checked_times(
             raise ValueError(f"{uid}: a phone time is [phone, start, end] in seconds, not {row!r}.") from e
         last = whole[-1][2] if whole else 0.0
         if not np.isfinite([start, end]).all() or end < start or start < last - 1e-3:
-            raise ValueError(f"{uid}: the phone {phone!r} at {start:g} to {end:g} s does not follow {last:g} s.")
+            raise ValueError(f"{uid}: the phone {phone!r} at {start:g} to {end:g} s does not follow {last:g} "
+                             "s.")
         phone = "" if phone.lower() in SILENT else phone
         for name, a, b in (("", last, start), (phone, max(start, last), max(end, last))):
             if not name and b - a < 1e-6:
@@ -91,13 +93,15 @@ def checked_times(
 def read_times(
     path: str | Path,  # a folder of <uid>.TextGrid, deep or flat; or one JSON {uid: [[phone, start, end], …]}
 ) -> dict[str, Times]:  # by the path below the folder, without the suffix; or by the JSON's keys
-    "When each phone of each clip sounds. Raises ValueError that names the file or the uid, FileNotFoundError."
+    """When each phone of each clip sounds.
+    Raises ValueError that names the file or the uid, FileNotFoundError."""
     path = Path(path)
     if path.is_dir():
         grids = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".textgrid" and p.is_file())
         if not grids:
             raise ValueError(f"{path}: there is no TextGrid in this folder.")
-        return {uid: checked_times(phone_tier(p), uid) for p in grids for uid in [p.relative_to(path).with_suffix("").as_posix()]}
+        return {uid: checked_times(phone_tier(p), uid) for p in grids
+                for uid in [p.relative_to(path).with_suffix("").as_posix()]}
     try:
         content = json.loads(path.read_text(encoding="utf8"))
     except (UnicodeDecodeError, ValueError) as e:
@@ -123,7 +127,8 @@ def symbol_ends(
     pairs = zip([unstressed(p) for p, _, _ in spoken], [unstressed(sequence[i]) for i in wanted])
     wrong = next((k for k, (a, b) in enumerate(pairs) if a != b), None)
     if wrong is not None:
-        raise ValueError(f"{uid}: phone {wrong + 1} is {spoken[wrong][0]!r} in its times and {sequence[wanted[wrong]]!r} "
+        raise ValueError(f"{uid}: phone {wrong + 1} is {spoken[wrong][0]!r} in its times and "
+                         f"{sequence[wanted[wrong]]!r} "
                          "in its text: take both from the same phone set.")
     if len(spoken) != len(wanted):
         raise ValueError(f"{uid}: its times have {len(spoken)} phones and its text {len(wanted)}.")
@@ -150,12 +155,14 @@ def durations_of(
     start: float = 0.0,  # seconds that were trimmed before the first frame
     slack: float = 0.05,  # seconds by which a phone may lie outside the frames
 ) -> np.ndarray:  # [S] frames, at least 0
-    "Frames of each symbol; they sum to `frames`. Raises ValueError that names the uid where the two do not fit."
+    """Frames of each symbol; they sum to `frames`.
+    Raises ValueError that names the uid where the two do not fit."""
     ends = symbol_ends(times, sequence, uid) - start
     spoken = [(a - start, b - start) for phone, a, b in times if phone]
     first, last, length = spoken[0][0], spoken[-1][1], frames * hop_s
     if first < -slack or last > length + hop_s + slack or times[-1][2] - start < length - 1:
-        raise ValueError(f"{uid}: its phones sound from {first:.2f} to {last:.2f} s and its {frames} frames last "
+        raise ValueError(f"{uid}: its phones sound from {first:.2f} to {last:.2f} s and its {frames} frames "
+                         "last "
                          f"{length:.2f} s: the times are of another recording, or the clip was trimmed.")
     edges = np.clip(np.rint(np.maximum.accumulate(ends) / hop_s), 0, frames).astype(np.int64)
     edges[-1] = frames

@@ -41,7 +41,8 @@ class Event(ctypes.Structure):
 
 class Voice(ctypes.Structure):
     _fields_ = [("name", c_char_p), ("languages", c_char_p), ("identifier", c_char_p), ("gender", c_ubyte),
-                ("age", c_ubyte), ("variant", c_ubyte), ("unused", c_ubyte), ("score", c_int), ("spare", c_void_p)]
+                ("age", c_ubyte), ("variant", c_ubyte), ("unused", c_ubyte), ("score", c_int),
+                ("spare", c_void_p)]
 
 
 CALLBACK = ctypes.CFUNCTYPE(c_int, POINTER(c_short), c_int, POINTER(Event))
@@ -67,7 +68,8 @@ def library():  # (ctypes library, sampling rate, "") or (None, 0, why not)
     lib.espeak_ListVoices.restype = POINTER(POINTER(Voice))
     lib.espeak_ListVoices.argtypes = [c_void_p]
     lib.espeak_Synth.argtypes = [c_char_p, ctypes.c_size_t, c_uint, c_int, c_uint, c_uint, c_void_p, c_void_p]
-    rate = lib.espeak_Initialize(2, 0, data, 0x8003)  # synchronous; phone events in IPA; never exit the process
+    # synchronous; phone events in IPA; never exit the process
+    rate = lib.espeak_Initialize(2, 0, data, 0x8003)
     if rate <= 0:
         return None, 0, f"espeak-ng at {path} does not start, its data are missing: {INSTALL}."
     return lib, rate, ""
@@ -86,7 +88,8 @@ def start_voice(
     voice: str,
     rate_wpm: int = 175,
 ):  # ctypes library, sampling rate
-    "The library with a voice set. Raises ValueError for an unknown voice, RuntimeError where espeak is missing."
+    """The library with a voice set.
+    Raises ValueError for an unknown voice, RuntimeError where espeak is missing."""
     lib, rate, why = library()
     if why:
         raise RuntimeError(why)
@@ -94,7 +97,8 @@ def start_voice(
         listed, names = lib.espeak_ListVoices(None), []
         while listed[len(names)]:
             names.append(listed[len(names)].contents.languages[1:].decode())
-        near = ", ".join(get_close_matches(voice.replace("_", "-"), names, 3, 0.3)) or "see `espeak-ng --voices`"
+        near = ", ".join(get_close_matches(voice.replace("_", "-"), names, 3,
+                                           0.3)) or "see `espeak-ng --voices`"
         raise ValueError(f"espeak-ng has no voice {voice!r}; nearest: {near}.")
     lib.espeak_SetParameter(1, rate_wpm, 0)
     return lib, rate
@@ -141,7 +145,8 @@ def phone_line(
 def read_phones(
     path: str | Path,  # phones.json
 ) -> dict[str, list[str]]:  # text -> sequence
-    "Phones that were written beforehand. Raises ValueError where the file is not text -> phones, FileNotFoundError."
+    """Phones that were written beforehand.
+    Raises ValueError where the file is not text -> phones, FileNotFoundError."""
     try:
         lines = json.loads(Path(path).read_text(encoding="utf8"))
         return {text: [" " if p == "_" else p for p in line.split()] for text, line in lines.items()}
@@ -187,7 +192,8 @@ def phone_times(
     samples: int,
     rate: int,
 ) -> list[tuple[str, float, float]]:
-    "Intervals that cover the wave; silences in a row are one; a phone that melts into the last one lasts 0 s."
+    """Intervals that cover the wave; silences in a row are one; a phone that melts into the last one lasts 0
+    s."""
     begins = [(min(at, samples), "" if name.startswith("(") else name) for at, name in begins]
     if sum(bool(name) for _, name in begins) == len(whole):
         rest = iter(whole)

@@ -24,28 +24,41 @@ MONEY = {
            "£": ("pound", "pounds", "penny", "pence"), "¥": ("yen", "yen", "sen", "sen")},
     "am": {"$": ("ዶላር", "ዶላር", "ሳንቲም", "ሳንቲም"), "€": ("ዩሮ", "ዩሮ", "ሳንቲም", "ሳንቲም"),
            "£": ("ፓውንድ", "ፓውንድ", "ሳንቲም", "ሳንቲም")}}
-CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB", "₺": "TRY", "₴": "UAH", "₪": "ILS", "₩": "KRW",
+CURRENCIES = {"$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB", "₺": "TRY", "₴": "UAH",
+              "₪": "ILS", "₩": "KRW",
               "₫": "VND", "฿": "THB", "₸": "KZT", "₦": "NGN"}
-CURRENCIES |= {"US$": "USD", "R$": "BRL", "A$": "AUD", "AU$": "AUD", "C$": "CAD", "CA$": "CAD", "NZ$": "NZD", "HK$": "HKD", "S$": "SGD", "NT$": "TWD",
+CURRENCIES |= {"US$": "USD", "R$": "BRL", "A$": "AUD", "AU$": "AUD", "C$": "CAD", "CA$": "CAD", "NZ$": "NZD",
+               "HK$": "HKD", "S$": "SGD", "NT$": "TWD",
                "MX$": "MXN"} | {code: code for code in ("EUR", "USD", "GBP", "CHF", "JPY")}
-LOCAL = {"pl": {"zł": "PLN"}, "cs": {"Kč": "CZK"}, "hu": {"Ft": "HUF"}, "sv": {"kr": "SEK"}, "da": {"kr": "DKK"}, "no": {"kr": "NOK"},
+LOCAL = {"pl": {"zł": "PLN"}, "cs": {"Kč": "CZK"}, "hu": {"Ft": "HUF"}, "sv": {"kr": "SEK"},
+         "da": {"kr": "DKK"}, "no": {"kr": "NOK"},
          "ru": {"руб": "RUB"}, "uk": {"грн": "UAH"}, "id": {"Rp": "IDR"}}  # signs of one language
-SCALES = {"k": 3, "m": 6, "mn": 6, "mio": 6, "mln": 6, "bn": 9, "b": 9, "mrd": 9, "md": 9, "mld": 9, "tn": 12, "trn": 12}
-NAMES = {"en": {3: "thousand", 6: "million", 9: "billion", 12: "trillion"}, "am": {3: "ሺህ", 6: "ሚሊዮን", 9: "ቢሊዮን", 12: "ትሪሊዮን"}}
+SCALES = {"k": 3, "m": 6, "mn": 6, "mio": 6, "mln": 6, "bn": 9, "b": 9, "mrd": 9, "md": 9, "mld": 9, "tn": 12,
+          "trn": 12}
+NAMES = {"en": {3: "thousand", 6: "million", 9: "billion", 12: "trillion"},
+         "am": {3: "ሺህ", 6: "ሚሊዮን", 9: "ቢሊዮን", 12: "ትሪሊዮን"}}
 JOIN = {"en": {"and": "and", "to": "to", "minus": "minus"}, "am": {"and": "ከ", "to": "እስከ", "minus": "አሉታዊ"}}
-TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till", "da": "til", "no": "til", "pl": "do",
-      "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да", "ro": "până la", "id": "sampai", "vi": "đến", "sr": "do", "sl": "do"}
-UNITS = {"km/h": "speed-kilometer-per-hour", "km": "length-kilometer", "cm": "length-centimeter", "mm": "length-millimeter", "%": "concentr-percent",
-         "kg": "mass-kilogram", "mg": "mass-milligram", "ml": "volume-milliliter", "°C": "temperature-celsius", "kHz": "frequency-kilohertz",
-         "MHz": "frequency-megahertz", "GHz": "frequency-gigahertz", "Hz": "frequency-hertz", "GB": "digital-gigabyte", "MB": "digital-megabyte"}
+TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till",
+      "da": "til", "no": "til", "pl": "do",
+      "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да", "ro": "până la", "id": "sampai",
+      "vi": "đến", "sr": "do", "sl": "do"}
+UNITS = {"km/h": "speed-kilometer-per-hour", "km": "length-kilometer", "cm": "length-centimeter",
+         "mm": "length-millimeter", "%": "concentr-percent",
+         "kg": "mass-kilogram", "mg": "mass-milligram", "ml": "volume-milliliter",
+         "°C": "temperature-celsius", "kHz": "frequency-kilohertz",
+         "MHz": "frequency-megahertz", "GHz": "frequency-gigahertz", "Hz": "frequency-hertz",
+         "GB": "digital-gigabyte", "MB": "digital-megabyte"}
 
 
 PERCENT = {"ko": "퍼센트", "vi": "phần trăm", "ar": "في المئة"}  # where CLDR writes the sign
-DOT = {"de": "Punkt", "nl": "punt", "fr": "point", "es": "punto", "it": "punto", "pt": "ponto", "ca": "punt", "ro": "punct", "ru": "точка", "uk": "крапка",
-       "pl": "kropka", "cs": "tečka", "sk": "bodka", "sv": "punkt", "da": "punktum", "no": "punktum", "fi": "piste", "hu": "pont", "tr": "nokta", "id": "titik",
+DOT = {"de": "Punkt", "nl": "punt", "fr": "point", "es": "punto", "it": "punto", "pt": "ponto", "ca": "punt",
+       "ro": "punct", "ru": "точка", "uk": "крапка",
+       "pl": "kropka", "cs": "tečka", "sk": "bodka", "sv": "punkt", "da": "punktum", "no": "punktum",
+       "fi": "piste", "hu": "pont", "tr": "nokta", "id": "titik",
        "vi": "chấm"}  # between the parts of a version, which are no decimals
 HOURS = {"fr": ("heure", "heures"), "pt": ("hora", "horas"), "es": ("hora", "horas")}
-AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat", "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}
+AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat",
+      "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}
 
 
 def currency(r: Reading, sign: str) -> str:
@@ -53,7 +66,8 @@ def currency(r: Reading, sign: str) -> str:
     from babel.numbers import get_currency_symbol, get_territory_currencies
 
     here = get_territory_currencies(r.locale.territory) if sign == "$" and r.locale.territory else []
-    return next((c for c in here if get_currency_symbol(c, r.locale) == sign), None) or (CURRENCIES | LOCAL.get(r.base, {}))[sign]
+    return next((c for c in here if get_currency_symbol(c, r.locale) == sign),
+                None) or (CURRENCIES | LOCAL.get(r.base, {}))[sign]
 
 
 def money(r: Reading, sign: str, written: str, size: str) -> str:
@@ -108,7 +122,8 @@ def dated(r: Reading, first: str, second: str, third: str, written: str) -> str:
         year, orders = int(first), [(int(second), int(third))]
     else:
         year, a, b = int(third), int(first), int(second)
-        month_first = re.search("[/-]", written) and r.locale.date_formats["short"].pattern.lstrip("'y/. ").startswith("M")
+        month_first = (re.search("[/-]", written)
+                       and r.locale.date_formats["short"].pattern.lstrip("'y/. ").startswith("M"))
         orders = [(a, b), (b, a)] if month_first else [(b, a), (a, b)]
     for month, day in orders:
         try:
@@ -132,8 +147,9 @@ def day(r: Reading, number: int, month: int, written: str) -> str:
 def hours(r: Reading, hour: str, minute: str) -> str:
     "`14h30`."
     said = words_of(int(hour), r.code)
-    said = re.sub(r"(un|um|dois)\b", lambda m: {"un": "une" if r.base == "fr" else "una", "um": "uma", "dois": "duas"}[m[0]], said)
-    return f"{said} {HOURS[r.base][int(hour) > 1]}{f' {words_of(int(minute), r.code)}' if minute and int(minute) else ''}"
+    said = re.sub(r"(un|um|dois)\b", lambda m: {"un": "une" if r.base == "fr" else "una", "um": "uma",
+                                                "dois": "duas"}[m[0]], said)
+    return (f"{said} {HOURS[r.base][int(hour) > 1]}{f' {words_of(int(minute), r.code)}' if minute and int(minute) else ''}")
 
 
 def phone(r: Reading, written: str) -> str:
@@ -158,13 +174,16 @@ def decimal(r: Reading, written: str) -> str:
     whole, part = re.fullmatch(rf"(.*?)(?:{r.point}|\.)(\d+)", written).groups()
     if r.base not in JOIN:
         return r.say(r.value(written))
-    return " ".join([plain(r, whole or "0") if not whole.startswith("0") else words_of(int(whole), r.code), point_word(r.code),
+    return " ".join([plain(r, whole or "0") if not whole.startswith("0") else words_of(int(whole), r.code),
+                     point_word(r.code),
                      *(words_of(int(d), r.code) for d in part)])
 
 
-ORDINALS = {"en": "(?:st|nd|rd|th)\\b", "am": "ኛ", "fr": "(?:er|re|ère|ème|e|nde?)\\b", "es": r"\.?[ºª]", "pt": r"\.?[ºª]", "it": "[º°ª]",
+ORDINALS = {"en": "(?:st|nd|rd|th)\\b", "am": "ኛ", "fr": "(?:er|re|ère|ème|e|nde?)\\b", "es": r"\.?[ºª]",
+            "pt": r"\.?[ºª]", "it": "[º°ª]",
             "nl": "(?:ste|de|e)\\b", "ca": "(?:r|n|t|è|a)\\b", "sv": ":[ae]\\b"}
-DOTTED = ("de", "da", "no", "fi", "cs", "sk", "is", "sl", "sr", "hu", "lv", "tr", "pl")  # the point after a day says that it is an ordinal
+# the point after a day says that it is an ordinal
+DOTTED = ("de", "da", "no", "fi", "cs", "sk", "is", "sl", "sr", "hu", "lv", "tr", "pl")
 
 
 RUSSIAN = {"я": "ая", "го": "ого", "му": "ому", "м": "ом", "ой": "ой", "ую": "ую", "ые": "ые", "ых": "ых"}
@@ -177,7 +196,8 @@ def ordinal(r: Reading, written: str, ending: str = "") -> str:
     said = words_of(number, r.code, "ordinal")
     if r.base == "ru" and ending != "й":
         ending = RUSSIAN.get(ending) or ("ые" if number % 10 == 0 else "ое")
-        return said[:-2] + ("ь" + {"ая": "я", "ую": "ю", "ое": "е", "ые": "и", "ых": "их", "ой": "ей"}.get(ending, "е" + ending[1:])
+        return said[:-2] + ("ь" + {"ая": "я", "ую": "ю", "ое": "е", "ые": "и", "ых": "их",
+                                   "ой": "ей"}.get(ending, "е" + ending[1:])
                             if said.endswith("третий") else ending)
     said = "première" if ending in ("re", "ère") and number == 1 else said
     return re.sub(r"o\b", "a", said) if ending.endswith("ª") else said
@@ -187,8 +207,10 @@ def ranges(
     until: str,  # a word, or a dash that is no minus
 ) -> list[tuple[str, str]]:
     "Patterns of ranges of money and percents, `$5-10`, `5%-10%`, `%5-10`, and what they become."
-    return [(r"([€£$])\s?(\d[\d.,]*)\s?[–-]\s?(?=\d)", rf"\2 {until} \1"), (r"(%\s?\d[\d.,]*)\s?[–-]\s?(?=%?\s?\d)", rf"\1 {until} "),
-            (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "), (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
+    return [(r"([€£$])\s?(\d[\d.,]*)\s?[–-]\s?(?=\d)", rf"\2 {until} \1"),
+            (r"(%\s?\d[\d.,]*)\s?[–-]\s?(?=%?\s?\d)", rf"\1 {until} "),
+            (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "),
+            (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
 
 
 def times(
@@ -197,12 +219,16 @@ def times(
     "Patterns of the time of day and what they become."
     out = []
     if r.base in ("de", "nl"):
-        out += [(r"(?<![\d.:,])([01]?\d|2[0-3])[.:]([0-5]\d) (Uhr|uur)\b", lambda m: f"{m[1]} {m[3]} {int(m[2]) or ''}")]
+        out += [(r"(?<![\d.:,])([01]?\d|2[0-3])[.:]([0-5]\d) (Uhr|uur)\b",
+                 lambda m: f"{m[1]} {m[3]} {int(m[2]) or ''}")]
     if r.base in HOURS:
-        out += [(r"(?<![\d:.,])([01]?\d|2[0-3])(?:\s?h\s?([0-5]\d)?|:([0-5]\d)\s?h)(?!\w)", lambda m: hours(r, m[1], m[2] or m[3]))]
+        out += [(r"(?<![\d:.,])([01]?\d|2[0-3])(?:\s?h\s?([0-5]\d)?|:([0-5]\d)\s?h)(?!\w)",
+                 lambda m: hours(r, m[1], m[2] or m[3]))]
     if r.base in AT:
-        out += [(rf"\b({AT[r.base]})\s([01]?\d|2[0-3])\.([0-5]\d)(?![\d.])", lambda m: f"{m[1]} {clock(r, int(m[2]), int(m[3]))}")]
-    return out + [(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?=(\w?))", lambda m: clock(r, int(m[1]), int(m[2])) + " " * bool(m[3]))]
+        out += [(rf"\b({AT[r.base]})\s([01]?\d|2[0-3])\.([0-5]\d)(?![\d.])",
+                 lambda m: f"{m[1]} {clock(r, int(m[2]), int(m[3]))}")]
+    return out + [(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?=(\w?))",
+                   lambda m: clock(r, int(m[1]), int(m[2])) + " " * bool(m[3]))]
 
 
 def rules(
@@ -211,7 +237,8 @@ def rules(
     "Patterns and what they become, in order."
     n, p, to = rf"(?:{r.whole})", r.point, JOIN.get(r.base, {}).get("to") or TO.get(r.base)
     number, amount = rf"(?:{n})(?:{p}\d+)?", rf"(?:{n})(?:{p}\d+|[.,]\d\d?(?!\d))?"
-    signs = "|".join((r"(?<![^\W\d])" if s[0].isalpha() else "") + re.escape(s) + (r"(?![^\W\d])" if s[-1].isalpha() else "")
+    signs = "|".join((r"(?<![^\W\d])" if s[0].isalpha() else "") + re.escape(s)
+                     + (r"(?![^\W\d])" if s[-1].isalpha() else "")
                      for s in sorted(CURRENCIES | LOCAL.get(r.base, {}), key=len, reverse=True))
     sizes = "thousand|million|billion|trillion" if r.base == "en" else "ሺህ|ሚሊዮን|ቢሊዮን"
     short = "|".join(sorted(SCALES, key=len, reverse=True))
@@ -224,13 +251,16 @@ def rules(
         out += [(r"(?<![\w-])[2-9]\d\d-\d{4}(?<!00)(?![\w-])", lambda m: r.digits(m[0]))]
     out += ranges(to or "–")
     if r.base != "am":
-        out += [(r"(?<![\d.-])(1[6-9]\d\d|2[01]\d\d)-(\d\d)-(\d\d)(?![\d-])", lambda m: dated(r, *m.groups(), m[0])),
-                (r"(?<![\d./-])(\d\d?)([./-])(\d\d?)\2(1[6-9]\d\d|2[01]\d\d)(?![\d/])", lambda m: dated(r, m[1], m[3], m[4], m[0]))]
+        out += [(r"(?<![\d.-])(1[6-9]\d\d|2[01]\d\d)-(\d\d)-(\d\d)(?![\d-])",
+                 lambda m: dated(r, *m.groups(), m[0])),
+                (r"(?<![\d./-])(\d\d?)([./-])(\d\d?)\2(1[6-9]\d\d|2[01]\d\d)(?![\d/])",
+                 lambda m: dated(r, m[1], m[3], m[4], m[0]))]
     out += [(rf"({signs})\s?({amount})({sized})", lambda m: money(r, m[1], m[2], m[3].strip())),
             (rf"({amount})({sized})\s?({signs})", lambda m: money(r, m[3], m[1], m[2].strip()))]
     if r.base not in JOIN:
         marks = "|".join(map(re.escape, UNITS))
-        out += [(rf"({number})\s?({marks})(?!\w)", lambda m: unit(r, m[1], m[2])), (rf"%\s?({number})", lambda m: unit(r, m[1], "%"))]
+        out += [(rf"({number})\s?({marks})(?!\w)", lambda m: unit(r, m[1], m[2])),
+                (rf"%\s?({number})", lambda m: unit(r, m[1], "%"))]
     out += times(r)
     if to:
         out += [(r"(?<![^\W\u1200-\u137f])(?<![.,–-])(\d+)\s?[–-]\s?(?=\d+(?![\w–-]))", rf"\1 {to} ")]
@@ -246,23 +276,29 @@ def rules(
                  lambda m: f"{m[1]} {ordinal(r, m[2])}{'n' * (m[1].lower() in OBLIQUE.split('|'))}")]
     if r.base in DOTTED:
         out += [(r"(?<![\d.,])(\d\d?)\.(\d\d?)\.(?!\d)", lambda m: day(r, int(m[1]), int(m[2]), m[0]))]
-        months = "|".join(sorted({re.escape(name) for width in ("wide", "abbreviated") for name in r.locale.months["format"][width].values()}))
-        out += [(rf"(?<![\d{p}])(\d{{1,2}})\.\s?[–-]\s?(?=\d\d?\.\s(?:{months}))", lambda m: f"{ordinal(r, m[1])} {to or '-'} "),
+        months = "|".join(sorted({re.escape(name) for width in ("wide", "abbreviated")
+                                  for name in r.locale.months["format"][width].values()}))
+        out += [(rf"(?<![\d{p}])(\d{{1,2}})\.\s?[–-]\s?(?=\d\d?\.\s(?:{months}))",
+                 lambda m: f"{ordinal(r, m[1])} {to or '-'} "),
                 (rf"(?<![\d{p}])(\d{{1,2}})\.(?=\s(?:{months}))", lambda m: ordinal(r, m[1]))]
     if r.base == "en":
         out += [(r"(?:(?<!\w)')?\b((?:1[1-9]|20)\d0|[2-9]0)s\b", lambda m: decade(r, m[1])),
-                (r"(?<![\d/.,])(\d+) ([1-9]/(?:[2-9]|1[0-9]|20))(?![\d/])", lambda m: f"{m[1]} and {share(r, m[2]).replace('one half', 'a half')}"),
+                (r"(?<![\d/.,])(\d+) ([1-9]/(?:[2-9]|1[0-9]|20))(?![\d/])",
+                 lambda m: f"{m[1]} and {share(r, m[2]).replace('one half', 'a half')}"),
                 (r"(?<![\d/])(\d)/([2-9]|1[0-9]|20)(?![\d/])", lambda m: share(r, m[0]))]
-    out += [(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_\u1200-\u137f])(?=\d)", " ")]  # an Amharic preposition is a prefix
+    # an Amharic preposition is a prefix
+    out += [(r"(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_\u1200-\u137f])(?=\d)", " ")]
     point = f" {DOT.get(r.base) or point_word(r.code)} "
-    out += [(r"(?<![\d.])\d+(?:\.\d+){2,}", lambda m: m[0] if re.fullmatch(r.grouped, m[0]) else m[0].replace(".", point)),
+    out += [(r"(?<![\d.])\d+(?:\.\d+){2,}",
+             lambda m: m[0] if re.fullmatch(r.grouped, m[0]) else m[0].replace(".", point)),
             (r"(?<=[^\W\d_])\.(?=\d)", point)]
     if r.base in JOIN:
         out += [(rf"(?:{n})?\.\d+", lambda m: decimal(r, m[0])),
                 (r"(?<![\d,])(?:1[1-9]|20)\d\d(?![\d,]\d|\d)", lambda m: words_of(int(m[0]), r.code, "year"))]
     else:
         out += [(rf"(?<!\d{p})(?:{n}){p}\d+(?!{p}?\d)", lambda m: decimal(r, m[0])),
-                (rf"(?:{n})\.\d\d?(?!\.?\d)", lambda m: decimal(r, m[0])), (rf"{r.grouped}", lambda m: plain(r, m[0])), (r"\d+\.\d+", lambda m: decimal(r, m[0]))]
+                (rf"(?:{n})\.\d\d?(?!\.?\d)", lambda m: decimal(r, m[0])),
+                (rf"{r.grouped}", lambda m: plain(r, m[0])), (r"\d+\.\d+", lambda m: decimal(r, m[0]))]
     return out + [(n, lambda m: plain(r, m[0]))]
 
 
@@ -290,12 +326,14 @@ def mixed(r: Reading, whole: str, sign: str) -> str:
 
 def numbers(
     text: str,
-    language: str = "en",  # of num2words, with or without a region; where it has no such language, numbers stay as they are
+    # of num2words, with or without a region; where it has no such language, numbers stay as they are
+    language: str = "en",
 ) -> str:
     "Numbers as words."
     if not any(map(str.isnumeric, text)) or (r := reading_of(language)) is None:
         return text
-    text = re.sub(r"(\d*)\s?([¼½¾⅐-⅞])", lambda m: mixed(r, m[1], m[2]), "".join(plain_digit(c, r) for c in text))
+    text = re.sub(r"(\d*)\s?([¼½¾⅐-⅞])", lambda m: mixed(r, m[1], m[2]),
+                  "".join(plain_digit(c, r) for c in text))
     for pattern, words in rules(r) if re.search(r"\d", text) else []:
         text = re.sub(pattern, words, text)
     return text

@@ -14,12 +14,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .files import AUDIO, TEXT, located, of_texts, one_microphone, recordings, tails, uid_of, walk
-from .transcripts import file_lists, read_srt, read_tables, read_text, spoken_length, tables_of, tidy
+from .files import (
+    AUDIO, TEXT, located, of_texts, one_microphone, recordings, tails, uid_of, walk)
+from .transcripts import (
+    file_lists, read_srt, read_tables, read_text, spoken_length, tables_of, tidy)
 from .wave import open_wave
 
 # %% ../../../nbs/parts/speech/80_rows.ipynb #SpeechRow
-ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog", "speaker-info", "speakers", "books", "chapters"}  # texts that nobody speaks, where no recording has their name
+# texts that nobody speaks, where no recording has their name
+ABOUT = {"readme", "license", "licence", "copying", "notice", "changelog", "speaker-info", "speakers",
+         "books", "chapters"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def from_tables(
 
     lines, columns = read_tables([path for _, path in tables], recording, seconds)
     tell(columns)
-    places = located((entry["path"] for part in lines for _, entry, _ in part if entry["path"]), audio, folder)
+    places = located((entry["path"] for part in lines for _, entry, _ in part if entry["path"]), audio,
+                     folder)
     rows, rejected, named, first, held = [], [], [], {}, set()
     for (split, path), part in zip(tables, lines):
         for line, entry, why in part:
@@ -73,7 +78,8 @@ def from_tables(
                 continue
             first[uid] = at
             held |= {uid} if split else set()
-            rows.append(SpeechRow(uid, folder / file, entry["text"], speaker=entry["speaker"], split=split, row=at))
+            rows.append(SpeechRow(uid, folder / file, entry["text"], speaker=entry["speaker"], split=split,
+                                  row=at))
     return rows, rejected, named
 
 
@@ -146,9 +152,11 @@ def read_source(
     if not tables and not subtitles and not texts:
         below = [f for f in files if f.endswith(("/metadata.csv", "/train.csv"))]
         hint = f" There is a {below[0]}: give that folder." if below else ""
-        raise ValueError(f"{folder}: no metadata.csv or train.csv, no .srt and no .txt beside recordings.{hint}")
+        raise ValueError(f"{folder}: no metadata.csv or train.csv, no .srt and no .txt beside "
+                         f"recordings.{hint}")
     try:
-        found = from_tables(folder, tables, audio, tell) if tables else from_subtitles(folder, subtitles, audio)
+        found = from_tables(folder, tables, audio,
+                            tell) if tables else from_subtitles(folder, subtitles, audio)
     except ValueError as e:
         raise ValueError(f"{folder}: {e}.") from e
     more = ([], [], []) if tables else from_texts(folder, texts, audio)

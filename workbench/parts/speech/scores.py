@@ -66,12 +66,14 @@ def duration_error(
     real: list[np.ndarray],
     hop_seconds: float,
 ) -> dict[str, float]:  # ms a symbol; share of the real length
-    "How far symbols are from their real durations, and utterances from their real lengths. Raises ValueError."
+    """How far symbols are from their real durations, and utterances from their real lengths.
+    Raises ValueError."""
     if any(np.shape(p) != np.shape(r) for p, r in zip(predicted, real, strict=True)):
         raise ValueError("Durations are compared symbol by symbol: both need the same symbols.")
     off = np.concatenate([np.abs(np.subtract(p, r)) for p, r in zip(predicted, real)])
     length = [abs(np.sum(p) - np.sum(r)) / np.sum(r) for p, r in zip(predicted, real)]
-    return {"duration_error_ms": float(1000 * hop_seconds * off.mean()), "length_error": float(np.mean(length))}
+    return {"duration_error_ms": float(1000 * hop_seconds * off.mean()),
+            "length_error": float(np.mean(length))}
 
 # %% ../../../nbs/parts/speech/88_scores.ipynb #listener
 WINDOW = 30.0  # s
@@ -85,7 +87,8 @@ def listener(
 ) -> Callable:  # (waves, rate) -> texts
     "Somebody who writes down what he hears. Raises ValueError where he is not to be had."
     kind, _, folder = name.partition(":")
-    hear = faster_whisper(folder, language, device) if kind == "faster-whisper" else whisper(name, language, device)
+    hear = faster_whisper(folder, language,
+                          device) if kind == "faster-whisper" else whisper(name, language, device)
 
     def listen(waves: list[np.ndarray], rate: int) -> list[str]:
         "The texts of mono waves at a rate."
@@ -109,7 +112,8 @@ def faster_whisper(
     except ImportError as e:
         raise ValueError(f"The listener faster-whisper needs a package: pip install faster-whisper ({e}).") from e
     if not (Path(folder).expanduser() / "model.bin").is_file():
-        raise ValueError(f"The listener faster-whisper needs a folder with model.bin, and {folder!r} has none.")
+        raise ValueError(f"The listener faster-whisper needs a folder with model.bin, and {folder!r} has "
+                         "none.")
     kind, _, index = device.partition(":")
     model = WhisperModel(str(Path(folder).expanduser()), device=kind, device_index=int(index or 0),
                          compute_type="int8" if kind == "cpu" else "float16", local_files_only=True)
@@ -134,7 +138,8 @@ def whisper(
     folder = whisper_folder(name)
     try:
         processor = WhisperProcessor.from_pretrained(folder)
-        model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True).eval().to(device)
+        model = WhisperForConditionalGeneration.from_pretrained(folder,
+                                                                use_safetensors=True).eval().to(device)
     except (OSError, ValueError, TypeError, SafetensorError) as e:
         why = " ".join(str(e).split())[:200]
         raise ValueError(f"The listener {name!r} is no whisper that can be read: {why}") from e
@@ -144,7 +149,8 @@ def whisper(
     @torch.inference_mode()
     def hear(wave):
         x = processor(wave, sampling_rate=16000, return_tensors="pt", return_attention_mask=True).to(device)
-        ids = model.generate(x.input_features, attention_mask=x.attention_mask, do_sample=False, num_beams=BEAMS,
+        ids = model.generate(x.input_features, attention_mask=x.attention_mask, do_sample=False,
+                             num_beams=BEAMS,
                              **spoken)
         return processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     return hear
@@ -153,7 +159,8 @@ def whisper(
 def whisper_folder(
     name: str,  # hub name or folder
 ) -> str:
-    "A folder with the model: the named one, that of the hub's cache, or fetched from the hub. Raises ValueError."
+    """A folder with the model: the named one, that of the hub's cache, or fetched from the hub.
+    Raises ValueError."""
     from workbench.parts.shared.hub import ask_hub, in_cache
 
     if Path(name).expanduser().is_dir():
@@ -166,8 +173,10 @@ def whisper_folder(
     if state == "found":
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(name, revision=answer[0], allow_patterns=["*.json", "*.txt", "model*.safetensors"])
-    raise ValueError(f"The listener {name!r} is not to be had: no such folder, no copy in the cache, and {answer[0]}. "
+        return snapshot_download(name, revision=answer[0],
+                                 allow_patterns=["*.json", "*.txt", "model*.safetensors"])
+    raise ValueError(f"The listener {name!r} is not to be had: no such folder, no copy in the cache, and "
+                     f"{answer[0]}. "
                      "Give a folder with a whisper of transformers, a hub name where the hub is in reach, or "
                      "faster-whisper:<folder>.")
 

@@ -31,7 +31,8 @@ class Reading:
 
     def value(self, written: str) -> Decimal:
         "What a number as it is written is worth."
-        if not re.fullmatch(self.grouped, written) and (m := re.fullmatch(rf"(.*?)(?:{self.point}|\.|,(?=\d\d?$))(\d+)", written)):
+        if (not re.fullmatch(self.grouped, written)
+            and (m := re.fullmatch(rf"(.*?)(?:{self.point}|\.|,(?=\d\d?$))(\d+)", written))):
             return Decimal(f"{re.sub('[^0-9]', '', m[1]) or 0}.{m[2]}")
         return Decimal(re.sub("[^0-9]", "", written))
 
@@ -64,8 +65,10 @@ def reading_of(
     except (UnknownLocaleError, ValueError):
         locale = Locale.parse(cldr)
     point, group = get_decimal_symbol(locale), get_group_symbol(locale)
-    free = {",": " .", ".": ""}.get(point, " ")  # no sign of decimals, so it may stand between thousands: `20 000`, `1.000`
+    # no sign of decimals, so it may stand between thousands: `20 000`, `1.000`
+    free = {",": " .", ".": ""}.get(point, " ")
     between = f"[{re.escape(free + group)}{SPACES}{'’' * (group == chr(39))}{chr(39) * (group == '’')}]"
     grouped = rf"(?<!\d)[1-9]\d{{0,2}}(?:{between}\d{{3}})+(?!\d)|(?<!\d)[1-9]\d{{0,2}}(?: 000)+(?!\d)"
-    grouped += r"|(?<![\d,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])" if group == "," else ""  # 12,34,567, as India writes
+    # 12,34,567, as India writes
+    grouped += r"|(?<![\d,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])" if group == "," else ""
     return Reading(code, mine, locale, re.escape(point), rf"{grouped}|\d+", grouped)

@@ -62,7 +62,8 @@ class Symbols:
         sequence = list(sequence)
         if strict and (new := self.unknown(sequence)):
             codes = ", ".join(f"{s!r} ({' '.join(f'U+{ord(c):04X}' for c in s)})" for s in new[:5])
-            raise ValueError(f"no symbol of the vocabulary of {len(self)}: {codes}{', …' if len(new) > 5 else ''}.")
+            raise ValueError(f"no symbol of the vocabulary of {len(self)}: "
+                             f"{codes}{', …' if len(new) > 5 else ''}.")
         return [self.ids.get(s, 1) for s in sequence]
 
     def decode(self, ids: Iterable[int]) -> list[str]:

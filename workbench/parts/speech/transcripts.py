@@ -74,10 +74,12 @@ def read_table(path: Path) -> Table:
 # %% ../../../nbs/parts/speech/68_transcripts.ipynb #read_tables
 def read_tables(
     paths: Sequence[Path],
-    recording: Callable[[str], str] = lambda cell: cell if re.search(r"\.(wav|flac|ogg|opus|mp3)$", cell, re.I) else "",
+    recording: Callable[[str], str] = lambda cell: cell
+    if re.search(r"\.(wav|flac|ogg|opus|mp3)$", cell, re.I) else "",
     seconds: Callable[[str], float] = lambda cell: 0.0,  # see `by_content`
 ) -> tuple[list[list[tuple[int, dict, str]]], str]:  # of each: (line, {"path", "text", "speaker"}, why not); the columns
-    "The lines of tables that belong together, and how they were understood. Raises ValueError where that cannot be told."
+    """The lines of tables that belong together, and how they were understood.
+    Raises ValueError where that cannot be told."""
     tables = [read_table(path) for path in paths]
     bare = [t for t in tables if t.at is None and t.lines]
     understood = {}
@@ -89,14 +91,17 @@ def read_tables(
                 raise ValueError(f"it has one column: {WRITE.format('path|text')}")
             understood[width] = by_content(rows, recording, seconds)
             if mine[0].sign != "|":
-                header = [next((k for k, c in understood[width].items() if c == i), "other") for i in range(width)]
-                raise ValueError(f"its columns have no names: {WRITE.format(mine[0].sign.join(header).replace(chr(9), ' TAB '))}")
+                header = [next((k for k, c in understood[width].items() if c == i), "other")
+                          for i in range(width)]
+                raise ValueError("its columns have no names: "
+                                 f"{WRITE.format(mine[0].sign.join(header).replace(chr(9), ' TAB '))}")
         except ValueError as e:
             raise ValueError(f"{mine[0].path.name}: {e}") from e
     ats = [t.at or understood.get(t.width, {}) for t in tables]
     said = dict.fromkeys(columns_said(at, [cells for t in tables for _, cells in t.lines])
                          for at in {tuple(sorted(at.items())): at for at in ats if at}.values())
-    return [[table_line(n, cells, at, t) for n, cells in t.lines] for t, at in zip(tables, ats)], "; ".join(said)
+    return [[table_line(n, cells, at, t) for n, cells in t.lines]
+            for t, at in zip(tables, ats)], "; ".join(said)
 
 
 def read_metadata(
@@ -116,11 +121,13 @@ def table_line(
     def cell(kind):
         return cells[at[kind]].strip() if kind in at and at[kind] < len(cells) else ""
 
-    entry = {"path": cell("path"), "text": tidy(cell("normalised text") or cell("text")), "speaker": cell("speaker")}
+    entry = {"path": cell("path"), "text": tidy(cell("normalised text") or cell("text")),
+             "speaker": cell("speaker")}
     spare = at.get("normalised text") == table.width - 1 and table.at is None  # it may be left out
     if len(cells) != table.width and not (spare and len(cells) == table.width - 1):
         return line, entry, f"{len(cells)} fields where {table.width} are wanted"
-    why = "no name of a recording" if not entry["path"] else "empty text" if not spoken_length(entry["text"]) else ""
+    why = ("no name of a recording" if not entry["path"] else "empty text" if not spoken_length(entry["text"])
+           else "")
     return line, entry, why
 
 
@@ -141,18 +148,22 @@ def file_lists(
     """Lists under other names: `train_list.txt`, `filelists/x_val_filelist.txt`, `metadata_eval.csv`; one that is for no split only
     where its second line names a recording and no other does. Raises ValueError where two are for one split."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(p for place in (folder, folder / "filelists") if place.is_dir() for p in place.iterdir()):
-        if path.suffix.lower() not in LISTS or path.name.startswith(".") or not path.is_file() or any(path.with_suffix(s).exists() for s in AUDIO):
+    for path in sorted(p for place in (folder, folder / "filelists") if place.is_dir()
+                       for p in place.iterdir()):
+        if (path.suffix.lower() not in LISTS or path.name.startswith(".") or not path.is_file()
+            or any(path.with_suffix(s).exists() for s in AUDIO)):
             continue
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             first, second = next(file, ""), next(file, "")
         words = [VALID.get(w, w) for w in re.split(r"[\W_]+", path.stem.lower())]
         split = next((s for s in ("test", "valid", "train") if s in words), "")
-        met = any(uid_of(cell.strip(' "\n')).rsplit("/", 1)[-1] in names for cell in re.split(r"[|\t]", second) if cell != second)
+        met = any(uid_of(cell.strip(' "\n')).rsplit("/", 1)[-1] in names
+                  for cell in re.split(r"[|\t]", second) if cell != second)
         if met or split and "|" in first and "|" in second:
             found.setdefault(split, []).append(path)
     if "train" not in found:
-        return [("", path) for path in found.get("", [])] if len(found.get("", [])) == 1 and len(found) == 1 else []
+        return [("", path)
+                for path in found.get("", [])] if len(found.get("", [])) == 1 and len(found) == 1 else []
     if twice := next((split for split, paths in found.items() if split and len(paths) > 1), ""):
         a, b = found[twice][:2]
         raise ValueError(f"{folder}: {a.name} and {b.name} are both for `{twice}`: take one out.")
@@ -193,7 +204,8 @@ def read_srt(
         start, end = (int(a) * 3600 + int(b) * 60 + int(c) + float(f"0.{d}")
                       for a, b, c, d in ((h, m, s, ms), (h2, m2, s2, ms2)))
         cues.append((i + 1, start, end, text, "it ends before it begins" if end <= start else why))
-    return [(*c[:4], c[4] or overlap(c, cues[max(0, j - 1):j] + cues[j + 1:j + 2])) for j, c in enumerate(cues)]
+    return [(*c[:4], c[4] or overlap(c, cues[max(0, j - 1):j] + cues[j + 1:j + 2]))
+            for j, c in enumerate(cues)]
 
 
 def overlap(

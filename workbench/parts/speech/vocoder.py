@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .mel import Mel, griffin_lim
 
 # %% ../../../nbs/parts/speech/12_vocoder.ipynb #check_recipe
-STATED = {"sampling_rate": "rate", "n_fft": "n_fft", "hop_size": "hop", "win_size": "win", "num_mels": "bands", "fmin": "fmin",
+STATED = {"sampling_rate": "rate", "n_fft": "n_fft", "hop_size": "hop", "win_size": "win",
+          "num_mels": "bands", "fmin": "fmin",
           "fmax": "fmax", "model_in_dim": "bands"}
 
 
@@ -26,13 +27,17 @@ def check_recipe(
 ):
     "ValueError naming what the vocoder expects and what we have."
     hop = int(torch.tensor(config["upsample_rates"]).prod())
-    meant = {"fmin": 0, "fmax": (config.get("sampling_rate") or mel.rate) / 2, "win_size": config.get("n_fft")}  # by null
+    # by null
+    meant = {"fmin": 0, "fmax": (config.get("sampling_rate") or mel.rate) / 2,
+             "win_size": config.get("n_fft")}
     stated = {key: meant.get(key) if config[key] is None else config[key] for key in STATED if key in config}
     stated = {key: value for key, value in stated.items() if value is not None} | {"upsample_rates": hop}
-    if odd := next((f"{key} is {value!r}" for key, value in stated.items() if not isinstance(value, (int, float))), None):
+    if odd := next((f"{key} is {value!r}"
+                    for key, value in stated.items() if not isinstance(value, (int, float))), None):
         raise ValueError(f"{source}: {odd} in its config.json, and a number is wanted.")
     ours = {key: getattr(mel, STATED.get(key, "hop")) for key in stated}
-    if odd := [f"{key} {stated[key]:g} where ours has {ours[key]:g}" for key in stated if stated[key] != ours[key]]:
+    if odd := [f"{key} {stated[key]:g} where ours has {ours[key]:g}"
+               for key in stated if stated[key] != ours[key]]:
         raise ValueError(f"{source}: this HiFi-GAN was made for other mels: {'; '.join(odd)}.")
 
 # %% ../../../nbs/parts/speech/12_vocoder.ipynb #fused
@@ -68,12 +73,15 @@ def read_weights(
     except FileNotFoundError:
         raise
     except Exception as e:  # a damaged archive can lead the reader anywhere
-        raise ValueError(f"{path}: not read as a checkpoint of tensors ({type(e).__name__}): it is damaged, or holds a program "
+        raise ValueError(f"{path}: not read as a checkpoint of tensors ({type(e).__name__}): it is damaged, "
+                         "or holds a program "
                          "and not only weights.") from e
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         content = content["generator"]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path}: holds no generator; expected a dict of tensors, or one under the key `generator`.")
+    if not isinstance(content,
+                      dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path}: holds no generator; expected a dict of tensors, or one under the key "
+                         "`generator`.")
     return fused(content, str(path))
 
 # %% ../../../nbs/parts/speech/12_vocoder.ipynb #read_config
@@ -91,9 +99,11 @@ def read_config(
         raise ValueError(f"{folder}: has no config.json; a HiFi-GAN's folder has one beside its weights.") from None
     except (OSError, ValueError) as e:
         raise ValueError(f"{path}: cannot be read ({e}).") from e
-    needs = ("upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel", "resblock_kernel_sizes", "resblock_dilation_sizes")
+    needs = ("upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel", "resblock_kernel_sizes",
+             "resblock_dilation_sizes")
     if not isinstance(config, dict) or (absent := [key for key in needs if config.get(key) is None]):
-        raise ValueError(f"{path}: not the configuration of a HiFi-GAN" + (f", {absent[0]} is missing." if isinstance(config, dict)
+        raise ValueError(f"{path}: not the configuration of a HiFi-GAN"
+                         + (f", {absent[0]} is missing." if isinstance(config, dict)
                                                                            else "."))
     if str(config.get("resblock", "1")) != "1":
         raise ValueError(f"{path}: resblock {config['resblock']} (HiFi-GAN V3) is not read; V1 and V2 are.")
@@ -104,7 +114,8 @@ def hifigan(
     folder: str | Path,
     mel: Mel = Mel(),
 ) -> nn.Module:  # transformers' SpeechT5HifiGan: [B, T, M] -> [B, N]
-    "The generator in a folder of either layout, ready to be used. ValueError where it is none or was made for other mels."
+    """The generator in a folder of either layout, ready to be used.
+    ValueError where it is none or was made for other mels."""
     from safetensors import SafetensorError
     from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
@@ -117,25 +128,31 @@ def hifigan(
         try:
             net, loading = SpeechT5HifiGan.from_pretrained(folder, output_loading_info=True)
         except (OSError, RuntimeError, ValueError, SafetensorError) as e:
-            raise ValueError(f"{folder}: transformers cannot read its weights ({str(e).splitlines()[0].strip()}).") from e
+            raise ValueError(f"{folder}: transformers cannot read its weights "
+                             f"({str(e).splitlines()[0].strip()}).") from e
         absent = sorted(set(loading["missing_keys"]) - {"mean", "scale"})
         if net.config.normalize_before and not (net.mean == 0).all() & (net.scale == 1).all():
-            raise ValueError(f"{folder}: this HiFi-GAN standardises the mels of another model first (as SpeechT5's does); "
+            raise ValueError(f"{folder}: this HiFi-GAN standardises the mels of another model first (as "
+                             "SpeechT5's does); "
                              "take one that reads plain log-mels.")
     else:
         path = next((path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))), None)
         if path is None:
             raise ValueError(f"{folder}: has no weights ({', '.join(WEIGHTS[:4])}).")
-        kept = ("upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel", "resblock_kernel_sizes", "resblock_dilation_sizes")
-        net = SpeechT5HifiGan(SpeechT5HifiGanConfig(model_in_dim=mel.bands, sampling_rate=mel.rate, normalize_before=False,
+        kept = ("upsample_rates", "upsample_kernel_sizes", "upsample_initial_channel",
+                "resblock_kernel_sizes", "resblock_dilation_sizes")
+        net = SpeechT5HifiGan(SpeechT5HifiGanConfig(model_in_dim=mel.bands, sampling_rate=mel.rate,
+                                                    normalize_before=False,
                                                     **{key: config[key] for key in kept}))
         try:
             absent, surplus = net.load_state_dict(read_weights(path), strict=False)
         except RuntimeError as e:
-            raise ValueError(f"{path}: its weights do not fit config.json ({str(e).splitlines()[-1].strip()}).") from e
+            raise ValueError(f"{path}: its weights do not fit config.json "
+                             f"({str(e).splitlines()[-1].strip()}).") from e
         absent = sorted(set(absent) - {"mean", "scale"}) or surplus
     if absent:
-        raise ValueError(f"{folder}: the weights do not fit the network, {len(absent)} differ, {absent[0]} first.")
+        raise ValueError(f"{folder}: the weights do not fit the network, {len(absent)} differ, {absent[0]} "
+                         "first.")
     return net.eval().requires_grad_(False)
 
 # %% ../../../nbs/parts/speech/12_vocoder.ipynb #vocoder
@@ -148,7 +165,8 @@ def vocoder(
     if name == "griffin_lim":
         return lambda log_mel: griffin_lim(log_mel, mel)
     if kind != "hifigan" or not where:
-        raise ValueError(f"vocoder {name!r}: griffin_lim, or hifigan:<a folder or the name of a model on the hub>.")
+        raise ValueError(f"vocoder {name!r}: griffin_lim, or hifigan:<a folder or the name of a model on the "
+                         "hub>.")
     net = hifigan(where if Path(where).expanduser().is_dir() else fetched(where), mel)
 
     @torch.no_grad()

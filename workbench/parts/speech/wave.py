@@ -51,7 +51,8 @@ def open_wave(
     path = Path(path)
     try:
         if cut_off(path):
-            raise ValueError(f"{path}: the file is cut off, its header promises more than there is; copy it again.")
+            raise ValueError(f"{path}: the file is cut off, its header promises more than there is; copy it "
+                             "again.")
         file = soundfile.SoundFile(path)
         if file.format == "MP3" and (whole := counted(path, file.frames)):
             file.close()
@@ -61,7 +62,8 @@ def open_wave(
     except OSError as e:
         raise ValueError(f"{path}: cannot be read ({e.strerror}).") from e
     except soundfile.LibsndfileError as e:
-        what = "the file is empty" if not path.stat().st_size else f"not a sound file that can be read ({e.error_string})"
+        what = ("the file is empty" if not path.stat().st_size
+                else f"not a sound file that can be read ({e.error_string})")
         raise ValueError(f"{path}: {what}; {FORMATS} are read.") from e
     with file:
         yield file
@@ -160,7 +162,8 @@ def write_wave(
     form, kind = ("OGG", "OPUS") if Path(path).suffix == ".opus" else (None, None)
     try:
         with soundfile.SoundFile(path, "w", rate, 1, subtype=kind, format=form) as file:
-            for part in range(0, len(wave), 1 << 16):  # libsndfile's Vorbis writer overflows its stack on minutes at once
+            # libsndfile's Vorbis writer overflows its stack on minutes at once
+            for part in range(0, len(wave), 1 << 16):
                 file.write(np.clip(wave[part:part + (1 << 16)], -1, 1))
     except (soundfile.LibsndfileError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: cannot be written at {rate} Hz ({e}).") from e

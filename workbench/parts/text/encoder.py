@@ -38,7 +38,8 @@ class CaptionEncoder(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
-        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.transformer = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width),
+                                                 enable_nested_tensor=False)
         for one in self.transformer.layers:  # copies of the same bits otherwise
             for p in one.parameters():
                 if p.dim() == 2:
@@ -52,7 +53,8 @@ class CaptionEncoder(nn.Module):
     ) -> Tensor:  # [B, S, D] in float32
         "Raises ValueError where a caption is longer than the positions."
         if ids.shape[1] > self.length:
-            raise ValueError(f"a caption of {ids.shape[1]} tokens, and `length` is {self.length}: cut it or raise that.")
+            raise ValueError(f"a caption of {ids.shape[1]} tokens, and `length` is {self.length}: cut it or "
+                             "raise that.")
         x = self.dropout(self.embed(ids) + self.position.weight[: ids.shape[1]])
         x = self.transformer(x, src_key_padding_mask=~attended(mask))
         return x.float().masked_fill(~mask[..., None], 0)

@@ -140,7 +140,8 @@ def quantization(
 def quantizable(
     model,  # a text-to-text model, as it is before quantisation
 ) -> int:
-    "Parameters that 8 or 4 bits make small: of linear layers, without the output layer and what stays in float32 (T5's `wo`)."
+    """Parameters that 8 or 4 bits make small: of linear layers, without the output layer and what stays in
+    float32 (T5's `wo`)."""
     from torch.nn import Linear
 
     head, kept = model.get_output_embeddings(), set(model._keep_in_fp32_modules or ())

@@ -39,13 +39,17 @@ def check_value(
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if type(usual) not in kinds:
         return
-    alike = (int, float) if isinstance(usual, float) or isinstance(value, float) and value % 1 == 0 else type(usual)
+    alike = (int, float) if isinstance(usual,
+                                       float) or isinstance(value, float) and value % 1 == 0 else type(usual)
     if not isinstance(value, alike) or isinstance(value, bool) != isinstance(usual, bool):
         raise ValueError(f"{key} is {value!r}: write {kinds[type(usual)]}, as {usual!r}.")
     name = key.rpartition(".")[2]
-    if isinstance(value, float) and not math.isfinite(value) or ("dropout" in name or "drop" in name.split("_")[-1]) and not 0 <= value < 1:
-        raise ValueError(f"{key} is {value!r}: write {'a share from 0 to below 1' if 'drop' in name else 'a finite number'}.")
-    most = 512 if "layer" in name or "head" in name else 1_000_000 if "vocab" in name or "position" in name else 65_536
+    if (isinstance(value, float) and not math.isfinite(value)
+        or ("dropout" in name or "drop" in name.split("_")[-1]) and not 0 <= value < 1):
+        raise ValueError(f"{key} is {value!r}: write "
+                         f"{'a share from 0 to below 1' if 'drop' in name else 'a finite number'}.")
+    most = (512 if "layer" in name or "head" in name else 1_000_000 if "vocab" in name or "position" in name
+            else 65_536)
     if type(usual) is int and usual > 0 and not name.endswith(("_id", "_ids")) and not 1 <= value <= most:
         raise ValueError(f"{key} is {value!r}: write a whole number from 1 to {most:,}.")
 
@@ -55,7 +59,8 @@ def override(
     changes: dict,  # keys to change; a nested dictionary changes the keys inside
     where: str = "model.params",  # for the errors
 ) -> dict:
-    "A changed copy of a configuration. Raises ValueError naming a key that is unknown, with the nearest known one, or cannot be so."
+    """A changed copy of a configuration.
+    Raises ValueError naming a key that is unknown, with the nearest known one, or cannot be so."""
     known = {**config_object(config).to_dict(), **config}
     known.update(dict.fromkeys(config_object(config).attribute_map))
     out = dict(config)
@@ -134,9 +139,11 @@ def build_seq2seq(
     with torch.device(device or torch.get_default_device()), no_init_weights():
         try:
             model = AutoModelForSeq2SeqLM.from_config(settings, dtype=torch.float32)
-        except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ZeroDivisionError) as error:  # sizes that do not go together
+        # sizes that do not go together
+        except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ValueError(f"model.params: a {settings.model_type} cannot be built with these sizes: {reason}") from error
+            raise ValueError(f"model.params: a {settings.model_type} cannot be built with these sizes: "
+                             f"{reason}") from error
     model.tie_weights()
     if config.get("tie_word_embeddings") is False:
         untie(model)
@@ -247,13 +254,16 @@ def load_seq2seq(
     finally:
         logging.set_verbosity(level)
     for name, found, asked in sorted(report["mismatched_keys"]):
-        raise ValueError(f"the weights of {folder} have other sizes than this model: {name} is {list(found)} in the file "
-                         f"and {list(asked)} here. Take the size out of model.params, or set model.init=scratch.")
+        raise ValueError(f"the weights of {folder} have other sizes than this model: {name} is {list(found)} "
+                         "in the file "
+                         f"and {list(asked)} here. Take the size out of model.params, or set "
+                         "model.init=scratch.")
     lost = sorted(report["missing_keys"])
     if lost:
         raise ValueError(f"the weights of {folder} lack {len(lost)} tensors of this model, as {lost[0]}.")
     with torch.device("meta"):  # reading makes Marian's and Pegasus's fixed positions trainable
-        fixed = [n for n, p in AutoModelForSeq2SeqLM.from_config(settings).named_parameters() if not p.requires_grad]
+        fixed = [n for n, p in AutoModelForSeq2SeqLM.from_config(settings).named_parameters()
+                 if not p.requires_grad]
     for name in fixed:
         model.get_parameter(name).requires_grad_(False)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()

@@ -128,7 +128,8 @@ def generate(
     from transformers.modeling_outputs import BaseModelOutput
 
     net = base(model)
-    if getattr(net.config, "num_decoder_layers", 0) > getattr(net.config, "num_layers", float("inf")):  # T5's own cache is as deep as its encoder
+    # T5's own cache is as deep as its encoder
+    if getattr(net.config, "num_decoder_layers", 0) > getattr(net.config, "num_layers", float("inf")):
         more = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} | more
     limit = max_positions(net.config)[1]
     longest = min(max_new_tokens, limit - 1) if limit else max_new_tokens

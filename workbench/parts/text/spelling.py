@@ -75,7 +75,8 @@ class Alphabet:
         sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + len(first) + 1
         ends = np.cumsum(sizes)
         out, free = np.empty(sizes.sum(), np.int32), np.ones(sizes.sum(), bool)
-        for at, token in [(ends - 1, self.end), *((ends - sizes + k, token) for k, token in enumerate(first))]:
+        for at, token in [(ends - 1,
+                           self.end), *((ends - sizes + k, token) for k, token in enumerate(first))]:
             out[at], free[at] = token, False
         out[free] = self.ids[code_points(texts)]
         return out, sizes
@@ -85,17 +86,20 @@ def alphabet_of(
     inner,  # tokenizers.Tokenizer, or None
 ) -> Alphabet | None:
     "The table, where the tokenizer is nothing else."
-    kinds = [type(x).__name__ for x in (inner.model, inner.normalizer, inner.pre_tokenizer, inner.decoder)] if inner is not None else []
+    kinds = [type(x).__name__ for x in (inner.model, inner.normalizer, inner.pre_tokenizer,
+                                        inner.decoder)] if inner is not None else []
     if kinds != ["BPE", "NFC", "NoneType", "Fuse"] or inner.encode_special_tokens:
         return None
     said = json.loads(inner.to_str())
     model, added, frame = said["model"], said["added_tokens"], said["post_processor"] or {}
-    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "merges")
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+           "ignore_merges", "merges")
     steps = frame.get("single", [])
     if any(model.get(k) for k in odd) or [*map(list, steps)] != [["Sequence"], ["SpecialToken"]]:
         return None
     ends = frame["special_tokens"][steps[1]["SpecialToken"]["id"]]["ids"]
-    if len(ends) != 1 or any(t["lstrip"] or t["rstrip"] or t["normalized"] or t["single_word"] for t in added):
+    if len(ends) != 1 or any(t["lstrip"] or t["rstrip"] or t["normalized"] or t["single_word"]
+                             for t in added):
         return None
     ids = np.full(0x110000, -1, np.int32)
     for token, i in model["vocab"].items():

@@ -102,7 +102,8 @@ def load_tokenizer(
         raise ValueError(f"the tokenizer of {folder} cannot be read: {str(error).splitlines()[0]}") from error
     files = tok.vocab_files_names.values()  # none: bytes or characters, as ByT5's
     if files and not has([p.name for p in Path(folder).iterdir()], "vocabulary"):
-        raise ValueError(f"the tokenizer of {folder} is a {type(tok).__name__} without its vocabulary: {' or '.join(files)} is missing.")
+        raise ValueError(f"the tokenizer of {folder} is a {type(tok).__name__} without its vocabulary: "
+                         f"{' or '.join(files)} is missing.")
     if tok.eos_token_id is None and tok.sep_token_id is None:
         raise ValueError(f"the tokenizer of {folder} has no end token: a decoder could never stop.")
     if tok.eos_token_id is None:
@@ -143,7 +144,8 @@ def language_id(
     return vocab[token]
 
 
-OFTEN = ("deu|de", "eng|en", "fra|fr", "spa|es", "rus|ru", "arb|ar", "zho|zh", "amh|am")  # named first in a refusal
+# named first in a refusal
+OFTEN = ("deu|de", "eng|en", "fra|fr", "spa|es", "rus|ru", "arb|ar", "zho|zh", "amh|am")
 
 
 def language_tokens(
@@ -151,7 +153,8 @@ def language_tokens(
 ) -> list[str]:
     "The languages that a tokenizer can be told to write, as it spells them; [] where it has no such tokens."
     own = list(getattr(tok, "lang_token_to_id", {}))
-    return sorted(own or (t for t in tok.all_special_tokens if re.fullmatch(r"[a-z]{2,3}_([A-Z]{2}|[A-Z][a-z]{3})", t)))
+    return sorted(own or (t for t in tok.all_special_tokens
+                          if re.fullmatch(r"[a-z]{2,3}_([A-Z]{2}|[A-Z][a-z]{3})", t)))
 
 
 def check_language(
@@ -165,8 +168,10 @@ def check_language(
     elif len(known) > 1:
         often = [t for code in OFTEN for t in known if re.match(rf"({code})(_|$)", t)]
         shown = list(dict.fromkeys([*often, *known]))[:8]
-        raise ValueError(f"this tokenizer writes {len(known)} languages and puts the language in front of every text, and "
-                         f"model.language is empty: set it, for example model.language={shown[0]} ({', '.join(shown)}"
+        raise ValueError(f"this tokenizer writes {len(known)} languages and puts the language in front of "
+                         "every text, and "
+                         f"model.language is empty: set it, for example model.language={shown[0]} "
+                         f"({', '.join(shown)}"
                          f"{', …' if len(known) > len(shown) else ''}).")
 
 # %% ../../../nbs/parts/text/00_tokenizer.ipynb #encode_targets
@@ -176,7 +181,8 @@ def rust(
     "The library inside: it gives ids without offsets and copies, in half the time and a tenth of the room."
     from transformers import PreTrainedTokenizerFast as Fast
 
-    plain = isinstance(tok, Fast) and type(tok)._decode is Fast._decode and type(tok)._encode_plus is Fast._encode_plus
+    plain = (isinstance(tok, Fast) and type(tok)._decode is Fast._decode
+             and type(tok)._encode_plus is Fast._encode_plus)
     return tok.backend_tokenizer if plain and not hasattr(tok, "set_tgt_lang_special_tokens") else None
 
 
@@ -231,7 +237,8 @@ class Targets:
     ends: np.ndarray  # int64 [N + 1]: where each text begins and the last one ends
     max_length: int
     end: int = 1  # tokens at the end of each text that must stay
-    certain: np.ndarray | None = None  # bool [N]: texts that are known to be what their tokens decode to; None: of none it is known
+    # bool [N]: texts that are known to be what their tokens decode to; None: of none it is known
+    certain: np.ndarray | None = None
 
     def whole(self, text: str) -> np.ndarray:
         i = self.rows[text]
@@ -255,9 +262,11 @@ def targets_of(
     max_length: int = 128,  # as for `encode_targets`
     language: str = "",
 ) -> Targets:
-    "Every different text encoded once, some at a time: what transformers makes of a batch takes fifty times the room of its ids."
+    """Every different text encoded once, some at a time: what transformers makes of a batch takes fifty times
+    the room of its ids."""
     rows = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-    parts, sizes, certain, end, table = [np.zeros(0, np.int32)], [[0]], [np.zeros(0, bool)], 1, alphabet_of(rust(tok))
+    parts, sizes, certain, end, table = ([np.zeros(0, np.int32)], [[0]], [np.zeros(0, bool)], 1,
+                                         alphabet_of(rust(tok)))
     for some in batched(rows, 1000):
         sure = table.sure(some) if table else np.zeros(len(some), bool)
         if sure.all():
@@ -268,7 +277,8 @@ def targets_of(
         parts.append(tokens)
         sizes.append(size)
         certain.append(sure & np.fromiter((t == t.strip() for t in some), bool, len(some)))
-    return Targets(rows, np.concatenate(parts), np.cumsum(np.concatenate(sizes)), max_length, end, np.concatenate(certain))
+    return Targets(rows, np.concatenate(parts), np.cumsum(np.concatenate(sizes)), max_length, end,
+                   np.concatenate(certain))
 
 # %% ../../../nbs/parts/text/00_tokenizer.ipynb #decode_texts
 def decode_texts(
@@ -278,7 +288,8 @@ def decode_texts(
     "Ids back to texts, without special tokens."
     languages = set(getattr(tok, "lang_token_to_id", {}).values())  # M2M100's are not among its special ones
     rows, inner = [row.tolist() if hasattr(row, "tolist") else row for row in ids], rust(tok)
-    rows = [[i for i in row if i >= 0 and i not in languages] if languages or row and min(row) < 0 else row for row in rows]
+    rows = [[i for i in row if i >= 0 and i not in languages] if languages or row and min(row) < 0 else row
+            for row in rows]
     if inner is not None:
         texts = inner.decode_batch(rows, skip_special_tokens=True)
     else:

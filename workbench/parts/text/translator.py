@@ -16,7 +16,8 @@ from .seq2seq import base, max_positions
 
 # %% ../../../nbs/parts/text/70_translator.ipynb #describe
 def weightless() -> bool:
-    "Whether tensors made here hold no numbers (the meta device, fake tensors): a run is planned, and reads no weights."
+    """Whether tensors made here hold no numbers (the meta device, fake tensors): a run is planned, and reads
+    no weights."""
     import torch
 
     probe = torch.empty(0)
@@ -32,7 +33,8 @@ def describe(
     dropout: float | None = None,  # of the whole model; None: its own
     revision: str = "",  # of the hub
 ) -> tuple[dict, dict]:  # configuration, origin of the weights
-    "Find a model, and fetch its weights where they lie on the hub. Raises ValueError or FileNotFoundError, one sentence."
+    """Find a model, and fetch its weights where they lie on the hub.
+    Raises ValueError or FileNotFoundError, one sentence."""
     source = locate(name, init, "weights", device, revision=revision)
     source = source if weightless() else fetch(source, "weights", revision)
     config = pretrained.override(read_config(source), params)
@@ -52,9 +54,11 @@ def check_positions(
     settings = pretrained.config_object(config)
     most, longest = (math.inf if n is None else n for n in max_positions(settings))
     if source > most:
-        raise ValueError(f"a {settings.model_type} has {most} positions and a source can be {source} long: {mend}.")
+        raise ValueError(f"a {settings.model_type} has {most} positions and a source can be {source} long: "
+                         f"{mend}.")
     if target > longest:
-        raise ValueError(f"a {settings.model_type} writes at most {longest} tokens: lower data.max_length and "
+        raise ValueError(f"a {settings.model_type} writes at most {longest} tokens: lower data.max_length "
+                         "and "
                          f"generate.max_length from {target}.")
 
 

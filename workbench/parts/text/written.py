@@ -105,8 +105,10 @@ def check_writes(
     whole, _ = round_trip(tok, targets)
     loss = loss_of(targets.rows, (whole.get(t, t) for t in targets.rows))
     if loss.share > most:
-        raise ValueError(f"the tokenizer does not know {loss.share:.0%} of the letters of the texts: {loss.some}, in {loss.hurt} of {loss.texts} "
-                         f"different texts; {loss.example[0]!r} comes back as {loss.example[1]!r}. Take one that knows this script.")
+        raise ValueError(f"the tokenizer does not know {loss.share:.0%} of the letters of the texts: "
+                         f"{loss.some}, in {loss.hurt} of {loss.texts} "
+                         f"different texts; {loss.example[0]!r} comes back as {loss.example[1]!r}. Take one "
+                         "that knows this script.")
 
 # %% ../../../nbs/parts/text/20_written.ipynb #written-repeats
 def repeating(
@@ -119,7 +121,8 @@ def repeating(
     if n < 1 or len(tokens) < n:
         return np.zeros(len(ends) - 1, bool)
     inside = text[: len(text) - n + 1] == text[n - 1 :]
-    grams = np.stack([text[: len(inside)], *(tokens[i : len(tokens) - n + 1 + i] for i in range(n))], 1)[inside]
+    grams = np.stack([text[: len(inside)], *(tokens[i : len(tokens) - n + 1 + i] for i in range(n))],
+                     1)[inside]
     order = np.lexsort(grams.T)
     same = (grams[order[1:]] == grams[order[:-1]]).all(1)
     out = np.zeros(len(ends) - 1, bool)

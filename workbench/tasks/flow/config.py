@@ -23,27 +23,32 @@ def a_list(
 
 
 Pixels = Annotated[int, Field(ge=8, le=8192)]
-Sizes = Annotated[list[Pixels | tuple[Pixels, Pixels]], Field(max_length=1000), BeforeValidator(a_list)]  # a side, or [width, height]
+# a side, or [width, height]
+Sizes = Annotated[list[Pixels | tuple[Pixels, Pixels]], Field(max_length=1000), BeforeValidator(a_list)]
 
 
 class FlowData(Section):
     "Named pictures and captions come from, and how large they are."
     judged = "plan"
     unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
-    source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"  # samples, a folder, or shards: a-{000..010}.tar, also http
-    captions: Place | None = None  # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
+    # samples, a folder, or shards: a-{000..010}.tar, also http
+    source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"
+    # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
+    captions: Place | None = None
     column: Named = "caption"  # of tables with a header; the samples have am and group, too
     image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
     label_key: Named = "json;txt"
     caption_key: Named = "caption"  # inside a json label
     sizes: Sizes = [32]  # pixels
     shapes: bool = False  # a side also stands for sizes of other shapes (5:4 … 2:1) with that shorter side
-    reduced_min_sizes: list[Pixels] = Field([], max_length=100)  # each picture is trained at these smaller sizes, too
+    # each picture is trained at these smaller sizes, too
+    reduced_min_sizes: list[Pixels] = Field([], max_length=100)
     prefix: str = ""  # put before every caption: "style anime" makes "style anime. a girl running"
     length: int = Field(48, ge=4, le=4096)  # tokens of a caption; longer ones are cut
     retries: int = Field(5, ge=0, le=100)  # of a read that fails for a passing reason
     retry_wait: float = Field(5.0, ge=0, le=3600)  # seconds, doubled each time
-    max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unusable rows ends the run before training
+    # a larger share of unusable rows ends the run before training
+    max_rejected: float = Field(0.01, ge=0, le=1)
 
     @field_validator("sizes")
     @classmethod
@@ -59,8 +64,10 @@ class Vae(Section):
     latent: int = Field(16, ge=1, le=1024)  # channels
     width: int = Field(128, ge=8, le=4096)  # channels at full resolution
     downs: int = Field(3, ge=1, le=5)  # how often the sides are halved
-    blocks: Annotated[int, Field(ge=0, le=64)] | list[Annotated[int, Field(ge=0, le=64)]] = 2  # residual blocks a resolution, fine to coarse
-    multiply: list[Annotated[int, Field(ge=1, le=64)]] = Field([1, 2, 4], min_length=1)  # of the width, fine to coarse
+    # residual blocks a resolution, fine to coarse
+    blocks: Annotated[int, Field(ge=0, le=64)] | list[Annotated[int, Field(ge=0, le=64)]] = 2
+    # of the width, fine to coarse
+    multiply: list[Annotated[int, Field(ge=1, le=64)]] = Field([1, 2, 4], min_length=1)
     attention: bool = True  # at the coarsest resolution
     hidden: int = Field(48, ge=4, le=4096)  # channels inside SPADE
 
@@ -68,9 +75,11 @@ class Vae(Section):
     def levels(self):
         n = self.downs + 1
         if isinstance(self.blocks, list) and len(self.blocks) != n:
-            raise ValueError(f"blocks has {len(self.blocks)} numbers, and downs {self.downs} makes {n} resolutions: give 1 number, or {n}")
+            raise ValueError(f"blocks has {len(self.blocks)} numbers, and downs {self.downs} makes {n} "
+                             f"resolutions: give 1 number, or {n}")
         if len(self.multiply) > n:
-            raise ValueError(f"multiply has {len(self.multiply)} numbers, and downs {self.downs} makes {n} resolutions: give at most {n}")
+            raise ValueError(f"multiply has {len(self.multiply)} numbers, and downs {self.downs} makes {n} "
+                             f"resolutions: give at most {n}")
         return self
 
 
@@ -99,7 +108,8 @@ class TextEncoder(Section):
     judged = "plan"
     encoder: Named = "own"  # own, or a model of the hub or a folder
     tokenizer: Named = "own"  # own (learnt from the training captions), or a tokenizer of the hub or a folder
-    vocab: int = Field(2000, ge=64, le=1_000_000)  # rows of the embedding; the own tokenizer learns at most so many tokens
+    # rows of the embedding; the own tokenizer learns at most so many tokens
+    vocab: int = Field(2000, ge=64, le=1_000_000)
     width: int = Field(768, ge=16, le=16_384)
     layers: int = Field(6, ge=1, le=256)
     heads: int = Field(12, ge=1, le=256)
@@ -125,7 +135,8 @@ class FlowModel(Section):
     flow: Processor = Processor()
     text: TextEncoder = TextEncoder()
     critic: Critic = Critic()
-    path: Literal["straight", "cosine"] = "straight"  # straight: flow matching; cosine: the document's v-prediction
+    # straight: flow matching; cosine: the document's v-prediction
+    path: Literal["straight", "cosine"] = "straight"
 
 
 class FlowLoss(Section):
@@ -135,7 +146,8 @@ class FlowLoss(Section):
     train_spade: bool = False  # SPADE on
     use_lpips: bool = False  # needs the library lpips and its weights
     train_diff: bool = False  # the flow (train_flow and train_diff_full say the same)
-    cfg_dropout_prob: float = Field(0.0, ge=0, lt=1)  # captions left out: without it guidance has nothing to go by
+    # captions left out: without it guidance has nothing to go by
+    cfg_dropout_prob: float = Field(0.0, ge=0, lt=1)
     times: Literal["uniform", "logit_normal"] = "uniform"  # where on the path the flow is trained
     mse_weight: float = Field(0.1, ge=0, le=1e6)  # beside the mean absolute error, which has weight 1
     kl_beta: float = Field(1e-4, ge=0, le=1e6)
@@ -143,7 +155,8 @@ class FlowLoss(Section):
     kl_free_bits: float = Field(0.0, ge=0, le=1e6)  # nats a dimension
     lambda_adv: float = Field(0.5, ge=0, le=1e6)
     lambda_lpips: float = Field(0.1, ge=0, le=1e6)
-    adaptive_weights: bool = True  # lambda_adv counts in units of the reconstruction's gradient at the last layer
+    # lambda_adv counts in units of the reconstruction's gradient at the last layer
+    adaptive_weights: bool = True
     r1_interval: int = Field(16, ge=1)  # steps between the discriminator's gradient penalties
     r1_gamma: float = Field(5.0, ge=0, le=1e6)
     instance_noise_std: float = Field(0.01, ge=0, le=10)
@@ -156,7 +169,8 @@ class Sample(Section):
     sampler: Literal["euler", "heun", "adaptive", "ddim"] = "heun"  # ddim: of the cosine path
     steps: int = Field(16, ge=1, le=10_000)
     guidance: float = Field(3.0, ge=0, le=1000)  # 1: none
-    captions: list[str] = Field([], max_length=1000)  # drawn at every validation; none: the first held-out ones
+    # drawn at every validation; none: the first held-out ones
+    captions: list[str] = Field([], max_length=1000)
     sizes: Sizes = []  # each caption is drawn in these; none: the first of data.sizes
 
 
@@ -171,7 +185,8 @@ class FlowConfig(Section):
     @model_validator(mode="after")
     def along_its_path(self):
         if (self.sample.sampler == "ddim") != (self.model.path == "cosine"):
-            raise ValueError(f"sample.sampler is {self.sample.sampler}, and model.path is {self.model.path}: ddim walks the cosine path, "
+            raise ValueError(f"sample.sampler is {self.sample.sampler}, and model.path is {self.model.path}: "
+                             "ddim walks the cosine path, "
                              "the others the straight one")
         return self
 
@@ -180,21 +195,32 @@ class FlowConfig(Section):
         sides = [min(s) if isinstance(s, tuple) else s for s in self.data.sizes] + self.data.reduced_min_sizes
         least = 3 * 2 ** self.model.critic.layers
         if self.loss.gan_training and min(sides) < least:
-            raise ValueError(f"model.critic.layers {self.model.critic.layers} sees pictures from {least} pixels on, and data.sizes has {min(sides)}: "
+            raise ValueError(f"model.critic.layers {self.model.critic.layers} sees pictures from {least} "
+                             f"pixels on, and data.sizes has {min(sides)}: "
                              "take fewer layers, or larger pictures")
         return self
 
     words: ClassVar = {
-        "tokenizer_name": "model.text.tokenizer", "data.tokenizer_name": "model.text.tokenizer", "use_webdataset": "data.use_webdataset",
-        "model.vae_dim": "model.vae.latent", "model.feature_maps_dim": "model.flow.width", "model.text_embedding_dim": "model.text.width",
-        "model.feature_maps_dim_disc": "model.critic.width", "model.pretrained_bert_model": "model.text.encoder",
-        "output.sample_captions": "sample.captions", "output.sample_sizes": "sample.sizes", "output.samples_per_checkpoint": "",
-        "sample_captions": "sample.captions", "sample_sizes": "sample.sizes", "fixed_prompt_prefix": "data.prefix"}
+        "tokenizer_name": "model.text.tokenizer", "data.tokenizer_name": "model.text.tokenizer",
+        "use_webdataset": "data.use_webdataset",
+        "model.vae_dim": "model.vae.latent", "model.feature_maps_dim": "model.flow.width",
+        "model.text_embedding_dim": "model.text.width",
+        "model.feature_maps_dim_disc": "model.critic.width",
+        "model.pretrained_bert_model": "model.text.encoder",
+        "output.sample_captions": "sample.captions", "output.sample_sizes": "sample.sizes",
+        "output.samples_per_checkpoint": "",
+        "sample_captions": "sample.captions", "sample_sizes": "sample.sizes",
+        "fixed_prompt_prefix": "data.prefix"}
     step_words: ClassVar = {"train_flow": "loss.train_diff", "train_diff_full": "loss.train_diff"}
     dataset_words: ClassVar = {
-        "image_folder": "source", "data_path": "source", "webdataset_url": "source", "captions_file": "captions",
-        "webdataset_image_key": "image_key", "webdataset_label_key": "label_key", "webdataset_caption_key": "caption_key",
-        "webdataset_size": "", "webdataset_samples_per_shard": "", "webdataset_token": None, "img_size": "sizes", "channels": "",
-        "fixed_prompt_prefix": "prefix", "dataloader_max_retries": "retries", "dataloader_retry_delay": "retry_wait"}
-    spellings: ClassVar = {"image_size": "data.sizes", "resolution": "data.sizes", "guidance_scale": "sample.guidance",
+        "image_folder": "source", "data_path": "source", "webdataset_url": "source",
+        "captions_file": "captions",
+        "webdataset_image_key": "image_key", "webdataset_label_key": "label_key",
+        "webdataset_caption_key": "caption_key",
+        "webdataset_size": "", "webdataset_samples_per_shard": "", "webdataset_token": None,
+        "img_size": "sizes", "channels": "",
+        "fixed_prompt_prefix": "prefix", "dataloader_max_retries": "retries",
+        "dataloader_retry_delay": "retry_wait"}
+    spellings: ClassVar = {"image_size": "data.sizes", "resolution": "data.sizes",
+                           "guidance_scale": "sample.guidance",
                            "num_inference_steps": "sample.steps", "latent_channels": "model.vae.latent"}

@@ -62,7 +62,7 @@ class Pictures:
         wait: float = 5.0,
         room: int = 1 << 29,  # bytes of pixels kept in memory
     ):
-        self.rows, self.sizes, self.ids, self.retries, self.wait, self.room = rows, sizes, ids, retries, wait, room
+        self.rows, self.sizes, self.ids, self.retries, self.wait, self.room = (rows, sizes, ids, retries, wait, room)
         self.kept: dict[int, np.ndarray] = {}
 
     def __len__(self):
@@ -88,13 +88,15 @@ class Pictures:
 
     def __getitem__(self, at):
         row = self.rows[at[0]]
-        return {"uid": row.uid, "caption": row.caption, "ids": self.ids[row.caption], "image": scaled(self.pixels(at[0]))}
+        return {"uid": row.uid, "caption": row.caption, "ids": self.ids[row.caption],
+                "image": scaled(self.pixels(at[0]))}
 
 
 def collate(
     items: list[dict],
 ) -> dict:
-    "A batch: image [B, 3, H, W] in [-1, 1], ids [B, S], mask [B, S] true where there is a token, uid, caption."
+    """A batch: image [B, 3, H, W] in [-1, 1], ids [B, S], mask [B, S] true where there is a token, uid,
+    caption."""
     import torch
 
     ids, mask = padded([i["ids"] for i in items])
@@ -104,7 +106,8 @@ def collate(
 # %% ../../../nbs/tasks/flow/10_data.ipynb #samples
 def samples() -> Path:
     "The embedded pictures."
-    return Path(__file__).parents[2] / "samples" / "emoji" if "__file__" in globals() else Path("../../../workbench/samples/emoji")
+    return (Path(__file__).parents[2] / "samples" / "emoji" if "__file__" in globals()
+            else Path("../../../workbench/samples/emoji"))
 
 
 def in_shards(
@@ -121,21 +124,27 @@ def read_rows(
     from workbench.parts.shared.fetch import expand
 
     if d.source == "samples" and d.captions:
-        raise Refused(f"data.captions is {d.captions}, and data.source is `samples`: set data.source to the folder of the pictures that "
+        raise Refused(f"data.captions is {d.captions}, and data.source is `samples`: set data.source to the "
+                      "folder of the pictures that "
                       "these captions are of.")
     if not isinstance(d.source, str) and len(d.source) != 1 and not in_shards(d.source):
-        raise Refused(f"data.source names {len(d.source)} folders, and one is read: put the pictures into one, or write shards.")
+        raise Refused(f"data.source names {len(d.source)} folders, and one is read: put the pictures into "
+                      "one, or write shards.")
     cache = root() / ".cache" / "pictures"
     try:
         if in_shards(d.source):
             cache.mkdir(parents=True, exist_ok=True)
-            rows, rejected = index(expand(d.source), d.image_key, d.label_key, d.caption_key, cache, retries=d.retries, wait=d.retry_wait)
+            rows, rejected = index(expand(d.source), d.image_key, d.label_key, d.caption_key, cache,
+                                   retries=d.retries, wait=d.retry_wait)
             rows = {"train": rows}
         else:
-            folder = samples() if d.source == "samples" else Path(d.source if isinstance(d.source, str) else d.source[0]).expanduser()
+            folder = samples() if d.source == "samples" else Path(d.source if isinstance(d.source, str)
+                                                                  else d.source[0]).expanduser()
             key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-            table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))  # without one no column is read
-            rows, rejected = read_folder(folder, d.captions, cache / f"pictures-{key}.json", *[d.column] * bool(table))
+            # without one no column is read
+            table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))
+            rows, rejected = read_folder(folder, d.captions,
+                                         cache / f"pictures-{key}.json", *[d.column] * bool(table))
     except (ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
@@ -169,7 +178,9 @@ def tokenizer_of(
     assets: Path | None,
     captions: list[str],  # of the training rows
 ):
-    "(tokenizer, where it came from). A named one that is nowhere to be had is replaced on a CPU by one that is learnt, and that is said. Raises `Refused`."
+    """(tokenizer, where it came from).
+    A named one that is nowhere to be had is replaced on a CPU by one that is learnt, and that is said.
+    Raises `Refused`."""
     from workbench.parts.shared.hub import fetch, locate
     from workbench.parts.text.tokenizer import load_tokenizer, train_tokenizer
     from workbench.parts.text.written import check_writes
@@ -184,7 +195,8 @@ def tokenizer_of(
             if source.kind == "pretrained":
                 source = fetch(source, "tokenizer")
                 tok = load_tokenizer(source.at)
-                check_writes(tok, captions, 0.1)  # a caption is read, not written: a rare letter may be unknown
+                # a caption is read, not written: a rare letter may be unknown
+                check_writes(tok, captions, 0.1)
                 return tok, source.record()
             origin = source.record()
         else:
@@ -221,26 +233,33 @@ def data(
 
     d, factor = cfg.data, 2 ** cfg.model.vae.downs
     rows, rejected = read_rows(d)
-    rows, held = hold_out({k: with_prefix(part, d.prefix) for k, part in rows.items()}, cfg.seed, lambda row: row.caption)
-    seen = rows["train"][:: max(1, len(rows["train"]) // 128)][:128]  # what is drawn for captions that were trained
+    rows, held = hold_out({k: with_prefix(part, d.prefix) for k, part in rows.items()}, cfg.seed,
+                          lambda row: row.caption)
+    # what is drawn for captions that were trained
+    seen = rows["train"][:: max(1, len(rows["train"]) // 128)][:128]
     rows["seen"] = [replace(r, uid=f"{r.uid} seen") for r in seen]
     tok, origin = tokenizer_of(cfg, stage.assets, [r.caption for r in rows["train"]])
     ids = {r.caption: encode(tok, r.caption, d.length) for part in rows.values() for r in part}
     sets, groups, blocks = {}, {}, {}
     for split, part in rows.items():
-        part, sizes = sized(part, d, factor) if split == "train" else (part, sized(part, d, factor)[1][: len(part)])
+        part, sizes = sized(part, d,
+                            factor) if split == "train" else (part, sized(part, d, factor)[1][: len(part)])
         sets[split] = Pictures(part, sizes, ids, d.retries, d.retry_wait)
         kinds, shards = sorted(set(sizes)), sorted({r.where[0] for r in part if not isinstance(r.where, str)})
         groups[split] = np.array([kinds.index(s) for s in sizes])
         if shards:
             blocks[split] = np.array([shards.index(r.where[0]) for r in part])
-    digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.caption}\t{r.digest}" for k in rows for r in rows[k]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.caption}\t{r.digest}" for k in rows
+                                      for r in rows[k]).encode()).hexdigest()
     faults = [f"{r.uid}: {r.fault}" for k in rows for r in rows[k] if r.fault and k != "seen"]
     counted = Counter(sets["train"].sizes)
-    facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "", "fingerprint": digest[:16],
+    facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "",
+             "fingerprint": digest[:16],
              "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok), "tokenizer": origin,
-             "judge": f"frechet and retrieval: {judge().name}", "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}, **held}
-    facts |= {"taken_as_srgb": f"{len(faults)} pictures: {'; '.join(faults[:3])}{' …' * (len(faults) > 3)}"} if faults else {}
+             "judge": f"frechet and retrieval: {judge().name}",
+             "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}, **held}
+    facts |= ({"taken_as_srgb": f"{len(faults)} pictures: {'; '.join(faults[:3])}{' …' * (len(faults) > 3)}"}
+              if faults else {})
 
     def save(folder):
         save_tokenizer(tok, folder / "tokenizer")
@@ -248,9 +267,13 @@ def data(
 
     # a stage that only reconstructs has no inputs beside its targets
     places = {k: np.array([h * w // factor ** 2 for h, w in s.sizes]) for k, s in sets.items()}
-    return Data(sets, collate, places, lambda batch: {"pictures": len(batch["uid"])}, {k: [r.uid for r in s.rows] for k, s in sets.items()},
-                ("image",) if cfg.loss.train_diff else ("image", "ids"), {"ids": "mask"}, show, save, rejected, facts, stage.assets,
-                {"tokenizer": tok, "length": d.length, "draws": cfg.loss.train_diff, "encode": lambda text: encode(tok, f"{d.prefix}. {text}" if d.prefix else text, d.length)}, groups, blocks,
+    return Data(sets, collate, places, lambda batch: {"pictures": len(batch["uid"])},
+                {k: [r.uid for r in s.rows] for k, s in sets.items()},
+                ("image",) if cfg.loss.train_diff else ("image", "ids"), {"ids": "mask"}, show, save,
+                rejected, facts, stage.assets,
+                {"tokenizer": tok, "length": d.length, "draws": cfg.loss.train_diff,
+                 "encode": lambda text: encode(tok, f"{d.prefix}. {text}" if d.prefix else text, d.length)},
+                 groups, blocks,
                 {k: [r.digest for r in s.rows] for k, s in sets.items()})
 
 
@@ -258,4 +281,5 @@ def show(
     batch: dict,
 ):
     "The pictures of a batch with their captions."
-    return grid(batch["image"][:16], batch["caption"][:16], title=f"{len(batch['uid'])} pictures of {batch['image'].shape[3]} × {batch['image'].shape[2]}")
+    return grid(batch["image"][:16], batch["caption"][:16],
+                title=f"{len(batch['uid'])} pictures of {batch['image'].shape[3]} × {batch['image'].shape[2]}")

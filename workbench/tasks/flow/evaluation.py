@@ -71,7 +71,8 @@ def predict(
     image = batch["image"]
     mean = nets["compressor"](image)[0]
     if drawn := ctx.cfg.loss.train_diff:
-        noise = torch.stack([row_chance(uid, ctx.cfg.seed, mean.shape[1:])[0] for uid in batch["uid"]]).to(mean)
+        noise = torch.stack([row_chance(uid, ctx.cfg.seed, mean.shape[1:])[0]
+                             for uid in batch["uid"]]).to(mean)
         made = drawing(nets, batch["ids"], batch["mask"], noise, ctx)
     else:
         made = nets["expander"](mean, ctx.cfg.loss.train_spade).clamp(-1, 1)
@@ -117,7 +118,8 @@ def score(
 
 def scores(cfg) -> list[str]:
     "What `score` gives for two held-out pictures or more."
-    return [*(("retrieval_top1", "retrieval_top5", "retrieval_rank") if cfg.loss.train_diff else ("mse", "psnr", "ssim")), "frechet"]
+    return [*(("retrieval_top1", "retrieval_top5", "retrieval_rank") if cfg.loss.train_diff
+              else ("mse", "psnr", "ssim")), "frechet"]
 
 
 def baseline(
@@ -125,12 +127,15 @@ def baseline(
     split: str,
     at_most: int = 200,  # training pictures
 ) -> dict[str, float]:
-    "What the mean picture of the training set scores; for drawings, what knows nothing of the caption: 0.5 and one in N."
+    """What the mean picture of the training set scores; for drawings, what knows nothing of the caption: 0.5
+    and one in N."""
     train, held = data.datasets["train"], data.datasets[split]
     some = range(0, len(train), max(1, len(train) // at_most))
-    means = {size: np.mean([train.pixels(i) for i in some if train.sizes[i] == size] or [np.full((*size, 3), 255)], 0).round().astype(np.uint8)
+    means = {size: np.mean([train.pixels(i) for i in some if train.sizes[i] == size]
+                           or [np.full((*size, 3), 255)], 0).round().astype(np.uint8)
              for size in set(held.sizes)}
-    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own["draws"]), "real": held.pixels(i)}
+    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own["draws"]),
+             "real": held.pixels(i)}
             for i, (row, size) in enumerate(zip(held.rows, held.sizes))]
     return score(rows, data)
 
@@ -150,7 +155,8 @@ def preview(
     data: Data,
     ctx,
 ) -> dict:
-    "Pictures, their reconstructions with SPADE off and on; drawings of fixed captions at fixed noise, in their sizes; the way of one of them."
+    """Pictures, their reconstructions with SPADE off and on; drawings of fixed captions at fixed noise, in
+    their sizes; the way of one of them."""
     from workbench.core.step.evaluate import device_of, to_device
 
     device, out = device_of(nets), {}
@@ -158,10 +164,13 @@ def preview(
     n, names = len(batch["uid"]), batch["caption"]
     with torch.no_grad():
         mean = nets["compressor"](batch["image"])[0]
-        rows = [batch["image"], nets["expander"](mean, False)] + [nets["expander"](mean, True)] * spade_is_on(nets)
+        rows = [batch["image"],
+                nets["expander"](mean, False)] + [nets["expander"](mean, True)] * spade_is_on(nets)
     told = ["", " (again)", " (SPADE)"]
-    out["reconstructions"] = grid(torch.cat([r.cpu() for r in rows]), [c + told[k] for k in range(len(rows)) for c in names], n,
-                                  "pictures, and what the expander makes of their latents" + ": without and with SPADE" * (len(rows) == 3))
+    out["reconstructions"] = grid(torch.cat([r.cpu() for r in rows]),
+                                  [c + told[k] for k in range(len(rows)) for c in names], n,
+                                  "pictures, and what the expander makes of their latents"
+                                  + ": without and with SPADE" * (len(rows) == 3))
     if ctx.cfg.loss.train_diff:
         out |= drawings(nets, data, ctx, ctx.cfg.sample.captions or names, device)
     return out
@@ -182,14 +191,18 @@ def drawings(
     sizes = [(s, s) if isinstance(s, int) else (s[1], s[0]) for s in ctx.cfg.sample.sizes] or [first]
     wrong = [s for s in sizes if s[0] % factor or s[1] % factor]
     if wrong:
-        raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of {factor}.")
+        raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of "
+                      f"{factor}.")
     ids, mask = padded([data.own["encode"](text) for text in captions])
     text, out, ways = to_device({"ids": ids, "mask": mask}, device), {}, []
     for k, (h, w) in enumerate(sizes):
-        noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0] for c in captions]).to(device)
+        noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0]
+                             for c in captions]).to(device)
         made = drawing(nets, text["ids"], text["mask"], noise, ctx, ways if k == 0 else None)
-        out[f"drawings_{w}x{h}"] = grid(made.cpu(), list(captions), min(8, len(captions)), f"drawn for captions, {w} × {h}, guidance {ctx.cfg.sample.guidance:g}")
+        out[f"drawings_{w}x{h}"] = grid(made.cpu(), list(captions), min(8, len(captions)),
+                                        f"drawn for captions, {w} × {h}, guidance {ctx.cfg.sample.guidance:g}")
     some = [ways[i] for i in np.linspace(0, len(ways) - 1, min(8, len(ways))).round().astype(int)]
     steps = torch.cat([pictures(nets, z[:1], ctx.assets, spade_is_on(nets)).cpu() for _, z in some])
-    out["path"] = grid(steps, [f"t = {float(t):.2f}" for t, _ in some], len(some), f"from noise to: {captions[0]}")
+    out["path"] = grid(steps, [f"t = {float(t):.2f}" for t, _ in some], len(some),
+                       f"from noise to: {captions[0]}")
     return out

@@ -90,7 +90,8 @@ def draw(
 ) -> Tensor:  # [B, Z, h, w] standardised
     "Latent pictures for captions. Raises ValueError where the sampler is the other path's."
     if (how.sampler == "ddim") != (path == "cosine"):
-        raise ValueError(f"sample.sampler is {how.sampler}, and model.path is {path}: ddim walks the cosine path, the others the straight one.")
+        raise ValueError(f"sample.sampler is {how.sampler}, and model.path is {path}: ddim walks the cosine "
+                         "path, the others the straight one.")
     text, flow = nets["text_encoder"](ids, mask), nets["flow_processor"]
     with_caption = lambda x, t: flow(x, t, text, mask)
     without = lambda x, t: flow(x, t, text, torch.zeros_like(mask))

@@ -24,7 +24,8 @@ def nets(
     data: Data,
     load_weights: bool,
 ) -> dict:
-    "{compressor, expander, flow_processor, text_encoder, discriminator}. Raises `Refused` for sizes that do not fit."
+    """{compressor, expander, flow_processor, text_encoder, discriminator}.
+    Raises `Refused` for sizes that do not fit."""
     import torch
 
     from workbench.parts.image.critic import PatchCritic
@@ -38,10 +39,12 @@ def nets(
         text = text_encoder(m.text, data, load_weights)
         out = {"compressor": Compressor(**vae), "expander": Expander(**vae, hidden=m.vae.hidden)}
         if m.flow.kind == "transformer":
-            out["flow_processor"] = FlowProcessor(m.vae.latent, m.flow.width, m.flow.depth, m.flow.heads, text.width, m.flow.patch,
+            out["flow_processor"] = FlowProcessor(m.vae.latent, m.flow.width, m.flow.depth, m.flow.heads,
+                                                  text.width, m.flow.patch,
                                                   m.flow.mlp, m.flow.dropout)
         else:
-            out["flow_processor"] = FlowUNet(m.vae.latent, m.flow.width, m.flow.depth, text.width, m.flow.heads)
+            out["flow_processor"] = FlowUNet(m.vae.latent, m.flow.width, m.flow.depth, text.width,
+                                             m.flow.heads)
         out |= {"text_encoder": text, "discriminator": PatchCritic(3, m.critic.width, m.critic.layers)}
         for name in ("compressor", "expander", "discriminator"):
             out[name].to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs
@@ -67,7 +70,8 @@ def text_encoder(
 
     try:
         source = fetch(locate(t.encoder, "pretrained", "weights", device_kind()))
-        read = AutoModel.from_pretrained if load_weights else lambda at, **_: AutoModel.from_config(AutoConfig.from_pretrained(at))
+        read = (AutoModel.from_pretrained if load_weights
+                else lambda at, **_: AutoModel.from_config(AutoConfig.from_pretrained(at)))
         return HubEncoder(read(source.at, local_files_only=True))
     except OSError as e:
         raise Refused(f"model.text.encoder: {e}") from e
@@ -78,7 +82,8 @@ def vae_loss(
     batch: dict,
     ctx,
 ) -> dict:
-    "loss, vae_loss (the same), recon_loss, mse_loss, kl_loss, and generator_loss, lpips_loss where there are such."
+    """loss, vae_loss (the same), recon_loss, mse_loss, kl_loss, and generator_loss, lpips_loss where there
+    are such."""
     from workbench.parts.image.critic import adaptive_weight, hinge_generator
     from workbench.parts.image.vae import kl, sample_latent
 
@@ -89,7 +94,8 @@ def vae_loss(
     apart = (made - image).flatten(1)
     parts = {"recon_loss": apart.abs().mean(1).sum() / n, "mse_loss": apart.square().mean(1).sum() / n,
              "kl_loss": kl(mean, logvar, l.kl_free_bits).sum() / n}
-    grown = min(1.0, (ctx.stage_step + 1) / max(1, l.kl_warmup_steps)) if ctx.training else 1.0  # validations compare: at the final weight
+    # validations compare: at the final weight
+    grown = min(1.0, (ctx.stage_step + 1) / max(1, l.kl_warmup_steps)) if ctx.training else 1.0
     beta = l.kl_beta * grown
     total = parts["recon_loss"] + l.mse_weight * parts["mse_loss"] + beta * parts["kl_loss"]
     if l.use_lpips:
@@ -100,7 +106,8 @@ def vae_loss(
         seen = noisy(made, ctx)
         parts["generator_loss"] = hinge_generator(nets["discriminator"](seen)).sum() / n
         balanced = l.adaptive_weights and ctx.training and made.requires_grad
-        weight = adaptive_weight(total, parts["generator_loss"], nets["expander"].last_weight) if balanced else 1.0
+        weight = adaptive_weight(total, parts["generator_loss"],
+                                 nets["expander"].last_weight) if balanced else 1.0
         total = total + l.lambda_adv * weight * parts["generator_loss"]
     return {"loss": total, "vae_loss": total} | parts
 
@@ -110,7 +117,8 @@ def noisy(image, ctx):
     from workbench.parts.image.critic import instance_noise
 
     l = ctx.cfg.loss
-    return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.stage_step, ctx.generator) if ctx.training else image
+    return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.stage_step,
+                          ctx.generator) if ctx.training else image
 
 
 @lru_cache(1)
@@ -172,14 +180,16 @@ def begin(
     data: Data,
     most: int = 512,  # pictures
 ) -> dict:
-    "The scale of the latents, for a stage that trains the flow. Raises `Refused` for a compressor that says nothing."
+    """The scale of the latents, for a stage that trains the flow.
+    Raises `Refused` for a compressor that says nothing."""
     import torch
 
     from workbench.core.step.evaluate import batches_of, device_of
 
     if not stage.cfg.loss.train_diff:
         return {}
-    device, found = device_of(nets), []  # of each picture: the means of mu and of mu^2 + sigma^2 over its places
+    # of each picture: the means of mu and of mu^2 + sigma^2 over its places
+    device, found = device_of(nets), []
     with torch.no_grad():
         for batch in batches_of(data, "train", 32, most, seed=stage.cfg.seed):
             mean, logvar = nets["compressor"](batch["image"].to(device))
@@ -187,7 +197,8 @@ def begin(
     mean, square = torch.cat(found).mean(0)
     std = (square - mean.square()).clamp(min=1e-12).sqrt()
     if not bool(torch.isfinite(std).all()) or float(std.max()) < 1e-4:
-        raise Refused(f"Stage `{stage.name}`: the compressor gives the same latents for all pictures: train the VAE first.")
+        raise Refused(f"Stage `{stage.name}`: the compressor gives the same latents for all pictures: train "
+                      "the VAE first.")
     return {"latent_mean": mean.float(), "latent_std": std.clamp(min=1e-3).float()}
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #objectives
@@ -196,9 +207,11 @@ def objectives(
 ) -> dict[str, Objective]:
     "Reconstruction, its discriminator, the flow. With SPADE off its networks rest."
     body = ["compressor", "expander.body"] + ["expander.spade"] * cfg.loss.train_spade
-    parts = ("vae_loss", "recon_loss", "mse_loss", "kl_loss") + ("lpips_loss",) * cfg.loss.use_lpips + ("generator_loss",) * cfg.loss.gan_training
+    parts = ("vae_loss", "recon_loss", "mse_loss",
+             "kl_loss") + ("lpips_loss",) * cfg.loss.use_lpips + ("generator_loss",) * cfg.loss.gan_training
     return {"vae": Objective(body, vae_loss, {"vae": body}, parts),
-            "discriminator": Objective(["discriminator"], discriminator_loss, {"discriminator": ["discriminator"]},
+            "discriminator": Objective(["discriminator"], discriminator_loss,
+                                       {"discriminator": ["discriminator"]},
                                        ("discriminator_loss", "r1_loss")),
             "flow": Objective(["flow_processor", "text_encoder"], flow_loss,
                               {"flow": ["flow_processor"], "text_encoder": ["text_encoder"]}, ("flow_loss",))}
@@ -209,7 +222,8 @@ def active(
 ) -> list[str]:
     "What the switches of `loss` ask for. SPADE and the discriminator are parts of the reconstruction."
     l = cfg.loss
-    return (["vae"] * (l.train_vae or l.gan_training or l.train_spade and not l.train_diff) + ["discriminator"] * l.gan_training
+    return (["vae"] * (l.train_vae or l.gan_training or l.train_spade and not l.train_diff)
+            + ["discriminator"] * l.gan_training
             + ["flow"] * l.train_diff)
 
 
@@ -226,7 +240,9 @@ def expect(
         out["mse_loss"] = (0.6 * alone, 1.4 * alone)
     if "flow" in names:
         square = float(latents(nets, batch["image"], ctx.assets).square().mean())
-        out["flow_loss"] = (0.7 * min(1, square), 1.3 * max(1, square)) if ctx.cfg.model.path == "cosine" else (0.7 * (square + 1), 1.3 * (square + 1))
+        out["flow_loss"] = (0.7 * min(1, square),
+                            1.3 * max(1, square)) if ctx.cfg.model.path == "cosine" else (0.7 * (square + 1),
+                                                                                          1.3 * (square + 1))
     return out
 
 
@@ -235,7 +251,8 @@ def origin(
 ) -> dict:
     "Where the weights came from."
     hub = getattr(nets["text_encoder"], "model", None)
-    return {"kind": "scratch", "where": "", "why": "random weights" + (", the text encoder pretrained" if hub is not None else "")}
+    return {"kind": "scratch", "where": "",
+            "why": "random weights" + (", the text encoder pretrained" if hub is not None else "")}
 
 
 def idle(
@@ -253,30 +270,39 @@ def idle(
     else:
         without("where `data.source` names no shards", "data.image_key", "data.label_key", "data.caption_key")
     if cfg.model.flow.kind == "unet":
-        without("with model.flow.kind=unet: it is of the transformer", "model.flow.patch", "model.flow.mlp", "model.flow.dropout")
+        without("with model.flow.kind=unet: it is of the transformer", "model.flow.patch", "model.flow.mlp",
+                "model.flow.dropout")
     if cfg.model.text.encoder != "own":
-        without("beside `model.text.encoder`, which has sizes of its own", *(f"model.text.{k}" for k in ("width", "layers", "heads", "dropout")))
+        without("beside `model.text.encoder`, which has sizes of its own", *(f"model.text.{k}"
+                                                                             for k in ("width", "layers",
+                                                                                       "heads", "dropout")))
     if "vae" not in objectives:
         without("in a stage that trains no reconstruction (train_vae)", *(f"loss.{k}" for k in (
-            "mse_weight", "kl_beta", "kl_warmup_steps", "kl_free_bits", "use_lpips", "lambda_lpips", "lambda_adv", "adaptive_weights", "train_spade")))
+            "mse_weight", "kl_beta", "kl_warmup_steps", "kl_free_bits", "use_lpips", "lambda_lpips",
+            "lambda_adv", "adaptive_weights", "train_spade")))
     if not l.use_lpips:
         without("without use_lpips", "loss.lambda_lpips")
     if not l.kl_beta:
         without("where kl_beta is 0", "loss.kl_warmup_steps", "loss.kl_free_bits")
     if not l.gan_training:
         without("without gan_training", *(f"loss.{k}" for k in (
-            "lambda_adv", "adaptive_weights", "r1_interval", "r1_gamma", "instance_noise_std", "instance_noise_decay")))
+            "lambda_adv", "adaptive_weights", "r1_interval", "r1_gamma", "instance_noise_std",
+            "instance_noise_decay")))
     if not l.r1_gamma:
         without("where r1_gamma is 0", "loss.r1_interval")
     if not l.instance_noise_std:
         without("where instance_noise_std is 0", "loss.instance_noise_decay")
     if "flow" not in objectives:
-        without("in a stage that trains no flow (train_diff)", "loss.cfg_dropout_prob", "loss.times", "sample", "model.path")
+        without("in a stage that trains no flow (train_diff)", "loss.cfg_dropout_prob", "loss.times",
+                "sample", "model.path")
     if cfg.sample.sampler == "adaptive":
         without("with sample.sampler=adaptive, which chooses its steps", "sample.steps")
     return out
 
 
-task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score, baseline=baseline,
-            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores, idle=idle,
-            better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max", "retrieval_rank": "min"})
+task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
+            baseline=baseline,
+            expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,
+            idle=idle,
+            better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max",
+                    "retrieval_rank": "min"})

@@ -28,7 +28,8 @@ def readable_layout(
 class Augment(Section):
     "Changes to a motion, in training only; each is a range or a largest amount."
     judged = "plan"
-    tempo: tuple[Annotated[float, Field(ge=0.1, le=10)], Annotated[float, Field(ge=0.1, le=10)]] = (0.8, 1.25)  # times as fast
+    # times as fast
+    tempo: tuple[Annotated[float, Field(ge=0.1, le=10)], Annotated[float, Field(ge=0.1, le=10)]] = (0.8, 1.25)
     warp: float = Field(0.15, ge=0, lt=1)  # drift of the speed within a motion
     rotate: float = Field(10, ge=0, le=180)  # degrees in the plane
     tilt: float = Field(10, ge=0, lt=90)  # degrees out of the plane, where there are three coordinates
@@ -51,21 +52,29 @@ class SignData(Section):
     unread = {"languages": "no table has a column `lang`: leave it out, or write null"}
     source: Place = "samples"  # samples, or a folder with train.csv, valid.csv, test*.csv and the poses
     languages: list[str] | None = Field(None, min_length=1)  # only rows whose column `lang` is one of these
-    train_path: Named | None = None  # tables and poses that lie elsewhere: relative to the source, or to the current folder where none is named
+    # tables and poses that lie elsewhere: relative to the source, or to the current folder where none is
+    # named
+    train_path: Named | None = None
     val_path: Named | None = None
     test_path: Named | None = None
-    pose_dir: Named | None = None  # None: source/poses if it is there, else the source; without a source the folder of train_path
-    keypoints: Annotated[str, Field(min_length=1)] | int = "152"  # 152 | 266 | hands+body | all | … parts joined with +
+    # None: source/poses if it is there, else the source; without a source the folder of train_path
+    pose_dir: Named | None = None
+    # 152 | 266 | hands+body | all | … parts joined with +
+    keypoints: Annotated[str, Field(min_length=1)] | int = "152"
     dims: Literal[2, 3] = 2  # coordinates; the third of MediaPipe is a guess of depth
-    layout: Annotated[str | None, AfterValidator(readable_layout)] = None  # numbers of a point in .npy and .pkl: xyzv, 33*xyzv+42*xyz
-    fps: float | None = Field(None, gt=0, le=1000)  # frames a second of all clips; None: those of most clips to train on
+    # numbers of a point in .npy and .pkl: xyzv, 33*xyzv+42*xyz
+    layout: Annotated[str | None, AfterValidator(readable_layout)] = None
+    # frames a second of all clips; None: those of most clips to train on
+    fps: float | None = Field(None, gt=0, le=1000)
     trim: bool = False  # cut the resting frames at both ends of each pose file
     step_frames: int = Field(5, ge=1, le=10_000)  # keep every n-th frame
     max_frames: int = Field(300, ge=1, le=100_000)  # longer motions are thinned to so many
     max_length: int = Field(128, ge=2, le=100_000)  # tokens of a text, its end included
     augment: Augment | None = Augment()
-    max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unreadable rows ends the run before training
-    max_lost: float = Field(0.01, ge=0, le=1)  # so does a larger share of letters that the tokenizer cannot write
+    # a larger share of unreadable rows ends the run before training
+    max_rejected: float = Field(0.01, ge=0, le=1)
+    # so does a larger share of letters that the tokenizer cannot write
+    max_lost: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +82,8 @@ class SignData(Section):
         "Tables that lie in no source are found again from another folder."
         if not isinstance(value, dict) or value.get("source", "samples") != "samples":
             return value
-        tables = {k: v for k in ("train_path", "val_path", "test_path", "pose_dir") if isinstance(v := value.get(k), str) and v.strip()}
+        tables = {k: v for k in ("train_path", "val_path", "test_path", "pose_dir")
+                  if isinstance(v := value.get(k), str) and v.strip()}
         return value | {k: from_here(v) for k, v in tables.items()}
 
 
@@ -93,8 +103,10 @@ class Lora(Section):
 class SignModel(Section):
     "The text-to-text model and the reader in front of it."
     judged = "plan"
-    unread = dict.fromkeys(("tokenizer_kind", "vocab_size"), "the tokenizer is not trained here, it is read as it is: leave this out")
-    name: Named = "t5-base"  # a model of the hub, a local folder, an architecture of the package, or a model type
+    unread = dict.fromkeys(("tokenizer_kind", "vocab_size"),
+                           "the tokenizer is not trained here, it is read as it is: leave this out")
+    # a model of the hub, a local folder, an architecture of the package, or a model type
+    name: Named = "t5-base"
     revision: str = ""
     tokenizer: Named | None = None  # None: the model's own
     tokenizer_kind: Literal["char", "unigram", "bpe"] = "unigram"  # of one that is trained on the corpus
@@ -111,7 +123,8 @@ class SignModel(Section):
     load_in_4bit: bool = False
     gradient_checkpointing: bool = False
     hidden: int | None = Field(None, ge=1, le=65_536)  # width inside the reader; None: the model's
-    strides: list[Annotated[int, Field(ge=1, le=64)]] = Field([], max_length=16)  # convolutions over time in the reader; [2, 1] halves the frames
+    # convolutions over time in the reader; [2, 1] halves the frames
+    strides: list[Annotated[int, Field(ge=1, le=64)]] = Field([], max_length=16)
     kernel: int = Field(5, ge=1, le=255)  # odd
     positions: bool = False  # sinusoidal positions in the reader
     ctc: bool = False  # a CTC head on the encoder
@@ -136,13 +149,15 @@ class Generate(Section):
     num_beams: int = Field(5, ge=1, le=256)
     max_length: int = Field(128, ge=1, le=100_000)
     length_penalty: float = Field(0.6, ge=-100, le=100)
-    no_repeat_ngram: int | None = Field(None, ge=0, le=1000)  # tokens that may not come twice; None: 3, of characters and bytes 0
+    # tokens that may not come twice; None: 3, of characters and bytes 0
+    no_repeat_ngram: int | None = Field(None, ge=0, le=1000)
     ctc: float = Field(0.5, ge=0, le=1)  # weight of CTC's prefix scores, only with model.ctc
 
 
 class Score(Section):
     "How texts are compared."
-    bleu: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"  # BLEU's tokenizer; auto: by the script of the texts
+    # BLEU's tokenizer; auto: by the script of the texts
+    bleu: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
 
 
 class SignConfig(Section):
@@ -156,12 +171,15 @@ class SignConfig(Section):
     @model_validator(mode="after")
     def something_left(self):
         if (shrunk := math.prod(self.model.strides)) > self.data.max_frames:
-            raise ValueError(f"model.strides make one of {shrunk:,} frames, and data.max_frames is {self.data.max_frames}: nothing is left to read")
+            raise ValueError(f"model.strides make one of {shrunk:,} frames, and data.max_frames is "
+                             f"{self.data.max_frames}: nothing is left to read")
         return self
 
-    spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora", "lora_alpha": "model.lora.alpha",
+    spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora",
+                           "lora_alpha": "model.lora.alpha",
                  "lora_dropout": "model.lora.dropout", "target_modules": "model.lora.targets",
                  "num_keypoints": "data.keypoints", "max_gen_length": "generate.max_length",
                  "no_repeat_ngram_size": "generate.no_repeat_ngram", "max_new_tokens": "generate.max_length",
-                 "model_name": "model.name", "pretrained_model": "model.name", "tokenizer_name": "model.tokenizer",
+                 "model_name": "model.name", "pretrained_model": "model.name",
+                 "tokenizer_name": "model.tokenizer",
                  "gradient_checkpointing": "model.gradient_checkpointing", "data_dir": "data.source"}

@@ -33,12 +33,14 @@ def samples_folder() -> Path:
 def whose(
     data: SignData,
 ) -> str:
-    "The folder of the user's data, or nothing where the samples are meant. Raises `Refused` for tables or poses without a table to train on."
+    """The folder of the user's data, or nothing where the samples are meant.
+    Raises `Refused` for tables or poses without a table to train on."""
     named = [k for k in ("val_path", "test_path", "pose_dir") if getattr(data, k)]
     if data.source != "samples" or not (data.train_path or named):
         return "" if data.source == "samples" else data.source
     if not data.train_path:
-        raise Refused(f"data.{named[0]} is named, and no table to train on: set data.train_path, or data.source to the folder of your data "
+        raise Refused(f"data.{named[0]} is named, and no table to train on: set data.train_path, or "
+                      "data.source to the folder of your data "
                       "(the samples are never mixed with it).")
     path = Path(data.train_path).expanduser()
     if not path.is_file():
@@ -55,8 +57,10 @@ def tables(
                                                                  if (p / "train.csv").exists())
         if odd := [x for x in langs if not (home / x / "train.csv").exists()]:
             there = sorted(p.parent.name for p in home.glob("*/train.csv"))
-            raise Refused(f"data.languages: the samples have no `{odd[0]}`{nearest(odd[0], there)}: {', '.join(there)}.")
-        splits = {s: [home / x / f"{s}.csv" for x in langs] for s in ("train", "valid", "test", "test_shifted")}
+            raise Refused(f"data.languages: the samples have no `{odd[0]}`{nearest(odd[0], there)}: "
+                          f"{', '.join(there)}.")
+        splits = {s: [home / x / f"{s}.csv" for x in langs]
+                  for s in ("train", "valid", "test", "test_shifted")}
         return splits, home / "clips"
     home = Path(whose(data)).expanduser()
     if not home.is_dir():
@@ -64,7 +68,8 @@ def tables(
     named = {"train": data.train_path, "valid": data.val_path, "test": data.test_path}
     splits = {k: [home / Path(v).expanduser()] for k, v in named.items() if v}
     try:
-        splits |= {k: [path] for k, path in split_tables(home, (".csv",), splits).items()} if data.source != "samples" else {}
+        splits |= {k: [path] for k, path in split_tables(home, (".csv",),
+                                                         splits).items()} if data.source != "samples" else {}
     except ValueError as e:
         raise Refused(str(e)) from e
     if "train" not in splits:
@@ -90,7 +95,8 @@ def read_rows(
     seed: int,
     fps: float | None = None,  # frames a second that the run was begun with
 ) -> tuple[dict, list[dict], object, str, dict]:
-    "(split -> rows, rejected, clips, fingerprint of tables and poses, what is said of rows held out). Raises `Refused`."
+    """(split -> rows, rejected, clips, fingerprint of tables and poses, what is said of rows held out).
+    Raises `Refused`."""
     from workbench.parts.pose.rows import load_clips, read_table, readable
 
     splits, poses = tables(data)
@@ -102,8 +108,10 @@ def read_rows(
                 rows.setdefault(split, []).append((path.name, found))
                 rejected, total = rejected + bad, total + len(found) + len(bad)
                 digest.update(path.read_bytes())
-        named = {split: {c for clips in {row.clips for _, part in parts for row in part} for c in clips} - {"_"} for split, parts in rows.items()}
-        clips = load_clips(poses, sorted(set().union(*named.values())), root() / ".cache", str(data.keypoints), data.dims, data.trim,
+        named = {split: {c for clips in {row.clips for _, part in parts for row in part} for c in clips}
+                 - {"_"} for split, parts in rows.items()}
+        clips = load_clips(poses, sorted(set().union(*named.values())), root() / ".cache",
+                           str(data.keypoints), data.dims, data.trim,
                            data.layout, data.fps or fps, sorted(named["train"]))
     except (ValueError, OSError) as e:
         raise Refused(str(e)) from e
@@ -138,7 +146,8 @@ def data(
     for split, part in rows.items():
         datasets[split] = PoseRows(part, clips, d.step_frames, d.max_frames, cfg.data.augment.model_dump()
                                    if d.augment and split == "train" else None, cfg.seed)
-        lengths[split] = np.stack([datasets[split].lengths(), np.minimum(said.targets.lengths(texts[split]), d.max_length)], 1)
+        lengths[split] = np.stack([datasets[split].lengths(),
+                                   np.minimum(said.targets.lengths(texts[split]), d.max_length)], 1)
     statistics = statistics or frame_statistics(datasets["train"]) | {"fps": clips.fps}
 
     def save(folder):
@@ -146,17 +155,21 @@ def data(
         write_json(folder / "tokenizer.json", origin)
         write_json(folder / "statistics.json", statistics)
 
-    facts = {"source": whose(d) or "samples", "samples": "" if whose(d) else ", ".join(d.languages or ["all"]),
+    facts = {"source": whose(d) or "samples",
+             "samples": "" if whose(d) else ", ".join(d.languages or ["all"]),
              "fingerprint": fingerprint, "keypoints": str(d.keypoints),
-             "numbers_per_frame": len(statistics["mean"]), **clip_facts(clips, d.fps), "tokenizer": origin, "vocabulary": len(tok),
+             "numbers_per_frame": len(statistics["mean"]), **clip_facts(clips, d.fps), "tokenizer": origin,
+             "vocabulary": len(tok),
              **said.facts, "signatures": signatures(said.bleu), **held}
     out = Data(datasets, lambda items: collate(items, said.targets, tok), lengths, count,
-               {k: [r.uid for r in part] for k, part in rows.items()}, ("labels", "targets", "target_lengths"),
+               {k: [r.uid for r in part] for k, part in rows.items()},
+               ("labels", "targets", "target_lengths"),
                {"frames": "frame_lengths"}, None, save, rejected, facts, stage.assets,
                {"tokenizer": tok, "statistics": statistics,
                 "language_id": language_id(tok, cfg.model.language) if cfg.model.language else None,
                 "no_repeat_ngram": said.no_repeat_ngram, "bleu": said.bleu, "texts": texts},
-               contents={k: [(r.text, tuple(clips.contents.get(c, c) for c in r.clips)) for r in v] for k, v in rows.items()})
+               contents={k: [(r.text, tuple(clips.contents.get(c, c) for c in r.clips)) for r in v]
+                         for k, v in rows.items()})
     out.show = lambda batch: show(batch, out)
     return out
 
@@ -167,10 +180,14 @@ def clip_facts(
 ) -> dict[str, str]:
     "Frame rates and persons of the pose files, for the plan."
     said = {fps: n for fps, n in clips.rates.items() if fps}
-    rate = f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are" + f", and data.fps = {asked or 0:g} changes nothing" * bool(asked)
-    other = [f"{n} clips of {fps} fps resampled" for fps, n in said.items() if abs(float(fps) - clips.fps) > 0.005 * clips.fps]
-    silent = [f"{clips.rates['']} clips say no rate and are taken as they are"] if said and clips.rates.get("") else []
-    crowd = {"persons": f"{clips.crowded} clips show several: the one who is seen best is read"} if clips.crowded else {}
+    rate = (f"{clips.fps:g}" if clips.fps else "not said by the files: taken as they are"
+            + f", and data.fps = {asked or 0:g} changes nothing" * bool(asked))
+    other = [f"{n} clips of {fps} fps resampled"
+             for fps, n in said.items() if abs(float(fps) - clips.fps) > 0.005 * clips.fps]
+    silent = ([f"{clips.rates['']} clips say no rate and are taken as they are"]
+              if said and clips.rates.get("") else [])
+    crowd = ({"persons": f"{clips.crowded} clips show several: the one who is seen best is read"}
+             if clips.crowded else {})
     return {"frames_a_second": "; ".join([rate, *other, *silent])} | crowd
 
 
@@ -215,7 +232,8 @@ def show(
     rows: int = 2,
 ):
     "Skeleton strips of the first rows of a batch."
-    return [strip_of(data, split, uid) for uid in batch["uid"][:rows] for split in data.uids if uid in data.uids[split]]
+    return [strip_of(data, split, uid) for uid in batch["uid"][:rows]
+            for split in data.uids if uid in data.uids[split]]
 
 
 def strip_of(

@@ -61,7 +61,8 @@ def translator_of(
         config, origin = describe(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
         if origin["kind"] == "pretrained" and data.facts["tokenizer"]["kind"] == "scratch":
             raise ValueError(f"the weights of {m.name} are pretrained, and its tokenizer is not to be had "
-                             f"({data.facts['tokenizer']['why']}): set model.tokenizer, or model.init=scratch.")
+                             f"({data.facts['tokenizer']['why']}): set model.tokenizer, or "
+                             "model.init=scratch.")
     else:
         config, origin = read_json(kept / "architecture.json"), read_json(kept / "weights.json")
     if cfg.train.precision == "fp16" and (why := fp16_unsafe(config["model_type"])):
@@ -70,7 +71,8 @@ def translator_of(
     check_positions(config, frames, max(cfg.data.max_length, cfg.generate.max_length),
                     "lower data.max_frames, or set model.strides=[2,1]")
     bits = 8 if m.load_in_8bit else 4 if m.load_in_4bit else None
-    model = make(config, origin, load_weights, tok, bits, m.lora.model_dump() if m.lora else None, m.freeze_encoder,
+    model = make(config, origin, load_weights, tok, bits, m.lora.model_dump() if m.lora else None,
+                 m.freeze_encoder,
                  m.freeze_decoder, m.gradient_checkpointing)
     if load_weights and kept:
         write_json(kept / "architecture.json", model.kept_config)
@@ -109,10 +111,12 @@ def translate_loss(
 
     model, cfg = nets["translator"], ctx.cfg
     hidden, lengths, logits = forward(nets, batch)
-    ce = token_loss(logits, batch["labels"], cfg.loss.smoothing if ctx.training else 0.0)[0] / ctx.counts["tokens"]
+    ce = token_loss(logits, batch["labels"],
+                    cfg.loss.smoothing if ctx.training else 0.0)[0] / ctx.counts["tokens"]
     if "ctc" not in nets:
         return {"loss": ce}
-    spelled = ctc_loss(nets["ctc"](hidden), lengths, batch["targets"], batch["target_lengths"], blank_id(model),
+    spelled = ctc_loss(nets["ctc"](hidden), lengths, batch["targets"], batch["target_lengths"],
+                       blank_id(model),
                        ctx.counts["spelled"])
     return {"loss": (1 - cfg.loss.ctc) * ce + cfg.loss.ctc * spelled, "ce": ce, "ctc": spelled}
 
@@ -147,7 +151,8 @@ def predict(
     hidden, more = encode(model, embeds, mask), {}
     if "ctc" in nets and g.ctc > 0:
         free = tuple(i for i in tok.all_special_ids if i not in (tok.eos_token_id, blank_id(model)))
-        more["logits_processor"] = [JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc, blank_id(model), free)]
+        more["logits_processor"] = [JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc,
+                                                blank_id(model), free)]
     language = ctx.data.own["language_id"]
     ids = generate(model, hidden, mask, g.max_length, g.num_beams, g.length_penalty,
                    ctx.data.own["no_repeat_ngram"], language, **more)
@@ -165,7 +170,8 @@ def score(
 
 def scores(cfg) -> list[str]:
     "What `score` gives."
-    return [*(f"bleu{n}" for n in (1, 2, 3, 4)), "chrf", "rouge_l", "wer", "cer", "distinct1", "distinct2", "exact"]
+    return [*(f"bleu{n}" for n in (1, 2, 3, 4)), "chrf", "rouge_l", "wer", "cer", "distinct1", "distinct2",
+            "exact"]
 
 
 def baseline(
@@ -181,7 +187,8 @@ def expect(
     batch: dict,
     ctx,
 ) -> dict[str, tuple[float, float]]:
-    "The cross-entropy of a random start, from its own logits: wide ones of a stock initialisation cost more than ln V."
+    """The cross-entropy of a random start, from its own logits: wide ones of a stock initialisation cost more
+    than ln V."""
     from workbench.core.checks.questions import chance_band
 
     return {"ce" if "ctc" in nets else "loss": chance_band(forward(nets, batch)[2], batch["labels"])}
@@ -203,7 +210,8 @@ def preview(
     with torch.no_grad():
         found = predict(nets, batch, ctx)
     loud = "RANDOM WEIGHTS    " if ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch" else ""
-    return {f"valid_{i}": strip_of(data, "valid", r["uid"], f"{loud}signed: {r['reference']}    read: {r['hypothesis']}")
+    return {f"valid_{i}": strip_of(data, "valid", r["uid"],
+                                   f"{loud}signed: {r['reference']}    read: {r['hypothesis']}")
             for i, r in enumerate(found)}
 
 
@@ -214,11 +222,13 @@ def idle(
     "Keys that count for nothing, and why."
     d, m, out = cfg.data, cfg.model, {}
     if not m.ctc:
-        out |= dict.fromkeys(("loss.ctc", "generate.ctc"), "without model.ctc=true: set that, or leave this out")
+        out |= dict.fromkeys(("loss.ctc", "generate.ctc"),
+                             "without model.ctc=true: set that, or leave this out")
     if not m.strides:
         out["model.kernel"] = "without `model.strides`: it is the width of those convolutions"
     if m.tokenizer:
-        out |= dict.fromkeys(("model.tokenizer_kind", "model.vocab_size"), "beside `model.tokenizer`: leave one out")
+        out |= dict.fromkeys(("model.tokenizer_kind", "model.vocab_size"),
+                             "beside `model.tokenizer`: leave one out")
     elif m.tokenizer_kind == "char":
         out["model.vocab_size"] = "with model.tokenizer_kind=char, which takes every character"
     if m.load_in_8bit:

@@ -28,8 +28,10 @@ def tokenizer_of(
     try:
         if assets and (assets / "tokenizer").is_dir():
             return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
-        own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()  # also what `auto` may come back to
-        name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
+        # also what `auto` may come back to
+        own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()
+        name, init, revision = (m.tokenizer, "pretrained",
+                                "") if m.tokenizer else (m.name, m.init, m.revision)
         source = locate(name, init, "tokenizer", device_kind(), revision=revision)
         if source.kind == "pretrained":
             source = fetch(source, "tokenizer", revision)
@@ -59,11 +61,15 @@ def check_letters(
             continue
         mend = "put texts with these letters into the training table" if learnt else \
             "take a model that writes them (mT5, ByT5, NLLB), or model.init=scratch with a tokenizer of these texts"
-        raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, in {loss.hurt} of {loss.texts} different texts. "
-                      f"{loss.example[0]!r} comes back as {loss.example[1]!r}. No model can learn them: {mend}, or raise data.max_lost = {most:g}.")
+        raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, "
+                      f"in {loss.hurt} of {loss.texts} different texts. "
+                      f"{loss.example[0]!r} comes back as {loss.example[1]!r}. No model can learn them: "
+                      f"{mend}, or raise data.max_lost = {most:g}.")
     gone = sum((loss.gone for loss in found.values()), start=type(next(iter(found.values())).gone)())
-    told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} different texts" for split, loss in found.items() if loss.gone}
-    some = {"characters_lost": {"of": " ".join(c for c, _ in gone.most_common(20)), "letters": told}} if gone else {}
+    told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} different texts"
+            for split, loss in found.items() if loss.gone}
+    some = {"characters_lost": {"of": " ".join(c for c, _ in gone.most_common(20)),
+                                "letters": told}} if gone else {}
     return {"letters_lost": {split: round(loss.share, 5) for split, loss in found.items()}} | some
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #Texts
@@ -87,13 +93,16 @@ def repeat_facts(
     n = cfg.generate.no_repeat_ngram
     n = (0 if single else 3) if n is None else n
     if not n:
-        return n, {"no_repeat_ngram": "off: the tokens are characters or bytes"} if cfg.generate.no_repeat_ngram is None else {}
+        return (n, {"no_repeat_ngram": "off: the tokens are characters or bytes"}
+                if cfg.generate.no_repeat_ngram is None else {})
     some = int(repeating(targets.tokens, targets.ends, n).sum())
     if not some and not single:
         return n, {}
     of = " of characters or bytes" * single
-    return n, {"no_repeat_ngram": f"{n} tokens{of} never come twice in a text that is found: {some} of {len(targets.rows)} texts "
-               f"({some / len(targets.rows):.1%}) have them twice and cannot be written. generate.no_repeat_ngram=0 lets them."}
+    return n, {"no_repeat_ngram": f"{n} tokens{of} never come twice in a text that is found: {some} of "
+                                  f"{len(targets.rows)} texts "
+               f"({some / len(targets.rows):.1%}) have them twice and cannot be written. "
+               "generate.no_repeat_ngram=0 lets them."}
 
 
 def ceilings(
@@ -102,11 +111,14 @@ def ceilings(
     cut: dict[str, str],  # text -> what a model can write of it
     bleu: str,
 ) -> dict:
-    "What a perfect model scores on the held-out splits, where it is below the top. Raises `Refused` where valid.metric can never move."
-    found = {split: ceiling_scores(part, [cut.get(t, t) for t in part], bleu) for split, part in texts.items() if split != "train"}
+    """What a perfect model scores on the held-out splits, where it is below the top.
+    Raises `Refused` where valid.metric can never move."""
+    found = {split: ceiling_scores(part, [cut.get(t, t) for t in part], bleu)
+             for split, part in texts.items() if split != "train"}
     found = {split: scores for split, scores in found.items() if scores}
     if cfg.valid.metric == "exact" and found.get("valid", {}).get("exact") == 0:
-        raise Refused("valid.metric is exact, and a perfect model would score 0: no text of valid comes back from the tokenizer as it is. "
+        raise Refused("valid.metric is exact, and a perfect model would score 0: no text of valid comes back "
+                      "from the tokenizer as it is. "
                       "Choose another, such as cer, or write the texts as the tokenizer has them.")
     names = ("exact", "cer", "wer", "bleu4", "chrf")
     line = {split: ", ".join(f"{k} {scores[k]:.3g}" for k in names) for split, scores in found.items()}
@@ -131,6 +143,7 @@ def read_texts(
     bleu = bleu_tokenizer(character_counts(every)) if asked == "auto" else asked
     n, repeats = repeat_facts(cfg, targets)
     facts = {"texts_cut_at_max_length": int((targets.lengths(every) > cfg.data.max_length).sum()),
-             **check_letters(texts, whole, cfg.data.max_lost, origin.get("kind") == "scratch"), **ceilings(cfg, texts, cut, bleu), **repeats,
+             **check_letters(texts, whole, cfg.data.max_lost,
+                             origin.get("kind") == "scratch"), **ceilings(cfg, texts, cut, bleu), **repeats,
              "bleu": bleu + " (by the script of the texts)" * (asked == "auto")}
     return Texts(targets, n, bleu, facts)

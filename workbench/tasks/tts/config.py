@@ -29,9 +29,11 @@ class Mel(Section):
     @model_validator(mode="after")
     def whole(self):
         if not self.hop <= self.win <= self.n_fft or (self.n_fft - self.hop) % 2:
-            raise ValueError(f"hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most the next, and n_fft - hop must be even")
+            raise ValueError(f"hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most the "
+                             "next, and n_fft - hop must be even")
         if not self.fmin < self.fmax <= self.rate / 2:
-            raise ValueError(f"fmin {self.fmin:g} and fmax {self.fmax:g} must lie in order, and up to half of rate {self.rate}")
+            raise ValueError(f"fmin {self.fmin:g} and fmax {self.fmax:g} must lie in order, and up to half "
+                             f"of rate {self.rate}")
         return self
 
 
@@ -49,11 +51,14 @@ class TtsData(Section):
     source: Place = "samples"  # samples, or a folder: LJSpeech's layout, wav + txt, or a long recording + srt
     text: Text = Text()
     mel: Mel = Mel()
-    trim: float | None = Field(-40.0, ge=-200, lt=0)  # dB under the loudest: silence at both ends is cut; None: kept
+    # dB under the loudest: silence at both ends is cut; None: kept
+    trim: float | None = Field(-40.0, ge=-200, lt=0)
     level: float | None = Field(-23.0, ge=-100, le=0)  # dB of the speech, full scale is 0; None: as recorded
     seconds: tuple[float, float] = (0.3, 12.0)  # shorter and longer clips are left out
-    times: Place | None = None  # phone times: `samples`, a folder of TextGrids or a JSON; None: learnt (alignment search)
-    max_rejected: float = Field(0.01, ge=0, le=1)  # a larger share of unusable clips ends the run before training
+    # phone times: `samples`, a folder of TextGrids or a JSON; None: learnt (alignment search)
+    times: Place | None = None
+    # a larger share of unusable clips ends the run before training
+    max_rejected: float = Field(0.01, ge=0, le=1)
 
     @field_validator("seconds")
     @classmethod
@@ -92,8 +97,10 @@ class TtsModel(Section):
     decoder: Decoder = Decoder()
     pitch: bool = False  # predict a pitch for each symbol
     energy: bool = False  # predict a loudness for each symbol
-    rows: int | None = Field(None, ge=4, le=1_000_000)  # of the embedding, some for symbols to come; None: the symbols there are
-    base: Place | None = None  # a trained run to begin from: its symbols keep their ids, its nets their weights
+    # of the embedding, some for symbols to come; None: the symbols there are
+    rows: int | None = Field(None, ge=4, le=1_000_000)
+    # a trained run to begin from: its symbols keep their ids, its nets their weights
+    base: Place | None = None
     freeze_base_rows: bool = True  # the embeddings of the base's symbols stay bit-identical
 
     @model_validator(mode="after")
@@ -103,7 +110,8 @@ class TtsModel(Section):
 
 
 class TtsLoss(Section):
-    "What is minimised: mel_weight × mel + dur_weight × duration + align_weight × alignment (+ pitch, energy)."
+    """What is minimised: mel_weight × mel + dur_weight × duration + align_weight × alignment (+ pitch,
+    energy)."""
     mel: Literal["mse", "l1"] = "mse"  # of the standardised log-mel; the flow decoder's is always mse
     mel_weight: float = Field(1.0, ge=0, le=1e6)
     dur_weight: float = Field(0.1, ge=0, le=1e6)
@@ -120,7 +128,8 @@ class Speak(Section):
     steps: int = Field(16, ge=1, le=10_000)  # of the flow decoder
     f0: bool = True  # score the melody: it takes the vocoder
     asr: Named | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>
-    sentences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=1000)  # spoken at every validation besides the held-out rows
+    # spoken at every validation besides the held-out rows
+    sentences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=1000)
 
 
 class TtsConfig(Section):
@@ -129,12 +138,17 @@ class TtsConfig(Section):
     model: TtsModel = TtsModel()
     loss: TtsLoss = TtsLoss()
     speak: Speak = Speak()
-    spellings: ClassVar = {"d_model": "model.width", "n_heads": "model.heads", "num_heads": "model.heads", "nhead": "model.heads",
+    spellings: ClassVar = {"d_model": "model.width", "n_heads": "model.heads", "num_heads": "model.heads",
+                           "nhead": "model.heads",
                  "n_layers": "model.layers", "num_layers": "model.layers", "vocab_size": "model.rows",
-                 "sample_rate": "data.mel.rate", "sampling_rate": "data.mel.rate", "hop_length": "data.mel.hop",
+                 "sample_rate": "data.mel.rate", "sampling_rate": "data.mel.rate",
+                 "hop_length": "data.mel.hop",
                  "win_length": "data.mel.win", "n_mels": "data.mel.bands", "n_mel_channels": "data.mel.bands",
-                 "mel_fmin": "data.mel.fmin", "mel_fmax": "data.mel.fmax", "f_min": "data.mel.fmin", "f_max": "data.mel.fmax",
+                 "mel_fmin": "data.mel.fmin", "mel_fmax": "data.mel.fmax", "f_min": "data.mel.fmin",
+                 "f_max": "data.mel.fmax",
                  "metadata": "data.source", "metadata_path": "data.source", "data_dir": "data.source",
                  "duration_weight": "loss.dur_weight", "mel_loss_weight": "loss.mel_weight",
-                 "freeze_original_embeddings": "model.freeze_base_rows", "freeze_until_index": "model.freeze_base_rows",
-                 "pretrained_model": "model.base", "checkpoint": "model.base", "vocoder": "speak.vocoder", "asr": "speak.asr"}
+                 "freeze_original_embeddings": "model.freeze_base_rows",
+                 "freeze_until_index": "model.freeze_base_rows",
+                 "pretrained_model": "model.base", "checkpoint": "model.base", "vocoder": "speak.vocoder",
+                 "asr": "speak.asr"}

@@ -34,10 +34,12 @@ class Clips:
 
         row = self.rows[at[0]]
         mel = np.asarray(self.mels[row.uid])
-        item = {"row": row, "ids": self.ids[row.uid], "mel": mel, "speaker": self.speakers.get(row.speaker, 0)}
+        item = {"row": row, "ids": self.ids[row.uid], "mel": mel,
+                "speaker": self.speakers.get(row.speaker, 0)}
         if self.times is not None:
             cut = self.mels.facts(row.uid)["from"]
-            item["durations"] = durations_of(self.times[row.uid], row.symbols, mel.shape[1], self.hop, row.uid, cut)
+            item["durations"] = durations_of(self.times[row.uid], row.symbols, mel.shape[1], self.hop,
+                                             row.uid, cut)
         if self.pitch:
             item["pitch"] = self.mels.pitch(row.uid)
         if self.energy:
@@ -61,8 +63,10 @@ def collate(
 
     mels = pad_sequence([torch.from_numpy(np.array(i["mel"].T)) for i in items], True)
     batch = {"uid": [i["row"].uid for i in items], "text": [i["row"].text for i in items],
-             "text_ids": padded("ids", torch.long), "text_lengths": torch.tensor([len(i["ids"]) for i in items]),
-             "mel": mels.transpose(1, 2).contiguous(), "mel_lengths": torch.tensor([i["mel"].shape[1] for i in items]),
+             "text_ids": padded("ids", torch.long),
+             "text_lengths": torch.tensor([len(i["ids"]) for i in items]),
+             "mel": mels.transpose(1, 2).contiguous(),
+             "mel_lengths": torch.tensor([i["mel"].shape[1] for i in items]),
              "speaker": torch.tensor([i["speaker"] for i in items])}
     kinds = {"durations": torch.long, "pitch": torch.float32, "energy": torch.float32}
     return batch | {k: padded(k, kind) for k, kind in kinds.items() if k in items[0]}
@@ -90,13 +94,16 @@ def symbols_for(
     if m.base:
         kept = Path(m.base).expanduser() / "assets"
         if not (kept / "symbols.json").exists():
-            raise Refused(f"model.base is {m.base!r}, which is no run of text to speech: it has no assets/symbols.json.")
+            raise Refused(f"model.base is {m.base!r}, which is no run of text to speech: it has no "
+                          "assets/symbols.json.")
         before = Symbols.load(kept / "symbols.json")
         found, old = before.extend(found.symbols), read_json(kept / "table.json")["rows"]
         new = [s for s in found.symbols if s not in before.symbols]
-        found = Symbols([*before.symbols, *(f"<free {i}>" for i in range(old - len(before)) if m.freeze_base_rows), *new])
+        found = Symbols([*before.symbols, *(f"<free {i}>"
+                                            for i in range(old - len(before)) if m.freeze_base_rows), *new])
     if m.rows and len(found) > m.rows:
-        raise Refused(f"model.rows is {m.rows}, and there are {len(found)} symbols: raise it, or leave it out.")
+        raise Refused(f"model.rows is {m.rows}, and there are {len(found)} symbols: raise it, or leave it "
+                      "out.")
     return found, old
 
 # %% ../../../nbs/tasks/tts/20_data.ipynb #data
@@ -113,7 +120,8 @@ def data(
     symbols, old = symbols_for(cfg, stage.assets, rows["train"])
     speakers = {name: i for i, name in enumerate(sorted({r.speaker for part in rows.values() for r in part}))}
     if times is None:  # phone times are those of the phones as they are
-        rows = {k: [replace(r, symbols=tuple(sayable(r.symbols, symbols))) for r in part] for k, part in rows.items()}
+        rows = {k: [replace(r, symbols=tuple(sayable(r.symbols, symbols))) for r in part]
+                for k, part in rows.items()}
     ids = {r.uid: symbols.encode(r.symbols, strict=False) for part in rows.values() for r in part}
     sets = {split: Clips(part, ids, mels, times, d.mel.hop / d.mel.rate, m.pitch, m.energy, speakers)
             for split, part in rows.items()}
@@ -129,10 +137,13 @@ def data(
 
     unknown = sorted({s for part in rows.values() for r in part for s in symbols.unknown(r.symbols)})
     texts = {split: [r.text for r in part] for split, part in rows.items()}
-    seconds = {split: round(float(s.lengths()[:, 0].sum()) * d.mel.hop / d.mel.rate / 60, 2) for split, s in sets.items()}
-    said = sorted(f"{r.uid}\t{r.text}\t{r.speaker}\t{mels.length(r.uid)}" for part in rows.values() for r in part)
+    seconds = {split: round(float(s.lengths()[:, 0].sum()) * d.mel.hop / d.mel.rate / 60, 2)
+               for split, s in sets.items()}
+    said = sorted(f"{r.uid}\t{r.text}\t{r.speaker}\t{mels.length(r.uid)}" for part in rows.values()
+                  for r in part)
     digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
-    facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "", "fingerprint": digest[:16],
+    facts = {"source": d.source, "samples": d.text.language if d.source == "samples" else "",
+             "fingerprint": digest[:16],
              "symbols": len(symbols), "written_as": d.text.kind,
              "minutes": seconds, "speakers": len(speakers),
              "recordings": what(home_of(d)), "frames_per_second": round(d.mel.rate / d.mel.hop, 2)}
@@ -140,9 +151,11 @@ def data(
     facts |= held | ({"symbols_never_seen_in_training": " ".join(unknown)} if unknown else {})
     out = Data(sets, collate, {k: s.lengths() for k, s in sets.items()}, count,
                {k: [r.uid for r in part] for k, part in rows.items()},
-               ("mel", "mel_lengths") + ("durations",) * (times is not None) + ("pitch",) * m.pitch + ("energy",) * m.energy,
+               ("mel", "mel_lengths") + ("durations",) * (times is not None) + ("pitch",) * m.pitch
+               + ("energy",) * m.energy,
                {"text_ids": "text_lengths", "mel": "mel_lengths"}, None, save, rejected, facts, stage.assets,
-               {"symbols": symbols, "base_rows": old, "table": table, "statistics": statistics, "mels": mels, "texts": texts,
+               {"symbols": symbols, "base_rows": old, "table": table, "statistics": statistics, "mels": mels,
+                "texts": texts,
                 "text": d.text, "lexicon": lexicon, "mel": d.mel, "speakers": speakers})
     out.show = lambda batch: show(batch, out)
     return out
@@ -159,11 +172,13 @@ def what(
 def statistics_of(
     clips: Clips,
 ) -> dict:
-    "Mean and deviation of each mel band over the training set, of the logarithm of frames in a symbol, of log F0 and energy."
+    """Mean and deviation of each mel band over the training set, of the logarithm of frames in a symbol, of
+    log F0 and energy."""
     uids = [r.uid for r in clips.rows]
     lengths = clips.lengths()
     bands = clips.mels.statistics(uids)
-    bands["std"] = [max(s, 0.1) for s in bands["std"]]  # a band above what was recorded does not move: nothing is divided by that
+    # a band above what was recorded does not move: nothing is divided by that
+    bands["std"] = [max(s, 0.1) for s in bands["std"]]
     found = {"mel": bands, "log_duration": float(np.log(lengths[:, 0] / lengths[:, 1]).mean())}
     some = range(0, len(clips), max(1, len(clips) // 200))
     for name in ["pitch"] * clips.pitch + ["energy"] * clips.energy:

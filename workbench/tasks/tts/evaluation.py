@@ -19,7 +19,8 @@ from .rows import sequence_of
 # %% ../../../nbs/tasks/tts/40_evaluation.ipynb #Spoken
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    "What was said: equal where every number of the spectrogram is; shown as what a listener heard, or how long it is."
+    """What was said: equal where every number of the spectrogram is; shown as what a listener heard, or how
+    long it is."""
     mel: np.ndarray  # [M, T] log amplitude
     seconds: float
     wave: np.ndarray | None = None  # [N]
@@ -58,7 +59,8 @@ def predict(
     from workbench.tasks.tts.synthesis import align, read, sing
 
     cfg, mel = ctx.cfg.speak, ctx.cfg.data.mel
-    found, durations = zip(*((m.cpu(), d.cpu().numpy()) for m, d in sing(nets, batch, cfg.speed, cfg.steps, ctx.cfg.seed)))
+    found, durations = zip(*((m.cpu(), d.cpu().numpy())
+                             for m, d in sing(nets, batch, cfg.speed, cfg.steps, ctx.cfg.seed)))
     real = align(nets, batch, read(nets, batch)[0])[0].cpu().numpy()
     waves, heard = [None] * len(found), [""] * len(found)
     try:
@@ -102,30 +104,36 @@ def score(
     from workbench.parts.speech.scores import duration_error, f0_error, intelligibility, mcd, warped
 
     found: dict[str, list[float]] = {}
-    mels, mel, std = data.own["mels"], data.own["mel"], np.array(data.own["statistics"]["mel"]["std"])[:, None]
+    mels, mel, std = (data.own["mels"], data.own["mel"],
+                      np.array(data.own["statistics"]["mel"]["std"])[:, None])
     for row in rows:
         said, real = row["hypothesis"], np.asarray(mels[row["uid"]])
         path = warped(said.mel, real)
-        one = {"mcd": mcd(said.mel, real, path), "length_error": abs(said.mel.shape[1] - real.shape[1]) / real.shape[1],
+        one = {"mcd": mcd(said.mel, real, path),
+               "length_error": abs(said.mel.shape[1] - real.shape[1]) / real.shape[1],
                "mel_error": float((np.abs(said.mel[:, path[:, 0]] - real[:, path[:, 1]]) / std).mean())}
         if said.durations is not None and np.shape(row.get("durations")) == said.durations.shape:
             one |= duration_error([said.durations], [row["durations"]], mel.hop / mel.rate)
         if said.wave is not None:
             melodies = [np.asarray(f0(w, mel.rate, mel.hop)) for w in (said.wave, mels.wave(row["uid"]))]
-            melodies = [np.pad(m, (0, max(0, s.shape[1] - len(m)))) for m, s in zip(melodies, (said.mel, real))]
+            melodies = [np.pad(m, (0, max(0, s.shape[1] - len(m))))
+                        for m, s in zip(melodies, (said.mel, real))]
             off = f0_error(*melodies, path)
-            one |= {"voicing_error": off["voicing_error"]} | ({"f0_cents": off["f0_rmse_cents"]} if off["f0_rmse_cents"] >= 0 else {})
+            one |= {"voicing_error": off["voicing_error"]} | ({"f0_cents": off["f0_rmse_cents"]}
+                                                              if off["f0_rmse_cents"] >= 0 else {})
         for name, value in one.items():
             found.setdefault(name, []).append(value)
     out = {name: float(np.mean(values)) for name, values in found.items()}
     if rows and any(r["hypothesis"].heard for r in rows):
-        out |= intelligibility([r["reference"] for r in rows], [r["hypothesis"].heard for r in rows], data.own["text"].language)
+        out |= intelligibility([r["reference"] for r in rows], [r["hypothesis"].heard for r in rows],
+                               data.own["text"].language)
     return out
 
 
 def scores(cfg) -> list[str]:
     "What `score` can give."
-    return ["mcd", "mel_error", "length_error", "duration_error_ms", *["voicing_error", "f0_cents"] * cfg.speak.f0,
+    return ["mcd", "mel_error", "length_error",
+            "duration_error_ms", *["voicing_error", "f0_cents"] * cfg.speak.f0,
             *["asr_wer", "asr_cer"] * (cfg.speak.asr is not None)]
 
 
@@ -134,7 +142,8 @@ def baseline(
     split: str,
     at_most: int = 30,  # rows
 ) -> dict[str, float]:
-    "What the better of two answers without the text scores: the mean frame for the right time, another row's recording."
+    """What the better of two answers without the text scores: the mean frame for the right time, another
+    row's recording."""
     mels, uids = data.own["mels"], list(data.uids[split])[:at_most]
     mean = np.array(data.own["statistics"]["mel"]["mean"], np.float32)[:, None]
     seconds = data.own["mel"].hop / data.own["mel"].rate
@@ -142,7 +151,8 @@ def baseline(
     answers += [lambda i: np.asarray(mels[uids[(i + 1) % len(uids)]])] if len(uids) > 1 else []
     scores = [score([{"uid": u, "reference": "", "hypothesis": Spoken(m := answer(i), m.shape[1] * seconds)}
                      for i, u in enumerate(uids)], data) for answer in answers]
-    return {k: max(s[k] for s in scores) if k == "length_error" else min(s[k] for s in scores) for k in scores[0]}
+    return {k: max(s[k] for s in scores) if k == "length_error" else min(s[k] for s in scores)
+            for k in scores[0]}
 
 # %% ../../../nbs/tasks/tts/40_evaluation.ipynb #pair_figure
 def pair_figure(
@@ -171,7 +181,8 @@ def preview(
     ctx,
     rows: int = 3,
 ) -> dict:
-    "Recording and speech of held-out rows with their alignment and sound; the sentences of `speak.sentences`."
+    """Recording and speech of held-out rows with their alignment and sound; the sentences of
+    `speak.sentences`."""
     import torch
 
     from workbench.core.step.evaluate import device_of, to_device
@@ -187,7 +198,8 @@ def preview(
         out[f"valid_{i}_recorded"] = Sound(data.own["mels"].wave(batch["uid"][0]), data.own["mel"].rate)
     for i, text in enumerate(cfg.speak.sentences):
         try:
-            batch = batch_of_texts([sequence_of(text, data.own["text"], data.own["lexicon"])], data, None, device)
+            batch = batch_of_texts([sequence_of(text, data.own["text"], data.own["lexicon"])], data, None,
+                                   device)
         except (ValueError, Refused) as e:
             out[f"sentence_{i}"] = f"{text}: {e}"
             continue
@@ -204,7 +216,8 @@ def seen(
     cfg,
     recorded: dict,  # what stands above: {"recorded": (log-mel, durations)}
 ) -> dict:
-    "A text as it is spoken: the picture, the sound, and the text itself where no font here can write it on the picture."
+    """A text as it is spoken: the picture, the sound, and the text itself where no font here can write it on
+    the picture."""
     from workbench.parts.shared.fonts import families
     from workbench.tasks.tts.synthesis import sing
 
@@ -216,5 +229,6 @@ def seen(
         raise Refused(f"speak.vocoder: {e}") from e
     symbols = data.own["symbols"].decode(batch["text_ids"][0].tolist())
     tops = recorded | {"spoken": (mel.cpu().numpy(), durations.cpu().numpy())}
-    out = {name: pair_figure(text, tops, symbols, mel_of.hop / mel_of.rate), f"{name}_spoken": Sound(wave, mel_of.rate)}
+    out = {name: pair_figure(text, tops, symbols, mel_of.hop / mel_of.rate),
+           f"{name}_spoken": Sound(wave, mel_of.rate)}
     return out if families(text) else {f"{name}_text": text} | out

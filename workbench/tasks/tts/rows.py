@@ -26,7 +26,8 @@ def home_of(
     packs = Path(workbench.__file__).parent / "samples" / "tts"
     there = sorted(p.name for p in packs.iterdir() if p.is_dir())
     if data.text.language not in there:
-        raise Refused(f"data.text.language is `{data.text.language}`; there are samples of {', '.join(there)}: choose one, or set "
+        raise Refused(f"data.text.language is `{data.text.language}`; there are samples of "
+                      f"{', '.join(there)}: choose one, or set "
                       "data.source to a folder of recordings.")
     return packs / data.text.language
 
@@ -45,7 +46,8 @@ def sequence_of(
     how: Text,
     known: dict[str, list[str]] = {},  # text -> its phones
 ) -> list[str]:
-    "The symbols of a text, a pause at both ends. Raises ValueError where there is nothing to say or no espeak-ng."
+    """The symbols of a text, a pause at both ends.
+    Raises ValueError where there is nothing to say or no espeak-ng."""
     from workbench.parts.speech.phones import characters, phones
     from workbench.parts.speech.normalise import normalise
 
@@ -72,7 +74,8 @@ def sayable(
 
     def ways(s):
         bare = s.lstrip("ˈˌ")
-        return [[s], *([mark + bare] for mark in ("", "ˈ", "ˌ")), [*(s[: len(s) - len(bare)] + c if i == 0 else c for i, c in enumerate(bare))],
+        return [[s], *([mark + bare] for mark in ("", "ˈ", "ˌ")),
+                [*(s[: len(s) - len(bare)] + c if i == 0 else c for i, c in enumerate(bare))],
                 list(bare), *([[" "]] if is_pause(s) else [])]
 
     return [p for s in sequence for p in next((w for w in ways(s) if not symbols.unknown(w)), [s])]
@@ -118,7 +121,8 @@ def read_rows(
         lexicon = read_phones(home / "phones.json") if (home / "phones.json").is_file() else {}
         mel = Mel(**data.mel.model_dump())
         total, fit = len(found) + len(rejected), [r for r in found if low <= r.seconds <= high]
-        rejected += [{"row": r.row, "uid": r.uid, "reason": f"{r.seconds:.2f} s long; data.seconds asks for {low:g} to {high:g}"}
+        rejected += [{"row": r.row, "uid": r.uid,
+                      "reason": f"{r.seconds:.2f} s long; data.seconds asks for {low:g} to {high:g}"}
                      for r in found if not low <= r.seconds <= high]
         if times is not None:
             keys, unclear = meet([r.uid for r in fit], times)
@@ -128,7 +132,8 @@ def read_rows(
         said = {r.uid: r.text for r in fit}
         clips = [Clip(r.uid, r.path, r.start, r.end) for r in fit]
         mels = features(clips, root() / ".cache", mel, data.trim, data.level, pitch=pitch,
-                        check=lambda wave, rate, facts, uid: check_clip(wave, rate, facts, said[uid], low, high))
+                        check=lambda wave, rate, facts,
+                        uid: check_clip(wave, rate, facts, said[uid], low, high))
     except (ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     at = {r.uid: r.row for r in found}
@@ -140,9 +145,11 @@ def read_rows(
         try:
             symbols = tuple(sequence_of(r.text, data.text, lexicon))
             if len(symbols) > (frames := mels.length(r.uid)):
-                raise ValueError(f"{len(symbols)} symbols in {frames} frames: the text is not that of the recording")
+                raise ValueError(f"{len(symbols)} symbols in {frames} frames: the text is not that of the "
+                                 "recording")
             if times is not None and r.uid in times:
-                durations_of(times[r.uid], symbols, frames, data.mel.hop / data.mel.rate, r.uid, mels.facts(r.uid)["from"])
+                durations_of(times[r.uid], symbols, frames, data.mel.hop / data.mel.rate, r.uid,
+                             mels.facts(r.uid)["from"])
             rows.setdefault(r.split or "train", []).append(Row(r.uid, r.text, symbols, r.speaker))
         except ValueError as e:
             rejected.append({"row": r.row, "uid": r.uid, "reason": str(e)})

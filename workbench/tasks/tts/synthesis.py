@@ -41,7 +41,8 @@ def align(
         return batch["durations"], None
     means = nets["aligner"](encoded)
     with torch.no_grad():
-        scores = symbol_scores(nets["decoder"].standardise(batch["mel"]), means, batch["text_lengths"], batch["mel_lengths"])
+        scores = symbol_scores(nets["decoder"].standardise(batch["mel"]), means, batch["text_lengths"],
+                               batch["mel_lengths"])
         return search(scores, batch["text_lengths"], batch["mel_lengths"]), means
 
 
@@ -68,7 +69,8 @@ def melody(
     for name in (n for n in ("pitch", "energy") if n in nets):
         mean, std = (statistics[name][k] for k in ("mean", "std"))
         values = batch[name]
-        values = torch.where(values > 0, (values.clamp(min=1).log() - mean) / std, 0) if name == "pitch" else (values - mean) / std
+        values = torch.where(values > 0, (values.clamp(min=1).log() - mean) / std,
+                             0) if name == "pitch" else (values - mean) / std
         found[name] = per_symbol(values, durations)
     return found
 
@@ -99,7 +101,8 @@ def drawn(
     frames: int,
     own: torch.Generator,  # of a row, on the CPU
 ) -> torch.Tensor:  # [M, T]
-    "Noise of a row: what is longer begins in the same way, whatever it lies beside. (torch draws sixteen numbers at a time.)"
+    """Noise of a row: what is longer begins in the same way, whatever it lies beside.
+    (torch draws sixteen numbers at a time.)"""
     return torch.randn(-(-frames // 16) * 16, bands, generator=own)[:frames].T
 
 
@@ -161,8 +164,10 @@ def sing(
     encoded = colour(nets, encoded, {n: nets[n](encoded, mask) for n in ("pitch", "energy") if n in nets})
     frames, decoder = int(durations.sum(1).max()), nets["decoder"]
     noise = drawn(len(decoder.mean), frames, torch.Generator().manual_seed(seed)).to(encoded.device)
-    mels = decoder.loud(decode(nets, encoded, durations, frames, steps, noise.expand(len(encoded), -1, -1))).float()
-    return [(mel[:, : int(d.sum())], d[: int(n)]) for mel, d, n in zip(mels, durations, batch["text_lengths"])]
+    mels = decoder.loud(decode(nets, encoded, durations, frames, steps,
+                               noise.expand(len(encoded), -1, -1))).float()
+    return [(mel[:, : int(d.sum())], d[: int(n)])
+            for mel, d, n in zip(mels, durations, batch["text_lengths"])]
 
 
 def batch_of_texts(
@@ -180,13 +185,15 @@ def batch_of_texts(
     sequences = [sayable(q, known) for q in sequences]
     for q in sequences:
         if unknown := known.unknown(q):
-            raise Refused(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it was trained on {len(known)} symbols of "
+            raise Refused(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it was trained on "
+                          f"{len(known)} symbols of "
                           f"`data.text.kind={data.own['text'].kind}`, language {data.own['text'].language}.")
     if speaker is not None and speaker not in speakers:
         raise Refused(f"there is no speaker `{speaker}`: {', '.join(speakers)}.")
     ids = [torch.tensor(known.encode(q)) for q in sequences]
     who = speakers[speaker] if speaker is not None else 0
-    return {"text_ids": pad_sequence(ids, True).to(device), "text_lengths": torch.tensor([len(i) for i in ids], device=device),
+    return {"text_ids": pad_sequence(ids, True).to(device),
+            "text_lengths": torch.tensor([len(i) for i in ids], device=device),
             "speaker": torch.full((len(ids),), who, device=device)}
 
 
@@ -208,7 +215,8 @@ def synthesise(
     from workbench.tasks.tts.rows import sequence_of
 
     try:
-        make_wave = make(vocoder, Mel(**data.own["mel"].model_dump())) if isinstance(vocoder, str) else vocoder
+        make_wave = make(vocoder,
+                         Mel(**data.own["mel"].model_dump())) if isinstance(vocoder, str) else vocoder
         parts = [text] if text in data.own["lexicon"] else sentences(text)
         sequences = [sequence_of(part, data.own["text"], data.own["lexicon"]) for part in parts]
     except ValueError as e:

@@ -21,7 +21,8 @@ def nets(
     data: Data,
     load_weights: bool,
 ) -> dict:
-    "{encoder, durations, decoder[, aligner, pitch, pitch_in, energy, energy_in]}. Raises `Refused` for a base that does not fit."
+    """{encoder, durations, decoder[, aligner, pitch, pitch_in, energy, energy_in]}.
+    Raises `Refused` for a base that does not fit."""
     import torch
     from torch import nn
 
@@ -29,7 +30,8 @@ def nets(
 
     m, d, statistics = cfg.model, cfg.model.decoder, data.own["statistics"]
     torch.manual_seed(cfg.seed)
-    out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet, m.dropout,
+    out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet,
+                                  m.dropout,
                                   len(data.own["speakers"])),
            "durations": Predictor(m.width, m.dropout, start=statistics["log_duration"]),
            "decoder": MelDecoder(m.width, d.width, d.blocks, d.kernel, cfg.data.mel.bands, d.kind == "flow",
@@ -54,7 +56,8 @@ def begin_from(
     nets: dict,
     base: Path,  # a run
 ):
-    "Take over every tensor of the base that fits; of the embedding the rows that the base has. Raises `Refused`."
+    """Take over every tensor of the base that fits; of the embedding the rows that the base has.
+    Raises `Refused`."""
     import torch
 
     from workbench.core.run import checkpoint
@@ -70,9 +73,11 @@ def begin_from(
             there = held.get(key)
             if there is None or key in ("mean", "std"):  # how loud the recordings are is their own
                 continue
-            longer = key.endswith("embed.weight") and len(there) <= len(own) and there.shape[1:] == own.shape[1:]
+            longer = (key.endswith("embed.weight") and len(there) <= len(own)
+                      and there.shape[1:] == own.shape[1:])
             if there.shape != own.shape and not longer:
-                raise Refused(f"model.base: {name}.{key} is {list(there.shape)} in {base} and {list(own.shape)} here: give the model "
+                raise Refused(f"model.base: {name}.{key} is {list(there.shape)} in {base} and "
+                              f"{list(own.shape)} here: give the model "
                               "the sizes of the base.")
             with torch.no_grad():
                 (own[: len(there)] if longer else own).copy_(there)
@@ -90,13 +95,15 @@ def forward(
     batch: dict,
     ctx,
 ) -> dict:
-    "mel_outputs [B, M, T] (log amplitude; of a flow decoder the velocity), durations [B, S] (logarithms), encoder_outputs [B, S, D] …"
+    """mel_outputs [B, M, T] (log amplitude; of a flow decoder the velocity), durations [B, S] (logarithms),
+    encoder_outputs [B, S, D] …"""
     from workbench.tasks.tts.synthesis import align, colour, melody, path_point, read, spread
 
     decoder = nets["decoder"]
     encoded, mask = read(nets, batch)
     real, means = align(nets, batch, encoded)
-    out = {"encoder_outputs": encoded, "durations": nets["durations"](encoded, mask), "real_durations": real, "means": means,
+    out = {"encoder_outputs": encoded, "durations": nets["durations"](encoded, mask), "real_durations": real,
+           "means": means,
            "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own["statistics"])}
     out |= {name: nets[name](encoded, mask) for name in out["melody"]}
     x, place, frames = spread(colour(nets, encoded, out["melody"]), real, batch["mel"].shape[2])
@@ -125,7 +132,8 @@ def speech_loss(
     if out["means"] is not None:
         owner = frames_to_symbols(out["real_durations"], batch["mel"].shape[2])
         means = regulate(out["means"], owner).transpose(1, 2)
-        parts["align_loss"] = masked_sum(band_error(means, nets["decoder"].standardise(batch["mel"])), out["mel_mask"]) / n["frames"]
+        parts["align_loss"] = masked_sum(band_error(means, nets["decoder"].standardise(batch["mel"])),
+                                         out["mel_mask"]) / n["frames"]
         total = total + cfg.align_weight * parts["align_loss"]
     for name, real in out["melody"].items():
         parts[f"{name}_loss"] = masked_sum((out[name] - real).square(), out["text_mask"]) / n["symbols"]
@@ -150,14 +158,16 @@ def expect(
     batch: dict,
     ctx,
 ) -> dict[str, tuple[float, float]]:
-    "An untrained decoder answers with the mean: it costs the variance of the frames, and a flow decoder one more for the noise."
+    """An untrained decoder answers with the mean: it costs the variance of the frames, and a flow decoder one
+    more for the noise."""
     from workbench.parts.text.ctc import frame_mask
     from workbench.parts.speech.nets import band_error, masked_sum
 
     target = nets["decoder"].standardise(batch["mel"])
     mask = frame_mask(batch["mel_lengths"], target.shape[2])
     noisy = nets["decoder"].time is not None
-    mean = float(masked_sum(band_error(target, 0 * target, "mse" if noisy else ctx.cfg.loss.mel), mask)) / int(mask.sum()) + noisy
+    mean = float(masked_sum(band_error(target, 0 * target, "mse" if noisy else ctx.cfg.loss.mel),
+                            mask)) / int(mask.sum()) + noisy
     return {"mel_loss": (0.9 * mean, 1.1 * mean)}
 
 # %% ../../../nbs/tasks/tts/50_task.ipynb #69c9ac75
@@ -185,5 +195,6 @@ def idle(
 
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents", "voicing_error", "asr_wer",
+            better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
+                                  "voicing_error", "asr_wer",
                                   "asr_cer"), "min"))
