@@ -108,7 +108,7 @@ class Task:
     idle: Callable | None = None
     better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
 
-
+# %% ../../nbs/core/10_task.ipynb #matches
 def matches(
     name: str,  # "model.encoder.block.0.weight"
     prefixes: Sequence[str],

@@ -33,7 +33,7 @@ def works(
     "Whether the model can be used: nothing failed."
     return all(f.state != "fail" for f in findings)
 
-
+# %% ../../nbs/lab/50_check_model.ipynb #as_text
 def as_text(
     name: str,  # as the user wrote it
     findings: list[Finding],  # of `check_model`
@@ -76,7 +76,7 @@ def try_embeddings(
             return Finding("network", "fail", f"cannot be fed with inputs_embeds: {reason}")
     return Finding("network", "ok", f"takes embeddings of width {x.shape[2]} in place of token ids")
 
-
+# %% ../../nbs/lab/50_check_model.ipynb #look_at_positions
 def look_at_positions(
     limits: tuple[int | None, int | None],  # longest source and target; None: no end
     frames: int,  # longest source of the run
@@ -94,7 +94,7 @@ def look_at_positions(
     source, target = ("any length" if n is None else f"up to {n} steps" for n in limits)
     return [Finding("positions", "ok", f"sources of {source}, targets of {target}")]
 
-
+# %% ../../nbs/lab/50_check_model.ipynb #look_at_network
 def look_at_network(
     config: dict,  # keys of config.json
     frames: int,  # longest source, in steps
@@ -117,7 +117,7 @@ def look_at_network(
         out.append(Finding("language", "warn", says))
     return out, count, lora.quantizable(net)
 
-
+# %% ../../nbs/lab/50_check_model.ipynb #look_at_memory
 def look_at_memory(
     count: int,  # parameters
     shrinks: int,  # those that 4 bits make small, see `lora.quantizable`
@@ -152,7 +152,7 @@ def look_at_tokenizer(
         return Finding("tokenizer", "warn", f"none to be read, so name one by model.tokenizer: {error}")
     return Finding("tokenizer", "ok", f"{type(tok).__name__}, {len(tok):,} tokens")
 
-
+# %% ../../nbs/lab/50_check_model.ipynb #check_model
 def check_model(
     name: str,  # a name of the hub, a folder, an architecture of the package, or a model type
     frames: int = 300,  # longest source, in steps

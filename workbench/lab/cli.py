@@ -23,7 +23,7 @@ class Joined(argparse.Action):
     def __call__(self, parser, options, value, option=None):
         setattr(options, self.dest, f"{getattr(options, self.dest)} {value}".strip())
 
-
+# %% ../../nbs/lab/40_cli.ipynb #parser_1
 def parser() -> argparse.ArgumentParser:
     "The command line."
     top = argparse.ArgumentParser(prog="workbench", description="Train, resume, plan and look at runs.")
@@ -96,7 +96,7 @@ def watch(
     show(places(run.folder))
     return 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #ask_to_stop
 def ask_to_stop(
     run,
 ):
@@ -127,7 +127,7 @@ def resume(options) -> int:
 
     return watch(launch.resume(options.run, options.overrides, options.nproc))
 
-
+# %% ../../nbs/lab/40_cli.ipynb #plan
 def plan(options) -> int:
     "workbench plan CONFIG"
     from workbench.core.stages.stages import complete
@@ -140,7 +140,7 @@ def plan(options) -> int:
         show_facts(make(cfg, memory=True), cfg.model_dump())
     return 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #all_kept
 @contextmanager
 def all_kept():
     """Python looks for no circles of garbage: among the objects of a short process that is a third of the
@@ -154,7 +154,7 @@ def all_kept():
         if was:
             gc.enable()
 
-
+# %% ../../nbs/lab/40_cli.ipynb #check
 def check(options) -> int:
     "workbench check CONFIG"
     from workbench.core.stages.stages import complete
@@ -167,7 +167,7 @@ def check(options) -> int:
     show(Table(["check", "", "found"], [[c.name, c.state, c.says] for c in found], "Reality checks"))
     return 2 if any(c.state == "failed" for c in found) else 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #stop
 def stop(options) -> int:
     "workbench stop RUN"
     from workbench.lab.run import launch
@@ -175,7 +175,7 @@ def stop(options) -> int:
     print("The run finishes its step and saves." if launch.stop(options.run) else "The run is not running.")
     return 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #runs
 def runs(options) -> int:
     "workbench runs"
     from workbench.core.run.folder import root
@@ -186,7 +186,7 @@ def runs(options) -> int:
     show(Table(head, rows) if rows else f"There are no runs in {root()}.")
     return 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #presets
 def presets(options) -> int:
     "workbench presets"
     from workbench.lab.show import show
@@ -194,7 +194,7 @@ def presets(options) -> int:
     show(preset_table())
     return 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #preset_table
 def preset_table():  # Table
     "The presets of the package and what each says of itself: the first sentence of its file."
     from workbench.core.config.presets import find
@@ -208,7 +208,7 @@ def preset_table():  # Table
 
     return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 
-
+# %% ../../nbs/lab/40_cli.ipynb #line_of
 def line_of(
     run,  # a run folder
 ) -> list:
@@ -221,7 +221,7 @@ def line_of(
         return [run.name, "–", "damaged", "–",
                 short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]
 
-
+# %% ../../nbs/lab/40_cli.ipynb #run_row
 def run_row(
     run,  # a run folder
 ) -> list:
@@ -238,7 +238,7 @@ def run_row(
     name, step = chosen.get("preset") or chosen["task"], f"{status.get('step', 0):,}"
     return [run.name, name, status["state"], step, best, updated]
 
-
+# %% ../../nbs/lab/40_cli.ipynb #check_model
 def check_model(options) -> int:
     "workbench check-model NAME"
     from workbench.core.config.presets import device_kind
@@ -250,7 +250,7 @@ def check_model(options) -> int:
                options.name))
     return 0 if works(found) else 2
 
-
+# %% ../../nbs/lab/40_cli.ipynb #say
 def say(options) -> int:
     "workbench say RUN TEXT"
     from workbench.lab.say import say

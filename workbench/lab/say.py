@@ -25,7 +25,7 @@ class Voice:
     data: object  # workbench.core.task.Data
     speak: Speak
 
-
+# %% ../../nbs/lab/86_say.ipynb #voice_of
 def voice_of(
     run,  # a run folder, or (nets, data) of `workbench.load`
     checkpoint: str = "best",  # best | last | a checkpoint's name
@@ -64,7 +64,7 @@ class Sentence:
 
     __repr__ = __str__
 
-
+# %% ../../nbs/lab/86_say.ipynb #spoken
 def spoken(
     voice,  # a run folder, (nets, data), or a `Voice`
     text: str,
@@ -105,7 +105,7 @@ def append(
         file.seek(0, soundfile.SEEK_END)
         file.write(np.concatenate([silence, sentence.wave]))
 
-
+# %% ../../nbs/lab/86_say.ipynb #say
 def say(
     run,  # a run folder, (nets, data), or a `Voice`
     text: str,

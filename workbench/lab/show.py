@@ -40,7 +40,7 @@ def number(
         return f"{value:.2e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
-
+# %% ../../nbs/lab/15_show.ipynb #amount
 def amount(
     n: int,  # of parameters or rows
 ) -> str:
@@ -50,7 +50,7 @@ def amount(
             return f"{n / (1e3 if unit == 'k' else size):.1f} {unit}"
     return f"{n:,}"
 
-
+# %% ../../nbs/lab/15_show.ipynb #span
 def span(
     seconds: float,
 ) -> str:
@@ -78,7 +78,7 @@ def isolated(
     rtl = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
     return f"\u2068{text}\u2069" if rtl else text
 
-
+# %% ../../nbs/lab/15_show.ipynb #Table
 @dataclass(frozen=True)
 class Table:
     "A table for a notebook and for a terminal."
@@ -127,7 +127,7 @@ class Loud:
         c = colours["warning"]
         return f'<p style="border:2px solid {c};color:{c};padding:6px"><b>{html.escape(self.text)}</b></p>'
 
-
+# %% ../../nbs/lab/15_show.ipynb #in_notebook
 def in_notebook() -> bool:
     "Whether a notebook's kernel runs this."
     shell = sys.modules.get("IPython")  # whatever runs a cell has imported it
@@ -140,7 +140,7 @@ def printable(
     "A text for a terminal: control characters, which could rewrite what stands there, become spaces."
     return "".join(" " if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
-
+# %% ../../nbs/lab/15_show.ipynb #show
 def show(
     *things,  # tables, figures, text
 ):

@@ -31,7 +31,7 @@ def begun_from(
     path = Path(run_and_stage(begin.run)[0]).expanduser() / "config.yaml" if begin else None
     return read_yaml(path.read_text(encoding="utf8"), str(path)) if path and path.is_file() else None
 
-
+# %% ../../../nbs/core/checks/10_heed.ipynb #share
 def share(
     loop: Loop,
 ):
@@ -41,7 +41,7 @@ def share(
             loop.reads.keys[stage] = loop.reads.keys.get(stage, set()) | keys[stage]
             loop.reads.kinds[stage] = loop.reads.kinds.get(stage, set()) | kinds[stage]
 
-
+# %% ../../../nbs/core/checks/10_heed.ipynb #demand_known
 def demand_known(
     loop: Loop,  # at the beginning of a run: data and nets are made
 ):
@@ -79,7 +79,7 @@ def call_all(
             call()
         yield
 
-
+# %% ../../../nbs/core/checks/10_heed.ipynb #check_keys_1
 def check_keys(
     loop: Loop,  # at the beginning of a stage; its losses have been asked for
     held_out: Callable[[], dict],  # a batch of a few validation rows, where they are needed

@@ -52,7 +52,7 @@ def deep(
                                f"with each other's {kind} the rows cost {gap:.3f} more than {now:.3f}."))
         return found + [answer or generated(loop, batch, now < 0.1 * first)]
 
-
+# %% ../../../nbs/core/checks/30_overfit.ipynb #late
 def late(
     loop: Loop,
     until: float,  # time.monotonic()
@@ -63,7 +63,7 @@ def late(
         torch.distributed.all_reduce(over)
     return bool(over > 0)
 
-
+# %% ../../../nbs/core/checks/30_overfit.ipynb #mismatched
 def mismatched(
     loop: Loop,
     batch: dict,
@@ -80,7 +80,7 @@ def mismatched(
     return {kind: parts_of(loop, rolled(batch, fields), counts)["loss"] - now
             for kind, fields in changes.items()}
 
-
+# %% ../../../nbs/core/checks/30_overfit.ipynb #generated
 @torch.no_grad()
 def generated(
     loop: Loop,

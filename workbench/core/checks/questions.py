@@ -33,7 +33,7 @@ def inputs_of(
             and name not in targets and name not in set(masks) and field.dtype != torch.bool
             and (field.is_floating_point() or field.dim() > 1)}
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #pieces
 def pieces(
     field: torch.Tensor,  # [B, …]
     # [B, T] true where there is something, or [B] lengths; None: nothing is padded
@@ -48,14 +48,14 @@ def pieces(
     padded = next((d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]), 1)
     return [row[m.bool()].reshape(int(m.sum()), -1) for row, m in zip(field.transpose(1, padded), mask)]
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #same
 def same(
     rows: Sequence[torch.Tensor],
 ) -> bool:
     "Whether all of several tensors are equal."
     return len(rows) > 1 and all(torch.equal(rows[0], row) for row in rows[1:])
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_inputs
 def check_inputs(
     batch: dict,
     targets: Sequence[str],
@@ -122,7 +122,7 @@ def chance_band(
     spread = float(z.std(-1).mean()) / max(1, len(labels[kept].unique())) ** 0.5
     return centre - slack * centre - 4 * spread, centre + slack * centre + 4 * spread
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_first_loss
 def check_first_loss(
     parts: dict[str, float],  # before any training
     expected: dict[str, tuple[float, float]],  # part -> (low, high) of a random start
@@ -166,7 +166,7 @@ def rolled(
                     else [batch[k][-1], *batch[k][:-1]]
                     for k in fields if isinstance(batch.get(k), (torch.Tensor, list))}
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #repeated
 def repeated(
     batch: dict,
     fields: Iterable[str],
@@ -184,7 +184,7 @@ def distance(
     "The largest relative difference of two losses' parts."
     return max((abs(b[k] - v) / max(1e-12, abs(v)) for k, v in a.items()), default=0.0)
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_change
 def check_change(
     name: str,  # targets | inputs
     effect: float,  # relative change of the loss
@@ -212,7 +212,7 @@ def fingerprint(
         total += int((piece * (torch.arange(len(piece), device=piece.device) * 2 + 1 + at)).sum())
     return total
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_gradients
 def check_gradients(
     # trained parameter -> largest |gradient| over the steps; None: it got none
     largest: dict[str, float | None],
@@ -236,7 +236,7 @@ def check_gradients(
     return Check("gradients", "passed", f"all {len(largest)} trained tensors; the smallest reaches "
                                         f"{largest[least]:.1e} (`{least}`).")
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_frozen
 def check_frozen(
     before: dict[str, int],  # frozen tensor -> its fingerprint
     after: dict[str, int],
@@ -248,7 +248,7 @@ def check_frozen(
     return Check("frozen", "passed",
                  f"{len(before)} frozen tensors are bit-identical." if before else "nothing is frozen.")
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_moved
 def check_moved(
     moved: dict[str, bool],  # trained tensor -> whether two steps changed it
 ) -> Check:
@@ -259,7 +259,7 @@ def check_moved(
         return Check("steps", state, f"`{still[0]}` is the same after two steps{more}.")
     return Check("steps", "passed", f"two optimiser steps moved all {len(moved)} trained tensors.")
 
-
+# %% ../../../nbs/core/checks/00_questions.ipynb #check_reload
 def check_reload(
     before: dict[str, float],  # parts of a batch
     after: dict[str, float],  # the same, from a checkpoint that was written and read

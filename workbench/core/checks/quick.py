@@ -35,7 +35,7 @@ def spread(
     order = np.argsort(lengths, kind="stable")
     return [int(order[i]) for i in dict.fromkeys(np.linspace(0, 0.5 * (len(order) - 1), n).astype(int))]
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #batch_of
 def batch_of(
     loop: Loop,
     rows: list[int],
@@ -44,7 +44,7 @@ def batch_of(
     return to_device(loop.data.collate([loop.data.datasets["train"][i, 0] for i in rows]),
                      loop.accelerator.device)
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #parts_of
 def parts_of(
     loop: Loop,
     batch: dict,
@@ -78,7 +78,7 @@ def first_answers(
     found += [padding(loop, rows)] if data.padding else []
     return found + matters(loop, batch, before)
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #scratch
 def scratch(
     loop: Loop,
 ) -> bool:
@@ -86,7 +86,7 @@ def scratch(
     return not loop.at.step and not loop.stage.begin_from and (loop.task.origin(loop.nets) if loop.task.origin
                                                                else {}).get("kind") != "pretrained"
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #padding
 def padding(
     loop: Loop,
     rows: list[int],  # the first and the last are of unlike length
@@ -98,7 +98,7 @@ def padding(
     exact = all(p.dtype == torch.float32 for p in named_parameters(loop.nets).values())
     return check_padding(parts_of(loop, pair, counts), {k: a[k] + b[k] for k in a}, 1e-3 if exact else 5e-2)
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #matters
 def matters(
     loop: Loop,
     batch: dict,
@@ -123,7 +123,7 @@ def matters(
                                       f"the loss does not read {' and '.join(inputs)} beside the targets"))
     return found
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #awake
 @contextmanager
 def awake(
     loop: Loop,
@@ -173,7 +173,7 @@ class untouched:
             self.loop.accelerator.scaler.load_state_dict(self.scaler)
         self.loop.accelerator.free_memory()
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #works_of
 def works_of(
     loop: Loop,
 ) -> list[Work]:
@@ -181,7 +181,7 @@ def works_of(
     on = freeze(loop.nets, loop.trainable, loop.stage.freeze, loop.stage.unfreeze)
     return build(loop.stage, loop.nets, loop.task.objectives(loop.stage.cfg), on, None, loop.accelerator)
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #step
 def step(
     loop: Loop,
     works: list[Work],
@@ -195,7 +195,7 @@ def step(
     optimiser_step(works, named_parameters(loop.nets), [batch], ctx, loop.accelerator,
                    loop.stage.cfg.train.clip, look)
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #two_steps
 def two_steps(
     loop: Loop,
     batch: dict,
@@ -224,7 +224,7 @@ def two_steps(
     moved = {n: not torch.equal(params[n], held[n]) for n in sorted(trained)}
     return [found, check_frozen(before, prints()), check_moved(moved)]
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #reloaded
 def reloaded(
     loop: Loop,
     batch: dict,
@@ -245,7 +245,7 @@ def reloaded(
             shutil.rmtree(aside.run)
     return check_reload(before, parts_of(loop, batch))
 
-
+# %% ../../../nbs/core/checks/20_quick.ipynb #quick
 def quick(
     loop: Loop,  # prepared, at the beginning of a stage
 ) -> list[Check]:

@@ -43,7 +43,7 @@ def set_keys(
             out += set_keys(value, kind, f"{key}.", whole)
     return out
 
-
+# %% ../../../nbs/core/config/70_asked.ipynb #listed
 def listed(
     given: Any,  # a configuration, or a part of one
 ) -> Any:
@@ -58,7 +58,7 @@ def listed(
     return out | {"steps": [{"name": k} | v for k, v in steps.items()
                             if isinstance(v, dict)]} if isinstance(steps, dict) else out
 
-
+# %% ../../../nbs/core/config/70_asked.ipynb #asked_in
 def asked_in(
     given: dict,  # a file of the user's, or his overrides
     schema: type,  # of the task
@@ -83,7 +83,7 @@ def value_at(
         at = at[part]
     return at
 
-
+# %% ../../../nbs/core/config/70_asked.ipynb #usual
 def usual(
     schema: type,
     key: str,
@@ -102,7 +102,7 @@ def usual(
             raise
         return holder.model_fields[rest[-1]].get_default(call_default_factory=True)
 
-
+# %% ../../../nbs/core/config/70_asked.ipynb #says_something
 def says_something(
     cfg: BaseModel,
     key: str,

@@ -28,7 +28,7 @@ tables = ("steps", "defaults", "default_dataset", "datasets")
 document_task = "flow"  # of a file in the document's words that names no task
 averaging = 0.9999  # what `use_ema: true` means where train.ema says nothing
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #put_1
 def put(
     tree: dict,  # changed in place
     key: str,  # "train.lr"
@@ -49,7 +49,7 @@ def put(
     tree[last] = value
     return ""
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #taken
 def taken(
     tree: dict,  # changed in place
     key: str,  # "output.log_interval"
@@ -62,7 +62,7 @@ def taken(
             return None
     return tree.pop(last, None)
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #words_of
 def words_of(
     section: type | None,  # the task's configuration
     kind: str,  # words | step_words | dataset_words
@@ -83,7 +83,7 @@ def line(
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False,
                           width=1000).strip().removesuffix("\n...")
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #other_dialect
 def other_dialect(
     step: dict,  # changed in place: its words go
     where: str,
@@ -150,7 +150,7 @@ def translate_step(
                           else f"{where}: unknown key `{key}`. A stage has: {', '.join(known)}.")
     return out, errors
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #flat_once
 def flat_once(
     mapping: dict,
     inner: str,  # a key whose own keys count
@@ -216,7 +216,7 @@ def document(
                                            list) and any(isinstance(s, dict) and flat_words & s.keys()
                                                          for s in steps)
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #translate
 def translate(
     raw: dict,  # a merged configuration that names its task
     section: type | None,  # the task's configuration
@@ -284,7 +284,7 @@ def translate(
         errors += found
     return raw | {"pipeline": pipeline | {"steps": steps}}, errors
 
-
+# %% ../../../nbs/core/config/60_dialect.ipynb #also_called
 def also_called(
     sentence: str,  # about a key of ours
 ) -> str:

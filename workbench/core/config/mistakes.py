@@ -38,7 +38,7 @@ spellings = {
     "output_dir": "run_dir", "num_gpus": "--nproc", "resume_from_checkpoint": "workbench resume RUN",
 }
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #keys_of_1
 def keys_of(
     section: type,  # a Section class
     prefix: str = "",
@@ -52,7 +52,7 @@ def keys_of(
                 for k in keys_of(a, f"{prefix}{name}.")]
     return out
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #section_in
 def section_in(
     annotation: Any,  # Optimizer | dict[str, Optimizer] | list[StageSpec] | Transition | None …
 ) -> type | None:
@@ -61,7 +61,7 @@ def section_in(
         return annotation
     return next((s for a in getattr(annotation, "__args__", ()) if (s := section_in(a))), None)
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #section_at
 def section_at(
     schema: type,
     path: tuple,  # keys, and between them indices and names of entries
@@ -73,7 +73,7 @@ def section_at(
             at = section_in(at.model_fields[part].annotation)
     return at
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #sentence
 def sentence(
     error: dict,  # one entry of ValidationError.errors()
     schema: type,
@@ -106,7 +106,7 @@ def sentence(
     said = "" if whole else f" is {shown(error['input'])}"
     return f"{source}: " + (f"`{key}`{said}: " if key else ""), f"{what[0].lower() + what[1:]}{near or '.'}"
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #sentences
 def sentences(
     errors: list[dict],  # ValidationError.errors()
     schema: type,
@@ -119,7 +119,7 @@ def sentences(
     return [head + ", or ".join(dict.fromkeys(whats))
             + ("" if whats[-1].endswith("?") or not whats[-1] else ".") for head, whats in told.items()]
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #without
 def without(
     raw: dict,
     path: tuple,  # keys and indices; what a validator adds to it (a type's name) is passed over
@@ -135,7 +135,7 @@ def without(
         del holder[last]
     return out
 
-
+# %% ../../../nbs/core/config/20_mistakes.ipynb #validate
 def validate(
     schema: type,
     raw: dict,

@@ -26,14 +26,14 @@ def named_tasks() -> dict[str, str]:
     offered = {point.name: point.value for point in entry_points(group="workbench.tasks")}
     return offered | {Path(word).stem if is_file(word) else word: word for word in words}
 
-
+# %% ../../../nbs/core/config/40_modules.ipynb #is_file
 def is_file(
     word: str,  # "my_task", "pkg.my_task" or "folder/my_task.py"
 ) -> bool:
     "Whether a word names a file, not a module."
     return word.endswith(".py") or os.sep in word
 
-
+# %% ../../../nbs/core/config/40_modules.ipynb #permit
 def permit(
     words: str,  # modules and .py files, with commas between
 ):
@@ -78,7 +78,7 @@ def own_module(
         raise
     return sys.modules[name]
 
-
+# %% ../../../nbs/core/config/40_modules.ipynb #from_name
 def from_name(
     name: str,  # "my_task" or "pkg.my_task"
 ):

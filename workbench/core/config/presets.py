@@ -34,7 +34,7 @@ def presets() -> list[str]:
     "Names of the presets in the package."
     return sorted(p.stem for p in presets_folder.glob("*.yaml"))
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #find
 def find(
     config: str,  # a preset's name or the path of a YAML file
 ) -> Path:
@@ -56,7 +56,7 @@ def find(
                   f"{', '.join(presets())}; "
                   "or give the path of a .yaml file.")
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #read_file
 def read_file(
     path: Path,
     seen: tuple = (),  # files already on the way, to catch a circle
@@ -77,7 +77,7 @@ def read_file(
     known = len(parent) < 256 and local.is_file()
     return merge(read_file(local if known else find(parent), (*seen, path.resolve())), raw)
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #own_part
 def own_part(
     path: Path,
 ) -> dict:
@@ -91,7 +91,7 @@ def own_part(
     return {} if "asked" in raw else merge(own_part(local if local.is_file() else find(parent)),
                                            raw) if parent else raw
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #parse_overrides
 def parse_overrides(
     text: str,  # "train.lr=1e-4 model.lora.r=8"; a value with spaces stands in quotes
 ) -> dict:
@@ -126,7 +126,7 @@ def device_kind() -> str:
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #task_module
 def task_module(
     name: str,  # a task of the workbench ("sign"), or a module that the user named
 ):
@@ -150,7 +150,7 @@ def task_module(
         raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #schema_of
 @cache
 def schema_of(
     section: type,  # a task's `config`
@@ -158,7 +158,7 @@ def schema_of(
     "The full schema of a task: the core's keys and its own."
     return create_model("Config", __base__=(section, Core))
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #check_tree
 def check_tree(
     tree: Any,  # of dicts and lists
     source: str,
@@ -183,7 +183,7 @@ def check_tree(
             raise Refused(f"{source}: `{short(key)}` holds the character U+{ord(bad[0]):04X}, which no text "
                           "may hold: take it out.")
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #resolve
 def resolve(
     raw: dict,  # a merged configuration
     source: str,
@@ -228,7 +228,7 @@ def resolve(
         raise refused
     return cfg
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #settled
 def settled(
     cfg: BaseModel,
     device: str,
@@ -243,7 +243,7 @@ def settled(
         cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"minutes": minutes})})
     return cfg.model_copy(update={"notes": [*cfg.notes, *notes]})
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #flat
 def flat(
     tree: dict,
     prefix: str = "",
@@ -254,7 +254,7 @@ def flat(
         out |= flat(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {prefix + k: v}
     return out
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #load
 def load(
     config: str | dict,  # a preset's name, a path, or a mapping
     overrides: str | dict = "",  # "a.b=value c.d=value"
@@ -266,7 +266,7 @@ def load(
     path = find(config)
     return resolve({"preset": path.stem, **read_file(path)}, path.name, over, own_part(path))
 
-
+# %% ../../../nbs/core/config/80_presets.ipynb #dump
 def dump(
     cfg: BaseModel,
 ) -> str:

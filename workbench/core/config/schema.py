@@ -38,7 +38,7 @@ def parse_every(
 
 Every = Annotated[int | str | None, BeforeValidator(parse_every)]
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #from_here
 def from_here(
     value: str,  # a path, or a word such as `samples`
 ) -> str:
@@ -48,7 +48,7 @@ def from_here(
     return (value if value == "samples" or path.is_absolute() or not os.path.exists(path)
             else os.path.abspath(path))
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #run_and_stage
 def run_and_stage(
     value: str,  # "runs/x" or "runs/x@head"
 ) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def run_from_here(
     run, stage = run_and_stage(possible(value))
     return (from_here(run) if run else "") + ("@" + stage if stage else "")
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #time_limit
 def time_limit(
     value: Any,  # minutes | "auto" | None
 ) -> Any:
@@ -106,7 +106,7 @@ class Optimizer(Section):
     amsgrad: bool = False  # of Adam and AdamW
     decoupled_weight_decay: bool = True  # of Lion; false: the decay is a part of the gradient
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #Scheduler
 class Scheduler(Section):
     """The learning rate over the optimiser steps of a stage.
     The types of torch take torch's keys and defaults, ours `warmup` and `floor`."""
@@ -148,14 +148,14 @@ class Scheduler(Section):
                              "below 1")
         return self
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #EarlyStopping
 class EarlyStopping(Section):
     "Stop when the validation metric has not improved by more than `min_delta` for `patience` validations."
     patience: int = Field(5, ge=1)
     min_delta: float = Field(0.0, ge=0)  # which checkpoint is best does not depend on it
     min_epochs: int = Field(0, ge=0)
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #Train
 class Train(Section):
     "The loop: how long, how much at a time, how fast, and what is written down."
     epochs: int | None = Field(None, ge=1)
@@ -181,7 +181,7 @@ class Train(Section):
     early_stopping: EarlyStopping | None = None
     workers: int = Field(0, ge=0, le=1024)  # data loading processes; at most four times the cores, or 16
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #Valid
 class Valid(Section):
     "What is measured on held-out data, how often, and which checkpoint is `best`."
     every: Every = "1 epoch"
@@ -219,7 +219,7 @@ class Transition(Section):
             raise ValueError(f"max_epochs {self.max_epochs} lies before min_epochs {self.min_epochs}")
         return self
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #BeginFrom
 class BeginFrom(Section):
     "Another run whose nets a stage begins with."
     # its averaged weights where it has such; RUN@STAGE: at the end of that stage; @STAGE: of this run
@@ -236,7 +236,7 @@ def one_run(
 
 Beginning = Annotated[BeginFrom | None, BeforeValidator(one_run)]
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #StageSpec
 class StageSpec(Section):
     "One entry of `pipeline: steps:`."
     name: str = Field(pattern=r"^[\w+-][\w .+-]*$", max_length=100)  # it names files
@@ -252,13 +252,13 @@ class StageSpec(Section):
     data: dict[str, Any] = {}
     loss: dict[str, Any] = {}
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #Pipeline
 class Pipeline(Section):
     "The stages, in order."
     steps: list[StageSpec] = Field(min_length=1, max_length=1000)
     only: list[str] | None = None  # run these stages alone; what comes before them is taken from `begin_from`
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #Core
 class Core(Section):
     "What every configuration has; the task adds its own sections."
     task: str
@@ -288,7 +288,7 @@ def merge(
              for k, v in over.items() if isinstance(v, dict) and v and isinstance(base.get(k), list)}
     return base | over | both | named
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #merge_named
 def merge_named(
     key: str,  # "steps"
     entries: list,  # mappings with names: the stages of a pipeline
@@ -309,7 +309,7 @@ def merge_named(
                           f"{', '.join(str(n) for n in names)}. One more says its name: {{name: {name}, …}}.")
     return entries
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #nearest
 def nearest(
     word: str,
     allowed: list[str],
@@ -327,7 +327,7 @@ def short(
     text = str(text)
     return text if len(text) <= at_most else f"{text[:at_most - 20]}… ({len(text):,} characters)"
 
-
+# %% ../../../nbs/core/config/10_schema.ipynb #shown
 def shown(
     value: Any,
 ) -> str:

@@ -33,7 +33,7 @@ def kind_of(
         return "str"
     return next((kind for kind, form in forms.items() if form.fullmatch(word)), "str")
 
-
+# %% ../../../nbs/core/config/30_yaml12.ipynb #scalar
 def scalar(
     word: str,
     kind: str,  # from `kind_of`
@@ -53,7 +53,7 @@ def scalar(
 deepest, most = 64, 20_000  # levels of nesting; values of a document, aliases written out
 _tag = "tag:yaml.org,2002:"
 
-
+# %% ../../../nbs/core/config/30_yaml12.ipynb #_Loader
 class _Loader(yaml.SafeLoader):
     "Nodes of YAML as plain values."
 
@@ -133,7 +133,7 @@ class _Loader(yaml.SafeLoader):
                 out[at.value] = value
         return under | out, size
 
-
+# %% ../../../nbs/core/config/30_yaml12.ipynb #read_yaml
 def read_yaml(
     text: str,  # YAML
     name: str,  # what to call it in an error: a file or "overrides"
@@ -182,7 +182,7 @@ def read_text(
                       "it is "
                       f"`{bytes([byte]).decode('latin-1')}`: save the file as UTF-8.") from e
 
-
+# %% ../../../nbs/core/config/30_yaml12.ipynb #read_value
 def read_value(
     text: str,  # after the sign of equality, as the shell's rules leave it
     name: str,  # "override train.lr"
@@ -209,7 +209,7 @@ def read_value(
     kind = kind_of(bare)
     return text if kind == "str" else scalar(bare, kind)
 
-
+# %% ../../../nbs/core/config/30_yaml12.ipynb #spelled
 def spelled(
     value: Any,
     spare: str,  # what stands for `#`

@@ -35,7 +35,7 @@ def fill(
     tail = order[start - len(batches.pop()):]  # too few rows are left: share them with the batch before
     return batches + np.array_split(tail, 2 if len(tail) >= 2 * least else 1)
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #epoch_plan
 def epoch_plan(
     lengths: np.ndarray,  # int [N] or [N, K]
     rows: int,  # mean rows of a global batch
@@ -68,7 +68,7 @@ def epoch_plan(
         pools = [[batch for part in pools for batch in part]]
     return [np.array_split(part[i], slots) for part in pools for i in rng.permutation(len(part))]
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #shuffled
 def shuffled(
     rng: np.random.Generator,
     n: int,
@@ -81,7 +81,7 @@ def shuffled(
     place = rng.permutation(int(blocks.max()) + 1)
     return order[np.argsort(place[blocks[order]], kind="stable")]
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #check_groups
 def check_groups(
     groups: np.ndarray | None,
     slots: int,
@@ -96,7 +96,7 @@ def check_groups(
                       "step: give more rows of "
                       "that size or take these out, or lower train.accumulate or the number of processes.")
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #apart
 def apart(
     pools: list[np.ndarray],  # rows in their order
     groups: np.ndarray | None,
@@ -121,7 +121,7 @@ def apart(
             out[home][-1] = np.concatenate([out[home][-1], carried])
     return out
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #by_length
 def by_length(
     lengths: np.ndarray,  # int [N, K]
     rows: np.ndarray,  # some rows, in random order
@@ -130,7 +130,7 @@ def by_length(
     epoch."""
     return rows[np.argsort(lengths[rows].max(1), kind="stable")]
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #budget_for
 def budget_for(
     lengths: np.ndarray,  # int [N] or [N, K]
     rows: int,  # mean rows of a global batch
@@ -142,7 +142,7 @@ def budget_for(
         budget *= rows * len(fill(lengths, order, budget, min(4, rows))) / len(lengths)
     return budget
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #padding_share
 def padding_share(
     lengths: np.ndarray,  # int [N] or [N, K]
     plan: list[list[np.ndarray]],
@@ -198,7 +198,7 @@ def stream(
                 yield [(int(row), epoch) for row in slot]
         epoch, batch = epoch + 1, 0
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #loader
 def loader(
     dataset,  # dataset[i, epoch] -> item
     collate,  # [item, …] -> batch
@@ -243,7 +243,7 @@ def data_print(
     return {"source": str(data.facts.get("source", "")), "fingerprint": data.facts.get("fingerprint"),
             "splits": splits}
 
-
+# %% ../../../nbs/core/data/20_batches.ipynb #data_changes
 def data_changes(
     before: dict,  # of `data_print`
     after: dict,

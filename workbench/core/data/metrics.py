@@ -140,7 +140,7 @@ def _check_rows(references, hypotheses):
                 found = type(text).__name__
                 raise ValueError(f"the {kind} of row {row} is of type {found}, not text: decode it first")
 
-
+# %% ../../../nbs/core/data/00_metrics.ipynb #text_scores
 def text_scores(
     references: list[str],  # the true texts, one a row
     hypotheses: list[str],  # the generated texts, in the same order
@@ -187,7 +187,7 @@ def gather_rows(
         _refuse(set(rows) - expected, "not part of this evaluation")
     return [rows[uid] for uid in _sorted(rows)]
 
-
+# %% ../../../nbs/core/data/00_metrics.ipynb #_same
 def _same(a, b):
     plain = lambda value: value.tolist() if hasattr(value, "tolist") else value
     return a.keys() == b.keys() and all(repr(plain(a[name])) == repr(plain(b[name])) for name in a)
@@ -211,7 +211,7 @@ def frequent_text(
         raise ValueError("there is no training text to choose a constant answer from")
     return Counter(texts).most_common(1)[0][0]
 
-
+# %% ../../../nbs/core/data/00_metrics.ipynb #nearest_text
 def nearest_text(
     candidates: list[str],  # training texts
     references: list[str],  # texts to be near to

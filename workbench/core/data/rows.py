@@ -45,7 +45,7 @@ def chosen(
             taken += keys[key]
     return held
 
-
+# %% ../../../nbs/core/data/10_rows.ipynb #hold_out_1
 def hold_out(
     rows: dict[str, list],  # split -> rows
     seed: int,

@@ -13,7 +13,7 @@ HEADER, LEAD = 8, 48  # bytes: a chunk's header, and the usual piece in front of
 MMAP_MAX = 32 << 20  # bytes: the mapping threshold's ceiling
 PAD = 128 << 10  # bytes that the heap grows by at least
 
-
+# %% ../../../nbs/core/memory/10_heap.ipynb #Glibc_1
 class Glibc:
     """The main arena of glibc's malloc under 64-byte aligned blocks, as sizes and addresses: nothing is
     allocated."""
@@ -109,7 +109,7 @@ class Glibc:
         self.holes.pop(bisect.bisect_left(self.holes, (size, start)))
         return size
 
-
+# %% ../../../nbs/core/memory/10_heap.ipynb #_pages
 def _pages(nbytes):
     return -(-nbytes // 4096) * 4096
 
@@ -130,7 +130,7 @@ def mean_life(
             lives.append(clock - born[-key])
     return sum(n * n for n in lives) / max(sum(lives), 1)
 
-
+# %% ../../../nbs/core/memory/10_heap.ipynb #growth
 def growth(
     events: list[tuple[int, int]],  # as above
 ) -> int:

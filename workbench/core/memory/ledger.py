@@ -80,7 +80,7 @@ def _item(x):
 def _nonzero(x):
     return x.new_empty((x.numel(), x.dim()), dtype=torch.long)
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #_index
 def _index(x, indices):
     "A boolean mask counts as everything that it covers."
     full = []
@@ -97,7 +97,7 @@ def _masked_select(x, mask):
 def _in_place(x, *args, **kwargs):
     return x
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #_ctc
 def _ctc(log_probs, targets, input_lengths, target_lengths, blank=0, zero_infinity=False):
     "The loss [B] and the table [B, T, 2 L + 1]; targets without padding count as equally long."
     frames, rows = log_probs.shape[:2]
@@ -108,7 +108,7 @@ def _ctc(log_probs, targets, input_lengths, target_lengths, blank=0, zero_infini
 def _ctc_backward(grad, log_probs, *args, **kwargs):
     return torch.empty_like(log_probs)
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #BRIDGES
 BRIDGES = {
     aten._local_scalar_dense.default: _item, aten.nonzero.default: _nonzero,
     aten.masked_select.default: _masked_select,
@@ -128,7 +128,7 @@ class GpuKernels(TorchFunctionMode):
 def _dropout(input, p=0.5, training=True, inplace=False):
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #_attention
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
                enable_gqa=False):
     "Memory-efficient attention: CUDA's choice for 32 bits, for masks, and for masks with a gradient."
@@ -210,7 +210,7 @@ def trace(
     modules = tuple(sorted({*modules, *ledger.homes}))
     return Trace(tuple(ledger.events[:built]), tuple(ledger.events[built:]), kinds, rows_of(batch), modules)
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #step
 def step(
     ledger: Ledger,
     kinds: dict[int, str],  # id -> category, so far
@@ -257,7 +257,7 @@ def faked(
                 slot[name] = fresh[id(t)][1]
     return list(net.parameters())
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #trained
 def trained(
     nets: dict[str, nn.Module],
     prefixes: list[str],  # nets, or prefixes of qualified parameter names
@@ -275,7 +275,7 @@ def defined_in(
     names = {type(m).__module__ for net in nets.values() for m in net.modules()}
     return tuple(sorted(n for n in names if n.split(".")[0] not in ("torch", "__main__")))
 
-
+# %% ../../../nbs/core/memory/20_ledger.ipynb #rows_of
 def rows_of(
     batch: dict,
 ) -> int:

@@ -45,7 +45,7 @@ class Peak:
 
 CUBLAS = 2 * 8_519_680  # bytes
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #fullest
 def fullest(
     t: Trace,
     device: str = "cpu",  # "cpu" or "cuda"
@@ -88,7 +88,7 @@ def predict(
     p = fullest(t, device)
     return p if device == "cuda" else replace(p, process=resident(all_of(t.modules)))
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #resized
 def resized(
     batch: dict,
     rows: int,
@@ -112,7 +112,7 @@ class Memory:
     total: int
     usable: int  # what a training may take
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #device_memory
 def device_memory() -> Memory:
     "The memory of the device at hand: the current CUDA GPU's, else the machine's."
     if torch.cuda.is_available():
@@ -123,7 +123,7 @@ def device_memory() -> Memory:
         return Memory("this machine", "cpu", machine.total, machine.available)
     return Memory("this container", "cpu", limit, min(machine.available, limit - used))
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #control_group
 def control_group(
     root: Path = Path("/sys/fs/cgroup"),
 ) -> tuple[int | None, int]:
@@ -153,7 +153,7 @@ def at_rows(
     slope = max(0.0, (high.total - low.total) / (high.rows - low.rows))
     return max(int(low.total + slope * (rows - low.rows)), high.process + high.parameters + high.optimizer)
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #largest
 def largest(
     peaks: Sequence[Peak],  # as in `at_rows`
     usable: int,  # bytes
@@ -165,7 +165,7 @@ def largest(
             rows += 2**bit
     return rows
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #table
 def table(
     cpu: Sequence[Peak],  # two predictions for a CPU, or none
     cuda: Sequence[Peak],  # two predictions for a GPU
@@ -182,7 +182,7 @@ def table(
                         "needs": {r: at_rows(peaks, r) / 1e9 for r in rows}})
     return out
 
-
+# %% ../../../nbs/core/memory/40_predict.ipynb #markdown
 def markdown(
     lines: Sequence[dict],  # of `table`
 ) -> str:

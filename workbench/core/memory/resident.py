@@ -32,7 +32,7 @@ opt.step()
 print("resident", psutil.Process().memory_info().rss)
 """
 
-
+# %% ../../../nbs/core/memory/30_resident.ipynb #key_of
 def key_of(
     modules: tuple[str, ...],
 ) -> str:
@@ -43,7 +43,7 @@ def key_of(
     said = [sys.executable, versions(), os.environ.get("OMP_NUM_THREADS"), modules, files, states]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
-
+# %% ../../../nbs/core/memory/30_resident.ipynb #measure
 def measure(
     modules: tuple[str, ...],
 ) -> int:
@@ -65,7 +65,7 @@ def kept_numbers(
         return {}
     return {k: n for k, n in found.items() if isinstance(n, int)}
 
-
+# %% ../../../nbs/core/memory/30_resident.ipynb #kept_or_measured
 def kept_or_measured(
     modules: tuple[str, ...],
     kept: Path,  # a JSON file: key -> bytes
@@ -79,7 +79,7 @@ def kept_or_measured(
             write_json(kept, dict(list(known.items())[-100:]))
     return known[key]
 
-
+# %% ../../../nbs/core/memory/30_resident.ipynb #measured_2
 @functools.lru_cache(maxsize=None)
 def measured(
     modules: tuple[str, ...],

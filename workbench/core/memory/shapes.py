@@ -27,7 +27,7 @@ class Module:
     seconds: float = 0.0  # children included
     kept: int = 0  # bytes kept for the backward pass, children included, each tensor once
 
-
+# %% ../../../nbs/core/memory/00_shapes.ipynb #shapes_of
 def shapes_of(
     thing,  # what a module takes or returns: a tensor, or lists, tuples, mappings and outputs of transformers
     most: int = 3,
@@ -58,7 +58,7 @@ def modules_of(
                            Module(f"{net}.{name}" if name else net, type(module).__name__, depth, size))
     return out
 
-
+# %% ../../../nbs/core/memory/00_shapes.ipynb #traced
 def traced(
     nets: dict[str, nn.Module],
     run: Callable,  # calls the nets, or parts of them, however it likes
@@ -101,7 +101,7 @@ def traced(
         for handle in handles:
             handle.remove()
 
-
+# %% ../../../nbs/core/memory/00_shapes.ipynb #clock
 def clock() -> float:
     "Seconds; on a GPU, after what was asked of it is done."
     if torch.cuda.is_available():
@@ -135,7 +135,7 @@ def folded(
             return out
     return out[:most]
 
-
+# %% ../../../nbs/core/memory/00_shapes.ipynb #first_of
 def first_of(
     row: Module,
 ) -> str:
@@ -150,7 +150,7 @@ def numbered(
     stem, _, last = name.rpartition(".")
     return stem if last.isdecimal() else f"{name} alone"
 
-
+# %% ../../../nbs/core/memory/00_shapes.ipynb #alike
 def alike(
     a: Module,
     b: Module,

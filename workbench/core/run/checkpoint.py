@@ -33,7 +33,7 @@ def unique_tensors(
             kept[name] = t.detach().contiguous()
     return kept, aliases
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #save_tensors
 def save_tensors(
     path: Path,
     state: dict,
@@ -44,7 +44,7 @@ def save_tensors(
     kept, aliases = unique_tensors(state)
     save_file(kept, str(path), metadata={"aliases": json.dumps(aliases)})
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #load_tensors
 def load_tensors(
     path: Path,
     device: str = "cpu",
@@ -81,7 +81,7 @@ def optimizer_state(
                 plain["values"][f"{names[i]}|{key}"] = value
     return tensors, plain
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #restore_optimizer
 def restore_optimizer(
     optimizer,
     names: list[str],
@@ -126,7 +126,7 @@ def named(
     "The checkpoints that have a name: `last`, `best`, and the ends of stages."
     return {name for p in (run / "checkpoints").glob("[!.]*") if p.is_file() and (name := pointed(p))}
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #pointed
 def pointed(
     path: Path,  # checkpoints/last
 ) -> str:
@@ -143,7 +143,7 @@ def end_of(
     "The name of the checkpoint with which a stage ended."
     return f"end of {stage}"
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #save
 def save(
     run: Path,
     step: int,
@@ -178,14 +178,14 @@ def save(
         raise
     return final
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #forget_best
 def forget_best(
     run: Path,
 ):
     "No checkpoint is `best` any more: the next stage has another loss."
     (run / "checkpoints" / "best").unlink(missing_ok=True)
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #prune
 def prune(
     run: Path,
     keep: int,  # besides `best`
@@ -199,7 +199,7 @@ def prune(
     for torn in folder.glob(".step_*"):
         shutil.rmtree(torn)
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #find
 def find(
     run: Path,
     which: str = "last",  # last | best | `end_of` a stage | a checkpoint's name
@@ -222,7 +222,7 @@ def find(
         raise Refused(f"{says}; there: {there}.{mend}")
     return folder / name
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #another
 def another(
     run: Path,
     damaged: str = "",  # the checkpoint that is of no use
@@ -233,7 +233,7 @@ def another(
     return (f" To go on from another one, write its name, as {max(whole)}, into {folder / 'last'}." if whole
             else "")
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #state_of
 def state_of(
     folder: Path,  # a checkpoint
 ) -> dict:
@@ -260,7 +260,7 @@ def split_state(
     return {k: v for k, v in state.items() if k not in frozen}, {k: v
                                                                  for k, v in state.items() if k in frozen}
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #net_state
 def net_state(
     folder: Path,  # of the checkpoint
     name: str,
@@ -270,7 +270,7 @@ def net_state(
     files = [folder.parent / "base" / f"{name}.safetensors", folder / f"{prefix}.{name}.safetensors"]
     return {k: v for f in files if f.exists() for k, v in load_tensors(f).items()}
 
-
+# %% ../../../nbs/core/run/40_checkpoint.ipynb #restore_nets
 def restore_nets(
     nets: dict,  # name -> nn.Module
     folder: Path,  # of the checkpoint

@@ -36,7 +36,7 @@ def sync(
     finally:
         os.close(handle)
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #write_text_1
 def write_text(
     path: Path,
     text: str,
@@ -55,7 +55,7 @@ def write_text(
         aside.unlink(missing_ok=True)
         raise
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #write_json
 def write_json(
     path: Path,
     tree,
@@ -64,7 +64,7 @@ def write_json(
     "A JSON file, written whole or not at all."
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, default=str), durable)
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #read_json
 def read_json(
     path: Path,
     default=None,  # returned where there is no file
@@ -100,7 +100,7 @@ def user_cache() -> Path:
     user works in."""
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "workbench"
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #make_folders
 def make_folders(
     run: Path,
 ):
@@ -108,7 +108,7 @@ def make_folders(
     for name in ("checkpoints", "previews", "predictions", "assets"):
         (run / name).mkdir(exist_ok=True)
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #create
 def create(
     cfg,  # a complete configuration
     folder: str | Path | None = None,  # None: cfg.run_dir, else runs/<preset>-<stamp>
@@ -138,7 +138,7 @@ def create(
                       "WORKBENCH_RUNS.") from e
     return run
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #config_of
 def config_of(
     run: Path,
 ):
@@ -147,7 +147,7 @@ def config_of(
 
     return resolve(settings(run), str(Path(run) / "config.yaml"))
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #settings
 def settings(
     run: Path,
 ) -> dict:
@@ -184,7 +184,7 @@ def status_in(
             return {"updated": path.stat().st_mtime} | sound
     return {"state": "died", "step": 0, "updated": path.stat().st_mtime}
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #update_status_1
 def update_status(
     run: Path,
     **changes,  # state, pid, stage, epoch, step, steps_total, error …
@@ -196,7 +196,7 @@ def update_status(
     write_json(path, status, durable=bool({"state", "checkpoint"} & changes.keys()))
     return status
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #overwrite_status
 def overwrite_status(
     run: Path,
     **changes,
@@ -207,7 +207,7 @@ def overwrite_status(
         json.dump(status, f, indent=1, ensure_ascii=False, default=str)
         f.truncate()
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #heard_of
 def heard_of(
     run: Path,
     who: dict,  # a status, or launch.json
@@ -220,7 +220,7 @@ def heard_of(
     heard = lock["heard"] if lock else who.get("updated", time.time())
     return lock.get("pid", who["pid"]) == who["pid"] and time.time() - heard < silence
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #status_of
 def status_of(
     run: Path,
 ) -> dict:
@@ -249,7 +249,7 @@ def append_metrics(
     if row.get("split") != "train":
         note(run / "metrics.jsonl", at)
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #metrics_of
 def metrics_of(
     run: Path,
     split: str | None = None,  # only the lines of this split
@@ -263,7 +263,7 @@ def metrics_of(
             else filter(None, (parsed(line) for _, line in lines_from(path))))
     return [r for r in rows if split in (None, r.get("split"))]
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #metrics_size
 def metrics_size(
     run: Path,
 ) -> int:
@@ -307,7 +307,7 @@ def git_state(
         return {}
     return {"commit": head.stdout.strip(), "diff": git("diff", "HEAD").stdout[:200_000]}
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #versions
 def versions() -> dict:
     "Versions of what a result depends on."
     from importlib.metadata import PackageNotFoundError, version
@@ -320,7 +320,7 @@ def versions() -> dict:
             out[name] = None
     return out
 
-
+# %% ../../../nbs/core/run/30_folder.ipynb #write_manifest
 def write_manifest(
     run: Path,
     **facts,  # devices, data fingerprint, weights, seed

@@ -30,7 +30,7 @@ def leading_out(
             elif not entry.is_file():
                 yield path
 
-
+# %% ../../../nbs/core/run/10_inside.ipynb #demand_inside
 def demand_inside(
     run: Path,  # a run folder
 ):

@@ -26,7 +26,7 @@ def lines_from(
                 yield at, line
             at += len(line)
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #scan_1
 def scan(
     path: Path,  # metrics.jsonl
     split: str = "",  # "": all but train
@@ -45,7 +45,7 @@ def scan(
             done += len(block)
     return found
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #places
 def places(
     path: Path,  # metrics.jsonl
     split: str = "",  # "": all but train
@@ -59,7 +59,7 @@ def places(
     return (found if index.is_file() and len(found) == len(words) and begins(path, found)
             else scan(path, split))
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #begins
 def begins(
     path: Path,
     at: list[int],
@@ -73,7 +73,7 @@ def begins(
                 return False
     return True
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #parsed
 def parsed(
     line: bytes,
 ) -> dict | None:
@@ -84,7 +84,7 @@ def parsed(
         return None
     return row if isinstance(row, dict) else None
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #rows_at
 def rows_at(
     path: Path,
     at: list[int],
@@ -110,7 +110,7 @@ def note(
     with open(path.with_suffix(".index"), "a") as file:
         file.write(f"{at}\n")
 
-
+# %% ../../../nbs/core/run/00_lines.ipynb #forget
 def forget(
     path: Path,
     size: int,  # bytes of the file that stay

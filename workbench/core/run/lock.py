@@ -34,7 +34,7 @@ def space() -> str:
         return os.readlink("/proc/self/ns/pid")
     return ""
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #elsewhere
 def elsewhere(
     who: dict,  # of `process`
 ) -> bool:
@@ -42,7 +42,7 @@ def elsewhere(
     return who.get("host",
                    socket.gethostname()) != socket.gethostname() or who.get("space", space()) != space()
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #alive
 def alive(
     who: dict,  # a status, or any of `process`
 ) -> bool:
@@ -81,7 +81,7 @@ def read_lock(
 kinds = {"ticket": str, "host": str, "space": str, "pid": int, "pid_started": (int, float),
          "since": (int, float)}
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #disk_time
 def disk_time(
     run: Path,
 ) -> float:
@@ -93,7 +93,7 @@ def disk_time(
     finally:
         aside.unlink(missing_ok=True)
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #held
 def held(
     lock: dict,  # of `read_lock`
     at: float,  # the time on the disk
@@ -101,7 +101,7 @@ def held(
     "Whether a lock has a living holder."
     return bool(lock) and (abs(at - lock["heard"]) < silence if elsewhere(lock) else alive(lock))
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #holder
 def holder(
     run: Path,
     lock: dict,
@@ -130,7 +130,7 @@ def guarded(
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #acquire_1
 def acquire(
     run: Path,  # a folder that exists
     ticket: str,  # of the attempt: its processes share it
@@ -162,7 +162,7 @@ def acquire(
         if (lock := read_lock(run)).get("ticket") != ticket:
             raise Refused(holder(run, lock or {"heard": now, "host": ""}, now))
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #link
 def link(
     aside: Path,
     path: Path,
@@ -176,7 +176,7 @@ def link(
         with open(path, "x", encoding="utf8") as file:
             file.write(aside.read_text(encoding="utf8"))
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #release
 def release(
     run: Path,
     ticket: str,
@@ -202,7 +202,7 @@ def owned(
     "Whether this process may write into a run: its attempt holds the lock, or nobody does."
     return read_lock(run).get("ticket", own_ticket()) == own_ticket()
 
-
+# %% ../../../nbs/core/run/20_lock.ipynb #hold_1
 @contextmanager
 def hold(
     run: Path,

@@ -27,7 +27,7 @@ def identity(
         write_json(path, {"id": uuid.uuid4().hex[:8]})
     return read_json(path)["id"]
 
-
+# %% ../../../nbs/core/run/50_trackers.ipynb #settings_of
 def settings_of(
     name: str,  # tensorboard | wandb | trackio
     run: Path,
@@ -61,7 +61,7 @@ def begin(
     if step is not None and "tensorboard" in cfg.trackers:
         tell_again(accelerator.get_tracker("tensorboard"), run, step)
 
-
+# %% ../../../nbs/core/run/50_trackers.ipynb #scalars
 def scalars(
     row: dict,  # a line of metrics.jsonl
     best: bool = False  # of the final evaluation: the scores of the best checkpoint
@@ -73,7 +73,7 @@ def scalars(
     return {f"{'best_' * (best and row['split'] in ('train', 'valid'))}{row['split']}/{k}": v
             for k, v in numbers.items()}
 
-
+# %% ../../../nbs/core/run/50_trackers.ipynb #lines_from
 def lines_from(
     run: Path,
     step: int,
@@ -90,7 +90,7 @@ def lines_from(
         whole = f.read().split(b"\n")[size > bytes_:-1]
     return [row for line in whole if (row := parsed(line)) and row["step"] >= step]
 
-
+# %% ../../../nbs/core/run/50_trackers.ipynb #tell_again
 def tell_again(
     tracker,  # accelerate's TensorBoardTracker
     run: Path,
@@ -104,7 +104,7 @@ def tell_again(
     if folder.is_dir() and any(row["split"] == "valid" for row in rows):
         to_tensorboard(tracker.tracker, folder, step)
 
-
+# %% ../../../nbs/core/run/50_trackers.ipynb #to_tensorboard
 def to_tensorboard(
     writer,  # SummaryWriter
     folder: Path,  # of previews

@@ -27,7 +27,7 @@ def trained_names(
     prefixes = [p for name in stage.objectives for p in objectives[name].trains]
     return sorted(n for n in on if matches(n, prefixes))
 
-
+# %% ../../../nbs/core/setup/20_outline.ipynb #lanes
 def lanes(
     stage: Stage,
     nets: dict[str, nn.Module],
@@ -45,7 +45,7 @@ def lanes(
                      "state": "trained" if trained else "frozen" if held else "rests"}
     return out
 
-
+# %% ../../../nbs/core/setup/20_outline.ipynb #steppers
 def steppers(
     stage: Stage,
     objectives: dict[str, Objective],
@@ -77,7 +77,7 @@ def rows_differ(
     apart = {"train", "valid", "loss", "pipeline", "notes", "asked"}
     return a.model_dump(exclude=apart) != b.model_dump(exclude=apart)
 
-
+# %% ../../../nbs/core/setup/20_outline.ipynb #outline
 def outline(
     loop: Loop,
     plan_of: Callable,  # (loop, stage) -> (epoch -> the steps of an epoch)
@@ -118,7 +118,7 @@ def outline(
             "begin_from": stage.begin_from.run if stage.begin_from else None, "memory": None})
     return out
 
-
+# %% ../../../nbs/core/setup/20_outline.ipynb #short_of_warmup
 def short_of_warmup(
     loop: Loop,
     lines: list[dict],  # from `outline`

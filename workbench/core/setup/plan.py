@@ -36,7 +36,7 @@ class ToCome(dict):
     def __missing__(self, key):
         return torch.ones(1)
 
-
+# %% ../../../nbs/core/setup/30_plan.ipynb #memory_of
 def memory_of(
     loop: Loop,
     plan,  # epoch -> the steps of an epoch, in that stage

@@ -42,7 +42,7 @@ def save(
                          f"{loop.run}`.") from e
     loop.accelerator.wait_for_everyone()
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #write
 def write(
     loop: Loop,
     point: tuple[str, ...],  # the names of the checkpoint
@@ -95,7 +95,7 @@ def beginning(
         raise Refused(f"begin_from: {run} has no checkpoint yet.")
     return run, folder
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #adopt_assets
 def adopt_assets(
     begin: BeginFrom,
     assets: Path,  # of the new run
@@ -105,7 +105,7 @@ def adopt_assets(
     if kept.is_dir() and not any(assets.iterdir()):
         shutil.copytree(kept, assets, dirs_exist_ok=True)
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #begin_from
 def begin_from(
     loop: Loop,
 ):
@@ -138,7 +138,7 @@ def demand_checkpoint(
                       f"{run / 'checkpoints'} back from a copy, "
                       "or start another run.")
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #demand_assets
 def demand_assets(
     run: Path,
     state: dict,  # state.json of a checkpoint; an older build's does not say what there was
@@ -149,7 +149,7 @@ def demand_assets(
         raise Refused(f"{run / 'assets'} lacks {', '.join(gone)}, which its nets were trained with: bring it "
                       "back from a copy.")
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #same_data
 def same_data(
     loop: Loop,
     state: dict,  # state.json of the checkpoint that the run stands at
@@ -162,7 +162,7 @@ def same_data(
                       "or begin another run on the data as "
                       f"it is, with begin_from={loop.run}.")
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #within_epoch
 def within_epoch(
     loop: Loop,
     length: int,  # steps of the epoch that the run stands in
@@ -180,7 +180,7 @@ def within_epoch(
           flush=True)
     loop.at.epoch, loop.at.batch = loop.at.epoch + 1, 0
 
-
+# %% ../../../nbs/core/setup/10_resume.ipynb #restore_4
 def restore(
     loop: Loop,
     folder: Path,

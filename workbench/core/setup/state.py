@@ -110,7 +110,7 @@ def make_accelerator(
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
     return accelerator
 
-
+# %% ../../../nbs/core/setup/00_state.ipynb #precision
 def precision(
     wanted: str,  # auto | fp32 | bf16 | fp16
     cpu: bool,
@@ -152,7 +152,7 @@ def flush(
         loop.window.setdefault(part, []).extend(values)
     return summed
 
-
+# %% ../../../nbs/core/setup/00_state.ipynb #last_good
 def last_good(
     run: Path,
 ) -> str:
@@ -160,7 +160,7 @@ def last_good(
     found = checkpoint.find(run)
     return f"The last good checkpoint is {found}." if found else "There is no checkpoint yet."
 
-
+# %% ../../../nbs/core/setup/00_state.ipynb #log
 def log(
     loop: Loop,
 ):
@@ -176,7 +176,7 @@ def log(
     loop.window, loop.units, loop.clock = {}, 0.0, now
     record(loop, row)
 
-
+# %% ../../../nbs/core/setup/00_state.ipynb #record
 def record(
     loop: Loop,
     row: dict,
@@ -195,7 +195,7 @@ def record(
     # never before the step that was told last
     loop.accelerator.log(trackers.scalars(row, best), step=loop.at.step)
 
-
+# %% ../../../nbs/core/setup/00_state.ipynb #update
 def update(
     loop: Loop,
     **changes,

@@ -21,7 +21,7 @@ moved = ("data.source", "data.captions", "data.train_path", "data.val_path", "da
          "data.pose_dir")
 of_stages = ("train", "valid", "data", "loss", "pipeline")  # what stages may have otherwise
 
-
+# %% ../../../nbs/core/stages/30_changes.ipynb #differing_1
 def differing(
     before: dict,
     after: dict,
@@ -32,7 +32,7 @@ def differing(
     return {k: (a.get(k), b.get(k))
             for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k) and not matches(k, apart)}
 
-
+# %% ../../../nbs/core/stages/30_changes.ipynb #facts
 def facts(
     stage: Stage,
 ) -> dict:
@@ -43,7 +43,7 @@ def facts(
         "minutes": stage.minutes, "transition_on": ends,
         "begin_from": stage.begin_from and stage.begin_from.model_dump()}
 
-
+# %% ../../../nbs/core/stages/30_changes.ipynb #changes
 def changes(
     before,  # the run's configuration
     after,  # the one that it shall go on with
@@ -91,7 +91,7 @@ def changes(
     said += [f"stage `{s.name}`: gone" for s in old[len(new):]]
     return done(said, wrong)
 
-
+# %% ../../../nbs/core/stages/30_changes.ipynb #done
 def done(
     said: list[str],
     wrong: list[str],

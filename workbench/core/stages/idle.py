@@ -25,6 +25,8 @@ of_optimizer = {  # key -> the types that use it
     "momentum": ("SGD", "RMSprop"),
     "alpha": ("RMSprop",), "centered": ("RMSprop",), "amsgrad": ("AdamW", "Adam"),
     "decoupled_weight_decay": ("Lion",)}
+
+# %% ../../../nbs/core/stages/10_idle.ipynb #of_scheduler
 of_scheduler = {
     "warmup": ("linear", "cosine", "constant", "inverse_sqrt", "exponential"),
     "floor": ("linear", "cosine", "inverse_sqrt", "exponential"),
@@ -35,7 +37,7 @@ of_scheduler = {
     "mode": ("ReduceLROnPlateau",), "factor": ("ReduceLROnPlateau", "ConstantLR"),
     "patience": ("ReduceLROnPlateau",)}
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #of_types_2
 def of_types(
     place: str,  # "train.optimizer"
     spec: Optimizer | Scheduler,
@@ -45,7 +47,7 @@ def of_types(
     return {f"{place}.{key}": f"with {spec.type}: it is of {', '.join(types)}"
             for key, types in users.items() if spec.type not in types}
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #of_steppers
 def of_steppers(
     stage: Stage,
     names: Sequence[str],  # the optimisers of the stage
@@ -69,7 +71,7 @@ def of_steppers(
         out["train.lr"] = "where every optimiser has an `lr` of its own: leave one out"
     return out
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #of_core
 def of_core(
     stage: Stage,
     objectives: dict[str, Objective],  # of the task
@@ -100,7 +102,7 @@ def own_key(
             return stage, key[len(place):]
     return None, key
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #differs
 def differs(
     cfg,
     key: str,
@@ -112,7 +114,7 @@ def differs(
     held, key = (stage.cfg, inner) if within else (cfg, key)
     return says_something(held, key) and bool(value_at(held, key))
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #known_value
 def known_value(
     cfg,
     key: str,
@@ -123,7 +125,7 @@ def known_value(
     except KeyError:
         return None
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #why_idle
 def why_idle(
     reasons: dict[str, str],
     key: str,
@@ -131,7 +133,7 @@ def why_idle(
     "The reason for a key, or for a section above it."
     return next((why for k, why in reasons.items() if matches(key, [k])), None)
 
-
+# %% ../../../nbs/core/stages/10_idle.ipynb #idle_faults
 def idle_faults(
     cfg,
     stages: Sequence[Stage],  # all of the pipeline

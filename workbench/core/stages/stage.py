@@ -35,7 +35,7 @@ class Stage:
     mode: str = "min"  # whether less (min) or more (max) of valid.metric is better
     notes: Sequence[str] = ()  # what the plan says of it
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #last_epoch
 def last_epoch(
     stage: Stage,
 ) -> int | None:
@@ -52,7 +52,7 @@ def frozen(
     return matches(prefix, stage.freeze) and not any(matches(u, [prefix]) or matches(prefix, [u])
                                                      for u in stage.unfreeze)
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #net_faults
 def net_faults(
     stage: Stage,
     objectives: dict[str, Objective],
@@ -72,7 +72,7 @@ def net_faults(
             for name in stage.objectives if all(frozen(stage, p) for p in objectives[name].trains)]
     return out
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #optimiser_faults
 def optimiser_faults(
     stage: Stage,
     spec: StageSpec,
@@ -95,7 +95,7 @@ def optimiser_faults(
                            "leave it out, or unfreeze that.")
     return out
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #reports
 def reports(
     stage: Stage,
     objectives: dict[str, Objective],
@@ -107,7 +107,7 @@ def reports(
     own = [f"{name}_loss" for name in stage.objectives] if len(active) > 1 else []
     return list(dict.fromkeys(["loss", *own, *(part for o in active for part in o.parts)]))
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #end_faults
 def end_faults(
     stage: Stage,
     objectives: dict[str, Objective],
@@ -171,7 +171,7 @@ def cores() -> int:
     "Processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #metric_faults_1
 def metric_faults(
     stage: Stage,
     objectives: dict[str, Objective],
@@ -185,7 +185,7 @@ def metric_faults(
             f"here{nearest(metric, [*parts, *scores]) or '.'} There are: "
             f"{', '.join([*parts, *scores])}."]
 
-
+# %% ../../../nbs/core/stages/00_stage.ipynb #machine_faults
 def machine_faults(
     stage: Stage,
 ) -> list[str]:

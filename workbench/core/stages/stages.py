@@ -34,7 +34,7 @@ def check_trackers(
 # no stage's own
 whole_run = [("train", "minutes"), ("train", "precision"), ("train", "keep"), ("valid", "final")]
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #make_stage
 def make_stage(
     cfg,
     index: int,
@@ -81,7 +81,7 @@ def make_stage(
                                                              or last and bool(own.train.minutes)))]
     return stage
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #stages
 def stages(
     cfg,  # a complete configuration
     assets: Path | None = None,
@@ -122,7 +122,7 @@ def stages(
         raise Refused("\n".join(dict.fromkeys(errors + idle)))
     return [replace(stage, notes=(*stage.notes, *noted)) for stage in out]
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #complete
 def complete(
     config: str | dict,  # a preset's name, a path, or a mapping
     overrides: str | dict = "",
@@ -164,7 +164,7 @@ class Position:
     bad: int = 0  # validations since then
     validated: int = -1  # the step of the last validation
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #position_in
 def position_in(
     state: dict,  # state.json of a checkpoint
 ) -> Position:
@@ -179,7 +179,7 @@ def position_in(
                           "number belongs. Bring it back from a copy.")
     return Position(**found)
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #next_stage
 def next_stage(
     at: Position,
 ):
@@ -196,7 +196,7 @@ def forget(
     "Nothing is best, and patience begins anew."
     at.bad, at.best, at.best_step, at.best_loss, at.reference, at.judged = 0, None, None, None, None, judged
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #watch
 def watch(
     at: Position,
     stage: Stage,
@@ -214,7 +214,7 @@ def watch(
     under = len(at.window) == t.window and sum(at.window) / t.window < t.threshold
     at.under = at.under + 1 if under else 0
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #ended
 def ended(
     at: Position,
     stage: Stage,
@@ -234,7 +234,7 @@ def ended(
         return f"no better {stage.cfg.valid.metric} in {at.bad} validations"
     return ""
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #improves
 def improves(
     at: Position,
     stage: Stage,
@@ -257,7 +257,7 @@ def improves(
         at.best, at.best_step, at.best_loss = value, at.step, loss
     return better
 
-
+# %% ../../../nbs/core/stages/20_stages.ipynb #due
 def due(
     every: int | str | None,  # steps, or "N epochs"
     at: Position,  # after the step; at the end of an epoch its batch is 0

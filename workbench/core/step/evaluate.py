@@ -36,7 +36,7 @@ def to_device(
         return type(batch)(to_device(v, device) for v in batch)
     return batch
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #batches_of
 def batches_of(
     data: Data,
     split: str,
@@ -77,7 +77,7 @@ def held_out_loss(
             sums = add(sums, losses(nets, objectives, to_device(batch, device), here, (rank + i * world,)))
     return total(sums, accelerator)
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #losses
 @torch.no_grad()
 def losses(
     nets: dict,  # in evaluation mode
@@ -98,7 +98,7 @@ def losses(
         sums = add(sums, parts)
     return sums
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #device_of
 def device_of(
     nets: dict,
 ) -> torch.device:
@@ -129,7 +129,7 @@ def autocast(
     "The precision of the run."
     return accelerator.autocast() if accelerator is not None else nullcontext()
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #collect
 def collect(
     thing,
     accelerator,
@@ -142,7 +142,7 @@ def collect(
     torch.distributed.all_gather_object(out, thing)
     return out
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #total
 def total(
     values: dict[str, float],
     accelerator,
@@ -214,7 +214,7 @@ def save_previews(
         else:
             raise TypeError(f"preview `{name}` is a {type(thing).__name__}: give a figure, a Sound or text.")
 
-
+# %% ../../../nbs/core/step/30_evaluate.ipynb #save_predictions
 def save_predictions(
     path: Path,
     rows: list[dict],

@@ -25,7 +25,7 @@ def named_parameters(
     return {f"{net}.{name}": p for net, module in nets.items()
             for name, p in module.named_parameters(remove_duplicate=False)}
 
-
+# %% ../../../nbs/core/step/00_optim.ipynb #check_prefixes
 def check_prefixes(
     nets: dict[str, nn.Module],
     prefixes: Sequence[str],
@@ -39,7 +39,7 @@ def check_prefixes(
             raise Refused(f"{what}: no net or parameter is called `{p}`{nearest(p, parts)}. Nets: "
                           f"{', '.join(nets)}.")
 
-
+# %% ../../../nbs/core/step/00_optim.ipynb #freeze
 def freeze(
     nets: dict[str, nn.Module],
     trainable: set[str],  # qualified names that the task lets train
@@ -57,7 +57,7 @@ def freeze(
         p.requires_grad_(n in on and id(p) not in frozen)
     return {n for n, p in params.items() if p.requires_grad}
 
-
+# %% ../../../nbs/core/step/00_optim.ipynb #set_modes
 def set_modes(
     nets: dict[str, nn.Module],
     training: bool,
@@ -120,7 +120,7 @@ def make_optimizer(
         options |= {"alpha": spec.alpha, "centered": spec.centered}
     return getattr(torch.optim, spec.type)(groups, **options)
 
-
+# %% ../../../nbs/core/step/00_optim.ipynb #in_group_order
 def in_group_order(
     named: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -152,7 +152,7 @@ def update_ema(
     names = list(average)
     torch._foreach_lerp_([average[n] for n in names], [named[n].detach() for n in names], 1 - d)
 
-
+# %% ../../../nbs/core/step/00_optim.ipynb #swap
 def swap(
     average: dict[str, torch.Tensor],
     named: dict[str, nn.Parameter],

@@ -30,7 +30,7 @@ def usual(
     value = getattr(spec, key)
     return defaults[spec.type][key] if value is None else value
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #third
 def third(
     total: int | None,  # steps of the stage; None: open-ended
     step: int = 0,
@@ -44,7 +44,7 @@ def cosine_annealing(spec, step, total):
     u = min(1.0, step / total) if total else 0.0
     return spec.eta_min_factor + (1 - spec.eta_min_factor) * (1 + math.cos(math.pi * u)) / 2
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #straight_line
 def straight_line(spec, step, total):
     "From start_factor to end_factor in total_iters."
     start, end, iters = (usual(spec, key) for key in ("start_factor", "end_factor", "total_iters"))
@@ -60,7 +60,7 @@ def drops_at(spec, step, total):
     "gamma at each milestone."
     return usual(spec, "gamma") ** sum(step >= m for m in spec.milestones)
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #torch_shares
 torch_shares = {
     "CosineAnnealingLR": cosine_annealing, "LinearLR": straight_line, "StepLR": drops,
     "MultiStepLR": drops_at,
@@ -103,14 +103,14 @@ def make_scheduler(
                                                           usual(spec, "patience"))
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(spec, step, total))
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #waits
 def waits(
     scheduler,
 ) -> bool:
     "Whether a schedule is stepped by validations, not by optimiser steps."
     return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #restore
 def restore(
     scheduler,
     state: dict,  # of a checkpoint
@@ -122,7 +122,7 @@ def restore(
         state = {"last_epoch": state["last_epoch"], "_last_lr": state["_last_lr"]}
     scheduler.load_state_dict(state)
 
-
+# %% ../../../nbs/core/step/10_schedule.ipynb #in_words
 def in_words(
     spec: Scheduler,
     total: int | None,  # steps of the stage, where they are known

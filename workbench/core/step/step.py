@@ -49,7 +49,7 @@ class Owner:
     held: dict[str, torch.Tensor]  # of parameters with `frozen_rows`: those rows
     lr: float = 0.0  # of the last step
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #Work
 @dataclass
 class Work:
     "An objective in a stage."
@@ -59,7 +59,7 @@ class Work:
     trained: set[str]  # qualified names of the parameters it trains
     owners: dict[str, Owner]
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #build
 def build(
     stage: Stage,
     nets: dict[str, nn.Module],
@@ -87,7 +87,7 @@ def build(
     unlock(works, params)
     return works
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #owners
 def owners(
     stage: Stage,
     name: str,
@@ -148,7 +148,7 @@ def optimiser_step(
         unlock(works, params)
     return out
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #unlock
 def unlock(
     works: Sequence[Work],
     params: dict[str, nn.Parameter],  # of all nets, by qualified name
@@ -159,7 +159,7 @@ def unlock(
     for n, p in params.items():
         p.requires_grad_(n in on)
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #forward_backward
 def forward_backward(
     work: Work,
     batch,
@@ -180,7 +180,7 @@ def forward_backward(
     accelerator.backward(parts["loss"] * world)
     return {part: torch.as_tensor(value).detach() for part, value in parts.items()}
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #prove_gradients
 def prove_gradients(
     work: Work,
 ):
@@ -192,7 +192,7 @@ def prove_gradients(
                       "parameters): "
                       "the loss does not use it. Freeze it or use it.")
 
-
+# %% ../../../nbs/core/step/20_step.ipynb #step_owners
 def step_owners(
     work: Work,
     accelerator,

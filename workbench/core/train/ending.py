@@ -32,7 +32,7 @@ def listen() -> list:
     signal.signal(signal.SIGINT, ask)
     return asked
 
-
+# %% ../../../nbs/core/train/10_ending.ipynb #die_with_parent
 def die_with_parent():
     "On Linux, a rank gets SIGTERM when torchrun is gone."
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
@@ -55,7 +55,7 @@ def gone(
     "Whether a run folder is no more where it was."
     return not (run / "config.yaml").exists()
 
-
+# %% ../../../nbs/core/train/10_ending.ipynb #explain
 def explain(
     error: BaseException,
     loop: Loop | None,
@@ -92,7 +92,7 @@ def has_the_word(
     return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0"
                                                                or alive(status))
 
-
+# %% ../../../nbs/core/train/10_ending.ipynb #give_up
 def give_up(
     run: Path,
     sentence: str,

@@ -86,7 +86,7 @@ def prepare(
         enter(loop)
     return loop
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #enter
 def enter(
     loop: Loop,
 ):
@@ -98,7 +98,7 @@ def enter(
         with loop.reads.during(loop.stage):
             loop.assets |= loop.task.begin(loop.stage, loop.nets, loop.data)
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #plan_of
 def plan_of(
     loop: Loop,
     stage: Stage | None = None,  # None: the one at hand
@@ -108,7 +108,7 @@ def plan_of(
     key = (train.batch_size, train.batch_tokens, train.accumulate, loop.world0, world, loop.cfg.seed)
     return loop.data.plans.get(key) or loop.data.plans.setdefault(key, planned(loop.data, *key))
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #begin_stage
 def begin_stage(
     loop: Loop,
     plan,
@@ -127,7 +127,7 @@ def begin_stage(
     update(loop, state="running", stage=stage.name,
            steps_total=loop.at.step - loop.at.stage_step + total if total else None)
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #end_stage
 def end_stage(
     loop: Loop,
 ):
@@ -190,7 +190,7 @@ def train_stage(
         after_step(loop)
     return ""
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #rest
 def rest(
     loop: Loop,
     counts: dict[str, float],  # of this rank's micro-batches
@@ -206,7 +206,7 @@ def rest(
     update(loop, state="running")
     return shared, why
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #after_step
 def after_step(
     loop: Loop,
 ):
@@ -262,7 +262,7 @@ def train(
         final_evaluation(loop)
     return ("stopped" if why else "finished"), why
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #use_data
 def use_data(
     loop: Loop,
 ):
@@ -274,7 +274,7 @@ def use_data(
             loop.data, loop.data_key = loop.task.data(loop.stage.cfg, loop.stage), key
         loop.data_print = data_print(loop.data)
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #close_stage
 def close_stage(
     loop: Loop,
 ):
@@ -302,7 +302,7 @@ def main(
         print(e, file=sys.stderr, flush=True)
         return 2 if isinstance(e, Refused) else 1
 
-
+# %% ../../../nbs/core/train/20_loop.ipynb #attempt
 def attempt(
     run: Path,
     asked: list,  # signals that asked for a stop

@@ -46,7 +46,7 @@ def net_facts(
                     "trained": sum(p.numel() for p in mine.values())})
     return out
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #data_facts
 def data_facts(
     loop: Loop,
 ) -> dict:
@@ -56,7 +56,7 @@ def data_facts(
     source = getattr(getattr(loop.stage.cfg, "data", None), "source", None)
     return {"source": source, "fingerprint": hashlib.sha256(ids.encode()).hexdigest()[:16]} | loop.data.facts
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #write_plan
 def write_plan(
     loop: Loop,
     plan_of: Callable,  # (loop, stage) -> (epoch -> the steps of an epoch)
@@ -112,7 +112,7 @@ def validate(
     loop.evaluation_seconds, loop.at.validated = time.monotonic() - began, loop.at.step
     return improves(loop.at, loop.stage, value, row["loss"])
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #measured
 def measured(
     loop: Loop,
     row: dict,  # of a validation
@@ -127,7 +127,7 @@ def measured(
     demand_metric(row, metric)
     return row[metric]
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #predictions_name
 def predictions_name(
     loop: Loop,
 ) -> str:
@@ -137,7 +137,7 @@ def predictions_name(
     step = f"_step_{loop.at.step}" if stage or loop.at.batch else ""
     return f"predictions{stage}_epoch_{loop.at.epoch}{step}.csv"
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #demand_metric
 def demand_metric(
     row: dict,  # of a validation
     metric: str,
@@ -148,7 +148,7 @@ def demand_metric(
         raise Refused(f"valid.metric is `{metric}`, which nothing reports{nearest(metric, names) or '.'} "
                       f"There are: {', '.join(names)}.")
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #prove_metric
 def prove_metric(
     loop: Loop,
     some: int = 8,  # held-out rows
@@ -165,7 +165,7 @@ def prove_metric(
         row, _ = evaluate(loop, "valid", stage.cfg.valid.rows, None)
     demand_metric(row, metric)
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #averaged
 class averaged:
     "Within it the nets carry their averaged weights, if the run has them."
 
@@ -178,7 +178,7 @@ class averaged:
     def __exit__(self, *_):
         swap(self.average, self.named)
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #evaluate
 def evaluate(
     loop: Loop,
     split: str,
@@ -197,7 +197,7 @@ def evaluate(
            "time": round(time.time(), 3)}
     return row, found
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #preview
 def preview(
     loop: Loop,
     step: int,  # of the run, at which the nets were as they are
@@ -210,7 +210,7 @@ def preview(
     if loop.tracking and "tensorboard" in loop.cfg.trackers:
         to_tensorboard(loop.accelerator.get_tracker("tensorboard", unwrap=True), folder, step)
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #reserve_seconds
 def reserve_seconds(
     loop: Loop,
 ) -> float:
@@ -226,7 +226,7 @@ def reset_peak(
     if loop.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #memory_held
 def memory_held(
     loop: Loop,
 ) -> float:
@@ -241,7 +241,7 @@ def memory_held(
     unique = {t.data_ptr(): t.numel() * t.element_size() for t in (*held, *loop.average.values())}
     return sum(unique.values()) / 1e9
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #record_stage
 def record_stage(
     loop: Loop,
     held: float,  # GB at its end
@@ -282,7 +282,7 @@ def final_splits(
                if asked and not found else [])
     return found or ["valid"], lacking
 
-
+# %% ../../../nbs/core/train/00_validate.ipynb #final_evaluation_1
 def final_evaluation(
     loop: Loop,
 ):

@@ -34,7 +34,7 @@ def home() -> Path:
     "The folder that holds the package: the checkout, or where it was installed."
     return Path(workbench.__file__).resolve().parents[1]
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #notebooks_of
 def notebooks_of(
     home: Path,  # a checkout
 ) -> Path | None:
@@ -46,7 +46,7 @@ def notebooks_of(
     folder = home / ini["DEFAULT"].get("nbs_path", "nbs")
     return folder if folder.is_dir() else None
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #modules_of
 def modules_of(
     home: Path,
 ) -> list[Path]:
@@ -71,7 +71,7 @@ for path in nbglob(as_path=True).sorted("name"):
         sys.exit(f"{path.relative_to(path.cwd())} cannot be exported: {type(e).__name__}: {e}")
 """
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #exported_1
 def exported(
     home: Path,
     notebooks: Path,
@@ -88,7 +88,7 @@ def exported(
     done = subprocess.run([sys.executable, "-c", EXPORT], cwd=into, env=env, capture_output=True, text=True)
     return (done.stderr.strip().splitlines() or ["nbdev gave no reason"])[-1] if done.returncode else ""
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #compared
 @functools.lru_cache(maxsize=2)
 def compared(
     home: Path,
@@ -117,7 +117,7 @@ def compared(
     return Check(name, "passed", f"{sum(p.name not in by_hand for p in there)} modules are what their "
                                  "notebooks say.")
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #check_export
 def check_export(
     home: Path,
 ) -> Check:
@@ -146,7 +146,7 @@ def syntax_error(
         return f"line 1: {e}"
     return ""
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #flakes
 @functools.cache
 def flakes(
     stamp: tuple,
@@ -158,7 +158,7 @@ def flakes(
     return tuple(f"line {m.lineno}: {m.message % m.message_args}"
                  for m in sorted(found, key=lambda m: m.lineno))
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #others
 def others(
     found: list,
 ) -> str:
@@ -176,7 +176,7 @@ def check_syntax(
         return Check("compile", "failed", f"{bad[0][0].relative_to(home)}, {bad[0][1]}{others(bad)}.")
     return Check("compile", "passed", f"{len(modules)} modules compile.")
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #check_names
 def check_names(
     home: Path,
 ) -> Check:
@@ -188,7 +188,7 @@ def check_names(
         return Check("names", "failed", f"{bad[0][0].relative_to(home)}, {bad[0][1]}{others(bad)}.")
     return Check("names", "passed", "pyflakes finds nothing.")
 
-
+# %% ../../../nbs/lab/backup/00_code_state.ipynb #verify
 def verify(
     where: Path | None = None,  # a checkout; None: the one that this package is imported from
 ) -> list[Check]:

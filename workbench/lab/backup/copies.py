@@ -40,7 +40,7 @@ def source_files(
     found += [p for p in (home / "nbs").rglob("*") if ".ipynb_checkpoints" not in p.parts]
     return {f"source/{p.relative_to(home).as_posix()}": p for p in sorted(found) if p.is_file()}
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #run_parts
 def run_parts(
     run: Path,
 ) -> dict[str, Path]:
@@ -53,7 +53,7 @@ def run_parts(
         found += [best] if best.exists() and best.read_text().strip() == name else []
     return {f"run/{p.relative_to(run).as_posix()}": p for p in sorted(found) if p.is_file()}
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #sha256
 def sha256(
     path: Path,
 ) -> str:
@@ -64,7 +64,7 @@ def sha256(
             digest.update(piece)
     return digest.hexdigest()
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #keep
 def keep(
     path: Path,
     copy: Path,
@@ -84,7 +84,7 @@ def place() -> Path:
     "The folder of the backups."
     return root() / "backups"
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #aside
 @contextmanager
 def aside(
     folder: Path,  # where a hidden folder is made
@@ -105,7 +105,7 @@ def aside(
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #demand_rest
 def demand_rest(
     run: Path,
 ):
@@ -113,7 +113,7 @@ def demand_rest(
     if (status := status_of(run))["state"] in busy:
         raise Refused(f"{run} is {status['state']} (process {status.get('pid')}): stop it first.")
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #write_backup
 def write_backup(
     files: dict[str, Path],  # name in the backup -> file
     **facts,  # why, run …
@@ -133,7 +133,7 @@ def write_backup(
                 return folder
     raise Refused(f"{place()} has too many backups of {stamp}.")
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #back_up
 def back_up(
     run: str | Path | None = None,  # a run whose configuration and last checkpoint are kept, too
     why: str = "",  # a word for the list
@@ -160,7 +160,7 @@ def backups() -> list[dict]:
                     "bytes": sum(sizes)})
     return out
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #manifest_of
 def manifest_of(
     folder: Path,
 ) -> dict:
@@ -192,7 +192,7 @@ def same(
         return True
     return a.st_size == b.st_size and sha256(present) == checksum
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #differences
 def differences(
     folder: str | Path,  # a backup
 ) -> list[tuple[str, str]]:
@@ -226,7 +226,7 @@ def check_sums(
             raise Refused(f"The backup is damaged: {path} is not what was kept (its checksum differs). "
                           "Nothing was restored.")
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #replace_all
 def replace_all(
     moves: dict[Path, Path],  # staged file -> its place
     backup: Path,  # where staged files of what is replaced are
@@ -249,7 +249,7 @@ def replace_all(
             folder.rmdir() if folder.exists() and not list(folder.iterdir()) else None
         raise
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #next_run
 def next_run(
     found: dict,  # manifest.json
     runs: Path,
@@ -261,7 +261,7 @@ def next_run(
     return next(p for p in (runs / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
                 if not p.exists())
 
-
+# %% ../../../nbs/lab/backup/10_copies.ipynb #restore
 def restore(
     folder: str | Path,  # a backup
     # a folder for package and notebooks, and `runs/` for the run; None: where they are now

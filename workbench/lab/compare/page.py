@@ -21,7 +21,7 @@ from .side_by_side import across, overlaid, preview_steps, previews_beside
 # %% ../../../nbs/lab/compare/20_page.ipynb #Comparison
 names = ("runs", "filter", "sort", "by", "step", "table")  # the parameters of the notebook
 
-
+# %% ../../../nbs/lab/compare/20_page.ipynb #Comparison_1
 class Comparison:
     "Chosen runs and how they are looked at; in a browser its sections are redrawn with every choice."
 
@@ -98,7 +98,7 @@ class Comparison:
                 except Refused as e:
                     self.places[section].value = Table([], [], str(e))._repr_html_()
 
-
+# %% ../../../nbs/lab/compare/20_page.ipynb #Shown
 class Shown:
     "A widget, and its words for who cannot show widgets."
 
@@ -115,7 +115,7 @@ class Shown:
     def _repr_mimebundle_(self, **_) -> dict:
         return self.widget._repr_mimebundle_() | {"text/plain": self.text}
 
-
+# %% ../../../nbs/lab/compare/20_page.ipynb #begin
 @plainly
 def begin(
     cells: list[str],  # `In`
@@ -147,7 +147,7 @@ orders = {"last moved first": "-updated", "name": "run", "task": "task", "preset
           "device": "device",
           "git state": "git"}
 
-
+# %% ../../../nbs/lab/compare/20_page.ipynb #Picker_1
 class Picker:
     "The controls over a comparison: filter, order, runs, axis, preview step, table."
 
@@ -226,7 +226,7 @@ class Picker:
         self.of.table = self.path.value.strip()
         self.of.redraw("table")
 
-
+# %% ../../../nbs/lab/compare/20_page.ipynb #picker
 def picker(
     comparison: Comparison,
 ):

@@ -58,7 +58,7 @@ def common_keys(
     shown = [k for k in keys if k.partition("/")[0] not in left_out]
     return [k for k in shown if sum(k in keys for keys in said) >= min(2, len(runs))]
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #lines_of
 def lines_of(
     runs: list[Path],
     key: str,
@@ -73,7 +73,7 @@ def lines_of(
                 out.append(Line(f"{label}, {split}", x, y, dots=split == "valid", **looks(i)))
     return out
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #overlaid
 def overlaid(
     runs: list[Path],
     by: str = "step",  # step | minutes
@@ -94,7 +94,7 @@ def overlaid(
             'validation.</p>')
     return Sight(page, repr(ends(runs, keys)))
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #ends
 def ends(
     runs: list[Path],
     keys: list[str],
@@ -122,7 +122,7 @@ def preview_steps(
     return {int(p.name.removeprefix("step_")): p
             for p in found if p.name[5:].isdecimal() and any(p.iterdir())}
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #same_step
 def same_step(
     runs: list[Path],
     step: int | None = None,  # the one that is wanted; None: the last
@@ -138,7 +138,7 @@ def same_step(
     nearest = lambda there: min(there, key=lambda s: (abs(s - wanted), s))
     return [(n := nearest(common or there), there[n]) if there else None for there in steps]
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #preview_page
 def preview_page(
     path: Path,
     room: int,  # bytes that may be shown
@@ -154,14 +154,14 @@ def preview_page(
         return f'<audio controls preload="none" src="{data}" style="max-width:100%"></audio>'
     return f'<img src="{data}" alt="{html.escape(path.stem)}" style="max-width:100%">'
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #preview_text
 def preview_text(
     path: Path,
 ) -> str:
     "A preview for a terminal."
     return path.read_text(encoding="utf8", errors="replace") if path.suffix == ".txt" else str(path)
 
-
+# %% ../../../nbs/lab/compare/10_side_by_side.ipynb #previews_beside
 def previews_beside(
     runs: list[Path],
     step: int | None = None,  # the nearest that the runs have in common; None: the last

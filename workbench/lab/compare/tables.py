@@ -29,7 +29,7 @@ def all_runs() -> list[Path]:
     "The run folders of this place."
     return sorted(p.parent for p in root().glob("*/status.json") if (p.parent / "config.yaml").exists())
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #named
 def named(
     runs: str | list,  # names or folders; as text: with spaces between, quotes as in a shell
 ) -> list[Path]:
@@ -50,7 +50,7 @@ def named(
         found[places[0].resolve()] = None
     return list(found)
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #labels
 def labels(
     runs: list[Path],
 ) -> list[str]:
@@ -71,14 +71,14 @@ def log_of(
     log.read()
     return log
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #git_line
 def git_line(
     git: dict,  # of manifest.json
 ) -> str | None:
     "The commit in short, and whether there were changes to it."
     return git["commit"][:7] + " + changes" * bool(git.get("diff")) if git.get("commit") else None
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #glance
 @functools.lru_cache(maxsize=1000)
 def glance(
     path: Path,  # metrics.jsonl
@@ -101,7 +101,7 @@ def glance(
     return tuple(r[metric] for r in of_stage(valid, stage)
                  if isinstance(r.get(metric), (int, float)) and r[metric] == r[metric]), seconds
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #facts_of
 def facts_of(
     run: Path,
 ) -> dict:  # by `heads`; best, step, duration and updated are numbers, None where there is nothing
@@ -118,7 +118,7 @@ def facts_of(
             "git": git_line(read_json(run / "manifest.json", {}).get("git", {})),
             "updated": status.get("updated")}
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #as_shown
 def as_shown(
     facts: dict,
 ) -> list:
@@ -127,7 +127,7 @@ def as_shown(
                        "updated": time.strftime("%Y-%m-%d %H:%M", time.localtime(facts["updated"] or 0))}
     return [written[h] for h in heads]
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #chosen_runs
 def chosen_runs(
     runs: list[Path],
     words: str = "",  # each must be somewhere in the line: "t5 finished"
@@ -146,7 +146,7 @@ def chosen_runs(
     known.sort(key=lambda x: x[1][column], reverse=sort.startswith("-"))
     return known + [x for x in lines if x[1][column] is None]
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #runs_table
 def runs_table(
     lines: list[tuple[Path, dict]],  # of `chosen_runs`
 ) -> Table:
@@ -172,7 +172,7 @@ def as_yaml(
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True,
                           width=1000).split("\n...")[0].strip()
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #config_rows
 def config_rows(
     runs: list[Path],
 ) -> list[list[str]]:
@@ -183,7 +183,7 @@ def config_rows(
     rows = [[key, *(as_yaml(t[key]) if key in t else "–" for t in trees)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #config_differences
 def config_differences(
     runs: list[Path],
 ) -> Table:
@@ -194,7 +194,7 @@ def config_differences(
                      else "One run has nothing to differ from.")
     return Table(["key", *labels(runs)], rows)
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #score_rows
 def score_rows(
     runs: list[Path],
 ) -> list[list]:
@@ -211,7 +211,7 @@ def score_rows(
                                 for name, value in (f.get(kind) or {}).items()}
     return [[name, *(c.get(name) for c in columns)] for name in sorted({n for c in columns for n in c})]
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #scores_table
 def scores_table(
     runs: list[Path],
 ) -> Table:
@@ -238,7 +238,7 @@ def full_rows(
             line.setdefault(row[0], value)
     return facts
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #markdown
 def markdown(
     rows: list[dict],  # of `full_rows`
 ) -> str:
@@ -250,7 +250,7 @@ def markdown(
     head, *body = [line([key, *(row[key] for row in shown)]) for key in shown[0]]
     return "\n".join([head, "|" + "---|" * (len(rows) + 1), *body]) + "\n"
 
-
+# %% ../../../nbs/lab/compare/00_tables.ipynb #write_table
 def write_table(
     path: str | Path,  # of the CSV file; the Markdown lies beside it
     runs: list[Path],

@@ -48,7 +48,7 @@ def plain(
     "The words of a piece of HTML."
     return html.unescape(re.sub(r"<[^>]+>", "", made))
 
-
+# %% ../../../nbs/lab/docs/25_cells.ipynb #Prose_1
 class Prose(IPythonRenderer):
     "Markdown of one page as HTML."
 
@@ -92,7 +92,7 @@ class Prose(IPythonRenderer):
     def table(self, text):
         return f'<div class="wide"><table>\n{text}</table></div>\n'
 
-
+# %% ../../../nbs/lab/docs/25_cells.ipynb #markdown
 def markdown(
     source: str,
     renderer: Prose,
@@ -117,7 +117,7 @@ def image(
     "A picture inside the page."
     return f'<img src="data:image/{kind};base64,{"".join(data.split())}" alt="output of the cell above">\n'
 
-
+# %% ../../../nbs/lab/docs/25_cells.ipynb #output_1
 def output(
     out: nbformat.NotebookNode,
     renderer: Prose,
@@ -157,7 +157,7 @@ def summary(
         return "Source of " + ", ".join(f'<code id="{n}">{n}</code>' for n in names)
     return "Imports" if re.match(r"(import|from) ", source) else "Source"
 
-
+# %% ../../../nbs/lab/docs/25_cells.ipynb #exported
 def exported(
     source: str,
     page: Page,
@@ -168,7 +168,7 @@ def exported(
     made = entries(source, f"workbench.{page.module}", lambda text: markdown(text, words))
     return f'{made}<details class="source"><summary>{summary(source)}</summary>{coloured(source)}</details>\n'
 
-
+# %% ../../../nbs/lab/docs/25_cells.ipynb #piece
 def piece(
     cell: nbformat.NotebookNode,
     page: Page,

@@ -41,14 +41,14 @@ def comments(
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #words
 def words(
     node: ast.AST | None,
 ) -> str:
     "A piece of source; nothing where there is none."
     return ast.unparse(node) if node else ""
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #arguments
 def arguments(
     node: ast.FunctionDef,
     notes: dict[int, str],  # comments by line
@@ -71,7 +71,7 @@ def arguments(
     return [r for r in rows
             if r.name not in ("self", "cls")] + [Row("returns", words(node.returns), "", said)] * bool(said)
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #fields
 def fields(
     node: ast.ClassDef,
     notes: dict[int, str],
@@ -96,7 +96,7 @@ def signature(
     line = f"{name}({', '.join(said)}){returns}"
     return line if len(line) <= width else f"{name}(\n    " + ",\n    ".join(said) + f",\n){returns}"
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #coloured
 def coloured(
     source: str,
 ) -> str:
@@ -124,7 +124,7 @@ class Entry(ShowDocRenderer):
         return (f'<h{level} id="{self.nm}">{self.nm}</h{level}>\n{coloured(head)}{says}'
                 + (table(rows, prose) if any(r.says for r in rows) or is_class and not made and rows else ""))
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #table
 def table(
     rows: list[Row],
     prose: Callable,  # Markdown -> HTML
@@ -151,7 +151,7 @@ def symbol(
         raise Refused(f"{module} has no `{name}`, which its notebook exports: run nbdev_export.")
     return getattr(home, name)
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #entries_1
 def entries(
     source: str,  # an exported cell
     module: str,  # workbench.core.data.rows
@@ -172,7 +172,7 @@ def entries(
                                     title_level=4).html(inner, notes, prose))
     return "".join(out)
 
-
+# %% ../../../nbs/lab/docs/20_entries.ipynb #inspect_static
 def inspect_static(
     owner: type,
     name: str,

@@ -52,7 +52,7 @@ def modules_of(
     return {".".join(p.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): p
             for p in paths}
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #names_in
 def names_in(
     code: str,
     module: str = "",  # where it stands, for relative imports
@@ -68,7 +68,7 @@ def names_in(
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return found
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #reached_2
 def reached(
     code: str,  # of a notebook
     package: Path,
@@ -92,7 +92,7 @@ def digest(
     "A file's hash."
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #surroundings
 @cache
 def surroundings(
     package: Path,
@@ -103,7 +103,7 @@ def surroundings(
     pinned = [p for p in (package.parent / "constraints.txt",) if p.exists()]
     return " ".join([platform.python_version(), *map(digest, [*files, *pinned])])
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #key_of
 def key_of(
     page: Page,
     package: Path,
@@ -125,7 +125,7 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.page}: {self.says}"
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #execute_1
 def execute(
     page: Page,
     notebooks: Path,  # the folder
@@ -167,7 +167,7 @@ def recall(
             cell.outputs = [nbformat.from_dict(o) for o in outputs[cell.id]]
     return True
 
-
+# %% ../../../nbs/lab/docs/30_execute.ipynb #execute_all_1
 def execute_all(
     pages: list[Page],
     notebooks: Path,  # the folder

@@ -31,7 +31,7 @@ class Page:
     imports: dict[str, str]  # name -> the module, or `module.name`, of our package
     book: nbformat.NotebookNode  # its cells without directives, which stand in `metadata.directives`
 
-
+# %% ../../../nbs/lab/docs/10_pages.ipynb #url_of
 def url_of(
     path: Path,  # of a notebook, below the folder of notebooks
 ) -> str:
@@ -51,7 +51,7 @@ def values(
     return [n.id for t in targets
             for n in ast.walk(t) if isinstance(n, ast.Name) and not n.id.startswith("_")]
 
-
+# %% ../../../nbs/lab/docs/10_pages.ipynb #defined_1
 def defined(
     code: str,  # an exported cell
 ) -> list[str]:
@@ -64,7 +64,7 @@ def defined(
             names += [f"{node.name}.{n.name}" for n in node.body if isinstance(n, functions)]
     return [n for n in names if not re.search(r"(^|\.)_", n)]
 
-
+# %% ../../../nbs/lab/docs/10_pages.ipynb #imported
 def imported(
     code: str,
     package: str = "workbench",
@@ -115,7 +115,7 @@ def place(
     return (*((1, folders.index(f) if f in folders else len(folders), f) for f in above),
             (0, name != "index.ipynb", name))
 
-
+# %% ../../../nbs/lab/docs/10_pages.ipynb #read_pages
 def read_pages(
     notebooks: Path,  # the folder
 ) -> list[Page]:

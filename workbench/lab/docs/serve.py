@@ -27,7 +27,7 @@ def built(
                       "workbench.")
     return home / "_docs"
 
-
+# %% ../../../nbs/lab/docs/50_serve.ipynb #Quiet
 class Quiet(SimpleHTTPRequestHandler):
     "Files of a folder; nothing is logged, and a page that was built again is read again."
 
@@ -38,7 +38,7 @@ class Quiet(SimpleHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
 
-
+# %% ../../../nbs/lab/docs/50_serve.ipynb #server
 def server(
     site: Path,
     port: int = 0,  # 0: a free one
@@ -49,7 +49,7 @@ def server(
     except OSError as e:
         raise Refused(f"Port {port} cannot be used ({e.strerror}): leave --port out, and a free one is taken.") from e
 
-
+# %% ../../../nbs/lab/docs/50_serve.ipynb #serve_3
 def serve(
     browser: bool = True,  # open one
     port: int = 0,  # 0: a free one

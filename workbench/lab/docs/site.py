@@ -56,7 +56,7 @@ def headings(
     return [(int(level), anchor, plain(words)) for level, anchor, words
             in re.findall(r'<h([1-4]) id="([^"]*)">(.*?)</h\1>', made, re.S)]
 
-
+# %% ../../../nbs/lab/docs/40_site.ipynb #sections_1
 def sections(
     page: Page,
     pieces: list[Piece],
@@ -90,7 +90,7 @@ def style() -> str:
     code = "\n".join(line for line in f"{light}\n{dark}".splitlines() if ".highlight" in line)
     return template("style.css").render(colours=colours) + code + "\n"
 
-
+# %% ../../../nbs/lab/docs/40_site.ipynb #render_1
 def render(
     page: Page,
     pieces: list[Piece],
@@ -127,7 +127,7 @@ class Links(HTMLParser):
         self.loads += [given["href"]] if tag == "link" and "href" in given else []
         self.loads += [given[key] for key in ("src", "poster", "data") if key in given and tag != "a"]
 
-
+# %% ../../../nbs/lab/docs/40_site.ipynb #faults_of
 def faults_of(
     site: Path,
 ) -> list[Fault]:

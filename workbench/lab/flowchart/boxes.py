@@ -24,7 +24,7 @@ def by_task() -> dict[str, list[tuple[str, str]]]:
         out.setdefault(read_file(find(name)).get("task", "?"), []).append((f"{name} — {about}"[:90], name))
     return out
 
-
+# %% ../../../nbs/lab/flowchart/25_boxes.ipynb #recent_runs
 def recent_runs(
     most: int = 30,
 ) -> list[str]:
@@ -43,7 +43,7 @@ def box(
     "A box as the browser wants it."
     return {"name": name, "state": state, "glyph": glyphs[state], "says": says, "when": when, "took": took}
 
-
+# %% ../../../nbs/lab/flowchart/25_boxes.ipynb #clock_time
 def clock_time(
     when: float,  # time.time()
 ) -> str:
@@ -56,7 +56,7 @@ run_states = {"starting": "running", "running": "running", "paused": "paused", "
               "stopped": "warned",
               "failed": "failed", "died": "failed"}
 
-
+# %% ../../../nbs/lab/flowchart/25_boxes.ipynb #run_box
 def run_box(
     status: dict,  # of the attached run; {}: none
     same: bool,  # whether it has this configuration
@@ -70,7 +70,7 @@ def run_box(
                    clock_time(status["updated"]))
     return box("training", state, status.get("error") or said, clock_time(status["updated"]))
 
-
+# %% ../../../nbs/lab/flowchart/25_boxes.ipynb #card_box
 def card_box(
     name: str,
     card: dict | None,

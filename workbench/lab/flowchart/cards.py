@@ -34,7 +34,7 @@ def of_table(
     "A `Table` as a part of a card."
     return table(list(t.head), [list(r) for r in t.rows], t.title, t.note)
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #words
 def words(
     text: str,
     title: str = "",
@@ -49,7 +49,7 @@ def loud(
     "A warning as a part of a card."
     return {"kind": "loud", "text": text}
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #file
 def file(
     name: str,  # in the card's folder: .png, .wav, .txt …
     title: str = "",
@@ -71,7 +71,7 @@ def checked(
     return table(["check", "", "found"], [[c.name, f"{glyphs[c.state]} {c.state}", c.says] for c in found],
                  title)
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #verdict
 def verdict(
     found: list,  # Check
 ) -> tuple[str, str]:
@@ -100,7 +100,7 @@ def write_card(
         if path.name != "card.json" and not path.name.startswith((stamp, ".")):
             path.unlink(missing_ok=True)
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #read_card
 def read_card(
     folder: Path,
 ) -> dict | None:
@@ -123,7 +123,7 @@ def drawn_file(
     text = html.escape(path.read_text(encoding="utf8", errors="replace"))
     return f'{said}<pre dir="auto" style="unicode-bidi:plaintext;white-space:pre-wrap">{text}</pre>'
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #drawn
 def drawn(
     part: dict,
     folder: Path,
@@ -139,7 +139,7 @@ def drawn(
     title = f"<p><b>{html.escape(part['title'])}</b></p>" if part["title"] else ""
     return f'{title}<pre dir="auto" style="white-space:pre-wrap">{html.escape(part["text"])}</pre>'
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #printed
 def printed(
     part: dict,
     folder: Path,
@@ -153,7 +153,7 @@ def printed(
         return f"{part['title'] or 'file'}: {folder / part['name']}"
     return "\n".join(filter(None, (part["title"], part["text"])))
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #took_of
 def took_of(
     card: dict,
 ) -> str:
@@ -161,7 +161,7 @@ def took_of(
     seconds = card.get("seconds") or 0
     return f"{seconds:.1f} s" if seconds < 10 else span(seconds)
 
-
+# %% ../../../nbs/lab/flowchart/00_cards.ipynb #Card
 @dataclass(frozen=True)
 class Card:
     "A card for a notebook's output or a terminal."

@@ -48,6 +48,7 @@ style = """
 }
 """
 
+# %% ../../../nbs/lab/flowchart/35_diagram.ipynb #drawing
 drawing = """
 const W = 132, H = 52, DX = 148, DY = 96, X0 = 6, Y0 = 6, NS = "http://www.w3.org/2000/svg";
 function make(tag, attributes, parent, text) {

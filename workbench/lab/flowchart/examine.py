@@ -49,14 +49,14 @@ def plan(
             "step.")
     return ("warned" if random_instead(facts, chosen) else "passed"), says, parts
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #least_memory
 def least_memory(
     facts: dict,  # plan.json
 ) -> int:
     "Bytes that the parameters need in fp32 with Adam: 4 each, and 12 more for each that is trained."
     return sum(4 * n["parameters"] + 12 * n["trained"] for n in facts["nets"])
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #free_memory
 def free_memory(
     device: str,  # cpu, cuda, cuda:0 …
 ) -> int:
@@ -69,7 +69,7 @@ def free_memory(
 
     return psutil.virtual_memory().available
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #time_rows
 def time_rows(
     facts: dict,
     seconds: float,  # of one optimiser step
@@ -125,7 +125,7 @@ def criterion(
                              if all(math.isfinite(r[2]) for r in rows)
                              else ": not finite."), parts
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #band
 def band(
     low: float,
     high: float,
@@ -133,7 +133,7 @@ def band(
     "An interval as a person reads it."
     return f"at least {number(low)}" if math.isinf(high) else f"{number(low)} to {number(high)}"
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #bands
 def bands(
     loop,
     batch: dict,
@@ -197,7 +197,7 @@ def forward(
     said = ", ".join(f"{k} {number(v)}" for k, v in values.items())
     return "passed", f"{said}; {seconds:.2f} s and {kept / 1e6:,.0f} MB for the heaviest micro-batch.", parts
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #first_outputs
 def first_outputs(
     loop,
     rows: int,
@@ -229,7 +229,7 @@ def quick(
     found = checks.quick(bench.loop())
     return *verdict(found), [checked(found, "Quick tier: two real optimiser steps")]
 
-
+# %% ../../../nbs/lab/flowchart/15_examine.ipynb #deep
 def deep(
     bench,
     new: Callable[[str], Path],

@@ -53,7 +53,7 @@ def data(
         return "warned", f"{says}; {leaked[0]['says']}", parts
     return "passed", says + ", nothing of a held-out split was seen in training.", parts
 
-
+# %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #split_table
 def split_table(
     d,  # core.task.Data
 ) -> dict:
@@ -67,7 +67,7 @@ def split_table(
                        for k, v in d.facts.items() if isinstance(v, (str, int, float)))
     return table(["split", "rows", "median length", "longest"], rows, "Splits", facts)
 
-
+# %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #leakage
 def leakage(
     d,
 ) -> list[dict]:
@@ -85,7 +85,7 @@ def leakage(
                                 "tests": a.startswith("test") and b.startswith("test")})
     return out
 
-
+# %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #leaks_table
 def leaks_table(
     leaks: list[dict],  # of `leakage`
 ) -> dict:
@@ -99,7 +99,7 @@ def leaks_table(
                  "A shared text may be meant (a word that several people sign, one test made harder for another); a shared id of "
                  "training and test seldom is.")
 
-
+# %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #batch_table
 def batch_table(
     batch: dict,
     targets,  # fields that are targets

@@ -31,7 +31,7 @@ def attended() -> bool:
 
     return bool(get_ipython().kernel._allow_stdin)
 
-
+# %% ../../../nbs/lab/flowchart/50_headless.ipynb #ask
 def ask(
     worker: Worker,
     name: str,  # of a station
@@ -50,7 +50,7 @@ def ask(
         raise Failed(f"{name} failed: {found[0]['says']}")
     return Card(card, folder)
 
-
+# %% ../../../nbs/lab/flowchart/50_headless.ipynb #walk
 @plainly
 def walk(
     config: str,

@@ -22,7 +22,7 @@ def batch_of(
     rows = slots[round(where * (len(slots) - 1))]
     return loop.data.collate([loop.data.datasets["train"][int(i), 0] for i in rows])
 
-
+# %% ../../../nbs/lab/flowchart/10_one_batch.ipynb #losses
 def losses(
     loop,
     batch: dict,
@@ -45,7 +45,7 @@ def losses(
                                                                       generator=generator))
     return out
 
-
+# %% ../../../nbs/lab/flowchart/10_one_batch.ipynb #backward
 def backward(
     loop,
     found: dict[str, dict],  # of `losses`
@@ -57,7 +57,7 @@ def backward(
     for net in loop.nets.values():
         net.zero_grad(set_to_none=True)
 
-
+# %% ../../../nbs/lab/flowchart/10_one_batch.ipynb #step_seconds
 def step_seconds(
     loop,
 ) -> float:
@@ -72,5 +72,3 @@ def step_seconds(
         began = clock()
         backward(loop, losses(loop, batch))
     return (clock() - began) * len(plan_of(loop)(0)[0])
-
-

@@ -64,6 +64,7 @@ not_of_data = (*bookkeeping, *length, *scheme, "train.precision", "loss*", "gene
                "model.lora*",
                "model.params*", "model.freeze*", "model.load_in*", "model.gradient_checkpointing")
 
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #stations
 stations = (
     Station("plan", "What will be trained on what. The plan is made without weights, so a model that is too "
                     "large for this "
@@ -116,7 +117,7 @@ def source_mark() -> str:
     marks = [(str(p.relative_to(package.parent)), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
-
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #key_of
 def key_of(
     station: Station,
     cfg,  # a complete configuration
@@ -140,7 +141,7 @@ def place(
     "The folder of a result."
     return home() / "results" / f"{name.replace(' ', '-')}-{key}"
 
-
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #unmet
 def unmet(
     station: Station,
     keys: dict[str, str],  # station -> its key for this configuration
@@ -156,7 +157,7 @@ def unmet(
             return f"{station.name} is blocked: {name} failed for this configuration. {card['says']}"
     return ""
 
-
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #before
 def before(
     name: str,
 ) -> list[str]:
@@ -164,7 +165,7 @@ def before(
     upto = boxes.index(named[name].name)
     return [n for n in boxes[:upto + 1] if named[n].run]
 
-
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #last
 def last(
     **changes,  # config, overrides, run, keys
 ) -> dict:
@@ -198,7 +199,7 @@ def evaluated(
                                                                 if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts
 
-
+# %% ../../../nbs/lab/flowchart/20_stations.ipynb #exported
 def exported(
     cfg,
     run: Path | None,

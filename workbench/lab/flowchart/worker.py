@@ -29,7 +29,7 @@ from .stations import home, key_of, last, named, place, source_mark
 # all but the precision
 keep_nets = ("notes", "asked", "preset", "check", "trackers*", "valid*", "train.[!p]*", "generate*", "loss*")
 
-
+# %% ../../../nbs/lab/flowchart/30_worker.ipynb #Bench_1
 class Bench:
     "A configuration, prepared once."
 
@@ -128,7 +128,7 @@ def leave_with_parent(
         os._exit(0)
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../../../nbs/lab/flowchart/30_worker.ipynb #tidy
 def tidy(
     most: int = 200,  # results that are kept
 ):
@@ -137,7 +137,7 @@ def tidy(
     for folder in found[:-most]:
         shutil.rmtree(folder, ignore_errors=True)
 
-
+# %% ../../../nbs/lab/flowchart/30_worker.ipynb #main
 def main(
     folder: str | Path,  # where requests are put
 ):

@@ -20,7 +20,7 @@ from .monitor import new_rows
 # %% ../../../nbs/lab/run/25_chart.ipynb #Log
 facts = frozenset(("step", "epoch", "stage", "split", "attempt", "time", "rows"))  # of a line, not drawn
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #Log_1
 class Log:
     "The numbers of a metrics.jsonl, by split and key, read on as the file grows."
 
@@ -96,7 +96,7 @@ def ticks(
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #tick_text
 def tick_text(
     value: float,
 ) -> str:
@@ -106,7 +106,7 @@ def tick_text(
             return f"{value / size:.4g}{unit}" if abs(value) < 1e9 else f"{value:.0e}"
     return f"{value:.4g}"
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #Line
 @dataclass(frozen=True)
 class Line:
     "A line of a chart."
@@ -117,7 +117,7 @@ class Line:
     dash: str = ""  # as SVG writes it: "6 3"
     dots: bool = False  # a point at each value, as for validations
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #bounds
 def bounds(
     values: list[np.ndarray],
 ) -> tuple[float, float]:
@@ -135,7 +135,7 @@ def path_of(
     "The `d` of a path through the points."
     return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x.tolist(), y.tolist())) if len(x) else ""
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #line_svg
 def line_svg(
     line: Line,
     place,  # (x, y) -> pixels
@@ -152,7 +152,7 @@ def line_svg(
             'stroke-width="1.4" '
             f'stroke-linejoin="round"{dash}/>{dots}</g>')
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #chart
 def chart(
     lines: list[Line],
     title: str,  # what is drawn, and its unit
@@ -193,7 +193,7 @@ def chart(
     out += [line_svg(line, place, across_px) for line in lines]
     return "".join(out) + "</svg>"
 
-
+# %% ../../../nbs/lab/run/25_chart.ipynb #legend
 def legend(
     lines: list[Line],
 ) -> str:

@@ -43,7 +43,7 @@ def thin(
     kept = np.unique(np.concatenate(chosen))
     return steps[kept], values[kept]
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #column
 def column(
     rows: list[dict],  # lines of metrics.jsonl
     key: str,
@@ -55,7 +55,7 @@ def column(
     except (TypeError, ValueError):
         return np.array([v if isinstance(v, (int, float)) else np.nan for v in values], float)
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #points
 def points(
     rows: list[dict],
     key: str,
@@ -64,7 +64,7 @@ def points(
     "(steps, values) of a key, thinned to the columns of a drawing."
     return thin(column(rows, "step"), column(rows, key), most)
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #parts_of
 def parts_of(
     rows: list[dict],  # training lines
 ) -> list[str]:
@@ -92,7 +92,7 @@ def draw_losses(
     axes.plot(*points(valid, "loss"), "o-", color=colours["valid"], label="validation")
     axes.set_ylabel("loss")
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #draw_parts
 def draw_parts(
     axes,
     train: list[dict],
@@ -104,7 +104,7 @@ def draw_parts(
         axes.plot(*points(valid, name), "o", color=colour)
     axes.set_ylabel("part of the loss (points: validation)")
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #draw_metric
 def draw_metric(
     axes,
     valid: list[dict],
@@ -122,7 +122,7 @@ def draw_metric(
     if min(values) >= 0:
         axes.set_ylim(0, 1.08 * max(values) or 1)
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #draw_rates
 def draw_rates(
     axes,
     train: list[dict],
@@ -152,7 +152,7 @@ def tidy(
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8)
 
-
+# %% ../../../nbs/lab/run/30_curves.ipynb #curves
 def curves(
     run: str | Path,
 ):  # matplotlib figure, or a Table that says why there is none

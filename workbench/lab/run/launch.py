@@ -51,7 +51,7 @@ class Run:
         return self.status["state"] in ("finished", "stopped", "failed", "died") and not (
             self.process and self.process.poll() is None)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #ticket_for
 @contextmanager
 def ticket_for(
     folder: Path,  # a run folder
@@ -68,7 +68,7 @@ def ticket_for(
             raise
         raise Refused(f"The run folder {folder} cannot be written: {e.strerror}.") from e
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #launch
 def launch(
     folder: Path,  # a run folder
     ticket: str,  # of `ticket_for`
@@ -92,7 +92,7 @@ def launch(
     write_json(folder / "launch.json", who | {"nproc": nproc, "command": command})
     return Run(folder, child)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #start
 def start(
     config,  # a preset's name, a path, or a complete configuration
     overrides: str = "",
@@ -108,7 +108,7 @@ def start(
     with ticket_for(folder) as ticket:
         return launch(folder, ticket, nproc)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #check_processes
 def check_processes(
     nproc: int,
 ):
@@ -135,7 +135,7 @@ def resume(
     with ticket_for(folder) as ticket:
         return go_on_from(folder, ticket, overrides, nproc)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #go_on_from
 def go_on_from(
     folder: Path,
     ticket: str,  # holds the folder
@@ -169,7 +169,7 @@ def go_on_from(
                   changed=said)
     return launch(folder, ticket, nproc)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #last_attempt
 def last_attempt(
     folder: Path,
     status: dict,
@@ -177,7 +177,7 @@ def last_attempt(
     "The number of the last attempt; where status.json was damaged, that of the last line of the metrics."
     return status.get("attempt") or last_row(folder / "metrics.jsonl", lambda row: True).get("attempt", 1)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #wait_for_launcher
 def wait_for_launcher(
     folder: Path,
     seconds: float = 40.0,  # torchrun gives its processes 30
@@ -207,7 +207,7 @@ def stop(
     os.kill(status["pid"], signal.SIGTERM)
     return True
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #pause
 def pause(
     run: str | Path,
 ) -> bool:
@@ -224,7 +224,7 @@ def go_on(
     "End a pause."
     (Path(run) / "pause").unlink(missing_ok=True)
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #log_tail
 def log_tail(
     run: str | Path,
     lines: int = 20,
@@ -234,7 +234,7 @@ def log_tail(
     return "\n".join(path.read_text(encoding="utf8",
                                     errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #wait
 def wait(
     run: Run,
     look=lambda run: None,  # called every half second
@@ -254,7 +254,7 @@ def wait(
                      f"---\n{log_tail(run.folder)}")
     return status
 
-
+# %% ../../../nbs/lab/run/00_launch.ipynb #train
 def train(
     config: str,
     overrides: str = "",

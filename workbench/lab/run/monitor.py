@@ -69,7 +69,7 @@ def progress(
         return None, None
     return elapsed / max(1e-9, elapsed + min(left)), min(left)
 
-
+# %% ../../../nbs/lab/run/20_monitor.ipynb #progress_line
 def progress_line(
     status: dict,
     recent: list[dict],
@@ -134,7 +134,7 @@ def bar(
     line = (f'<div style="background-color:{colour};width:{done:.1f}%;height:8px"></div><p>{html.escape(text)}</p>')
     return {"text/html": line, "text/plain": text}
 
-
+# %% ../../../nbs/lab/run/20_monitor.ipynb #screen
 def screen():
     "A function (share, line, important) that draws progress here."
     if in_notebook():
@@ -153,7 +153,7 @@ def screen():
             print(printable(line.rstrip()), file=sys.stderr, flush=True)
     return sparse
 
-
+# %% ../../../nbs/lab/run/20_monitor.ipynb #last_line
 def last_line(
     status: dict,
     seconds: float,  # that this attempt took
@@ -162,7 +162,7 @@ def last_line(
     reason = f" ({status['reason']})" if status.get("reason") else ""
     return f"{status['state']}{reason} after {status['step']:,} steps, {span(seconds)}"
 
-
+# %% ../../../nbs/lab/run/20_monitor.ipynb #follow
 @plainly
 def follow(
     run: Run | str | Path,

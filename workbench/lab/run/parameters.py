@@ -29,7 +29,7 @@ def injected(
                       for t in node.targets]
     return list(dict.fromkeys(names))
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #check_names
 def check_names(
     given: list[str],
     known: list[str],
@@ -53,7 +53,7 @@ def flag(
         raise Refused(f"{name} is {value!r}: write true or false.")
     return known[str(value).lower()]
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #whole
 def whole(
     name: str,
     value: Any,  # "" or None: not given
@@ -65,7 +65,7 @@ def whole(
         raise Refused(f"{name} is {value!r}: write a whole number from 1 on.")
     return int(value)
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #text
 def text(
     name: str,
     value: Any,
@@ -75,7 +75,7 @@ def text(
         raise Refused(f"{name} is {value!r}: write text.")
     return value.strip()
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #budget
 def budget(
     value: Any,  # "": as the preset has it; null or None: no limit; else minutes
 ) -> str:
@@ -103,7 +103,7 @@ class Asked:
     resume: Path | None
     run_dir: str | None
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #asked
 def asked(
     cells: list[str],  # `In`
     config: str,  # a preset's name or the path of a YAML file
@@ -125,7 +125,7 @@ def asked(
         raise Refused("run_dir names the folder of a new run; leave it out where resume is given.")
     return Asked(config, words, processes, Path(resume) if resume else None, run_dir or None)
 
-
+# %% ../../../nbs/lab/run/05_parameters.ipynb #begin
 @plainly
 def begin(
     cells: list[str],  # `In`

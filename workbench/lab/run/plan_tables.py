@@ -31,7 +31,7 @@ def metric_of(
     "valid.metric of a stage."
     return valid_of(chosen, stage).get("metric", "loss")
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #valid_of
 def valid_of(
     chosen: dict,  # the configuration
     stage: str | None,
@@ -48,7 +48,7 @@ def stage_at_hand(
     "The stage that is trained, in a finished run the last one; None: none has begun."
     return (status_in(run) or {}).get("stage")
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #judged
 def judged(
     run: Path,
 ) -> tuple[str | None, str, str]:
@@ -67,7 +67,7 @@ def judged(
     return stage, (metric := valid.get("metric",
                                        "loss")), direction(metric, own) or valid.get("mode") or "min"
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #of_stage
 def of_stage(
     rows: list[dict],  # lines of metrics.jsonl
     stage: str | None,  # None: not known
@@ -84,14 +84,14 @@ def random_instead(
     weights = plan.get("weights") or {}
     return weights.get("kind") == "scratch" and (chosen.get("model") or {}).get("init") == "auto"
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #fell_back
 def fell_back(
     run: Path,
 ) -> bool:
     "`random_instead` of a run folder."
     return random_instead(read_json(Path(run) / "plan.json", {}), settings(run))
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #weights_line
 def weights_line(
     plan: dict,
     chosen: dict,
@@ -117,7 +117,7 @@ def phrase(
         return value.get("why") or " · ".join(f"{k} {phrase(v)}" for k, v in value.items())
     return ", ".join(map(phrase, value)) if isinstance(value, list) else number(value)
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #data_line
 def data_line(
     plan: dict,  # plan.json
 ) -> str:
@@ -130,7 +130,7 @@ def data_line(
     mark = [f"fingerprint {data['fingerprint']}"] if data.get("fingerprint") else []
     return " · ".join([phrase(source), rows, *mark])
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #transition_line
 def transition_line(
     t: dict | None,  # a stage's `transition`
 ) -> str:
@@ -141,7 +141,7 @@ def transition_line(
                                             > 1) + f", not before epoch {t['min_epochs']}" * bool(t["min_epochs"])
     return f"mean {t['metric']} of {t['window']} steps under {t['threshold']:g}{held}"
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #end_line
 def end_line(
     stage: dict,  # an entry of plan.json's `stages`
     budget: float | None = None,  # minutes of the run, where they may end it
@@ -157,7 +157,7 @@ def end_line(
             budget and f"{budget:g} minutes, evaluation included"]
     return " or ".join(filter(None, ends))
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #best_line
 def best_line(
     stage: dict,  # an entry of plan.json's `stages`
 ) -> list[list[str]]:
@@ -170,7 +170,7 @@ def best_line(
     return [["best", f"the checkpoint with the {'lowest' if best['mode'] == 'min' else 'highest'} "
                      f"{best['metric']} on validation rows"]]
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #stage_line
 def stage_line(
     stage: dict,  # an entry of plan.json's `stages`
     budget: float | None,  # minutes of the run
@@ -180,7 +180,7 @@ def stage_line(
     return " · ".join([f"{' + '.join(stage['objectives'])} until {end_line(stage, budget)}",
                        f"lr {stage['lr']:g}", *held])
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #plan_table
 def plan_table(
     plan: dict,  # plan.json
     budget: float | None = None,  # minutes of the run
@@ -205,7 +205,7 @@ def plan_table(
     rows += [["note", note] for note in plan["notes"]]
     return Table([], rows, f"Plan: {plan['preset'] or plan['task']} (task {plan['task']})")
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #memory_table
 def memory_table(
     memory: dict,  # plan.json's `memory`: columns as lists of rows, and what they mean
 ) -> Table:
@@ -225,7 +225,7 @@ def settings_line(
         return f"{name}: {' '.join([spec['type'], *more])}{steps}"
     return "; ".join(one(name, spec) for name, spec in found.items())
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #memory_of_stages
 def memory_of_stages(
     stages: list[dict],  # of plan.json
 ) -> Table:
@@ -245,7 +245,7 @@ def memory_of_stages(
     return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages",
                  " ".join(notes))
 
-
+# %% ../../../nbs/lab/run/10_plan_tables.ipynb #stage_tables
 def stage_tables(
     plan: dict,  # plan.json
     budget: float | None = None,  # minutes of the run: they may end the last stage

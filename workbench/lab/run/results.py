@@ -58,7 +58,7 @@ def scores(
     whose = f" · data: {data_line(plan)}" if plan.get("splits") else ""
     return Table(head, rows, f"Scores of {results['checkpoint']}{whose}", " ".join(note))
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #last_validation
 def last_validation(
     run: Path,
 ) -> dict:
@@ -83,7 +83,7 @@ def picture(
 
 sounds = (".wav", ".flac", ".ogg", ".mp3")
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #sound
 def sound(
     path: Path,
 ) -> str:
@@ -92,7 +92,7 @@ def sound(
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<audio controls preload="none" src="data:audio/{kind};base64,{data}"></audio>'
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #Gallery
 class Gallery:
     "Previews of a run, for a notebook; a terminal is told where they are."
 
@@ -123,7 +123,7 @@ class Gallery:
                 out.append(f"{title}<p>{html.escape(str(path))}</p>")
         return "".join(out)
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #previews
 def previews(
     run: str | Path,
 ) -> Gallery | Table:
@@ -135,7 +135,7 @@ def previews(
     best = Path(run) / "previews" / str(read_json(Path(run) / "results.json", {}).get("checkpoint"))
     return Gallery(sorted((best if best in folders else folders[-1]).iterdir()))
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #stage_previews
 def stage_previews(
     run: str | Path,
 ) -> Gallery | Table:
@@ -184,7 +184,7 @@ def when(
     # the steps of a run count on through its stages, the epochs do not
     return (1, step) if stage else (0, epoch, step)
 
-
+# %% ../../../nbs/lab/run/40_results.ipynb #predictions_1
 @plainly
 def predictions(
     run: str | Path,

@@ -39,7 +39,7 @@ def stage_states(
         before += ended.get("steps", 0)
     return out
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #said
 def said(
     state: dict,  # an entry of `stage_states`
 ) -> str:
@@ -56,7 +56,7 @@ def lanes_line(
     "The nets of a stage that are in a state."
     return ", ".join(net for net, x in stage["nets"].items() if x["state"] == state)
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #stages_table
 def stages_table(
     plan: dict,  # plan.json
     states: dict[str, dict] = {},  # from `stage_states`
@@ -95,7 +95,7 @@ style = """
 across, high, gap, row = 740, 76, 34, 28  # of the drawing, a box without lanes, an arrow, a row of lanes
 words = {"trained": "trains", "frozen": "frozen", "rests": "no objective trains it here"}
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #cut_1
 def cut(
     text: str,
     room: float,  # pixels
@@ -106,7 +106,7 @@ def cut(
         text = text[:-2].rstrip() + "…"
     return html.escape(text)
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #lane
 def lane(
     net: str,
     found: dict,  # of plan.json: trained, frozen, state
@@ -126,7 +126,7 @@ def lane(
             f'y="{y}" width="{wide:.1f}" height="20" rx="3"/>'
             f'<text x="{x + 6}" y="{y + 14}">{cut(f"{net} {size}", wide - 10)}</text></g>')
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #box
 def box(
     stage: dict,  # of plan.json
     i: int,  # from 0
@@ -191,7 +191,7 @@ def stages_diagram(
             f'role="list" aria-label="{title}">'
             f'<title>{title}</title><style>{style}</style>{"".join(parts)}{"".join(legend)}</svg>')
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #Stages
 @dataclass(frozen=True)
 class Stages:
     "A pipeline: a drawing in a notebook, a table in a terminal."
@@ -204,7 +204,7 @@ class Stages:
     def _repr_html_(self) -> str:
         return stages_diagram(self.plan, self.states or None)
 
-
+# %% ../../../nbs/lab/run/35_stages_diagram.ipynb #diagram
 @plainly
 def diagram(
     run: str | Path,

@@ -57,7 +57,7 @@ class Board:
             self.process.terminate()
             self.process.wait()
 
-
+# %% ../../../nbs/lab/run/45_tensorboard.ipynb #main
 def main(
     events: str,  # folder
     at: str,  # the JSON file that will say where it is

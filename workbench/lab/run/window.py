@@ -62,7 +62,7 @@ def panels(
     return "".join(f'<div style="flex:1 1 300px;max-width:480px">{p}</div>'
                    for p in out + device_panel(device))
 
-
+# %% ../../../nbs/lab/run/50_window.ipynb #device_panel
 def device_panel(
     device: list[tuple],
 ) -> list[str]:
@@ -73,7 +73,7 @@ def device_panel(
     found = [Line("cores in use", x, cores, part_colours[0]), Line("memory, GB", x, memory, part_colours[1])]
     return [chart(found, "processes of the run, last minutes", "minutes") + legend(found)]
 
-
+# %% ../../../nbs/lab/run/50_window.ipynb #usage
 def usage(
     pid: int,
     seen: dict[int, psutil.Process],  # processes from look to look: a share of a core is a difference
@@ -87,7 +87,7 @@ def usage(
         seen.clear()
         return 0.0, 0.0
 
-
+# %% ../../../nbs/lab/run/50_window.ipynb #tail
 def tail(
     path: Path,
     bytes_: int = 3000,

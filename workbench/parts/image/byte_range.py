@@ -23,7 +23,7 @@ class Handle:
 
 handle = lru_cache(maxsize=64)(Handle)
 
-
+# %% ../../../nbs/parts/image/40_byte_range.ipynb #read_member
 def read_member(
     where: str | tuple[str, int, int],  # of a row: a path; or shard, first byte, bytes
 ) -> bytes:
@@ -33,7 +33,7 @@ def read_member(
     shard, start, size = where
     return read_at(handle(shard), start, size)
 
-
+# %% ../../../nbs/parts/image/40_byte_range.ipynb #read_at
 def read_at(file: Handle, start: int, size: int) -> bytes:
     "A stretch of an open file, all of it."
     parts, left = [], size

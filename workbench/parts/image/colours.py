@@ -28,7 +28,7 @@ def low_bytes(
     low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
     return np.asarray(low, int)
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #clear_places
 def clear_places(
     image: Image.Image,  # not decoded yet
 ) -> np.ndarray | None:  # [H, W]; None: no colour is said to be transparent, or Pillow finds it itself
@@ -49,7 +49,7 @@ def kind_of(profile: ImageCms.ImageCmsProfile) -> str:
     "RGB, GRAY or CMYK."
     return profile.profile.xcolor_space.strip()
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #to_srgb
 @lru_cache(64)
 def to_srgb(
     profile: bytes,
@@ -76,7 +76,7 @@ def to_srgb(
                          int) - (cube if applied == "RGB" else cube[..., None])
     return applied, transform if np.abs(changed).max() > 1 else None
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #profile_fault
 def profile_fault(
     image: Image.Image,
 ) -> str:  # empty: nothing
@@ -89,7 +89,7 @@ def profile_fault(
         return str(e)
     return "" if not profile or mode != "other" else f"its colour profile is not used for {image.mode}"
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #flat_mode
 def flat_mode(
     image: Image.Image,
 ) -> str:  # L, RGB, CMYK or other
@@ -99,7 +99,7 @@ def flat_mode(
     return "RGB" if image.mode in ("RGB", "RGBA", "RGBa", "RGBX", "P",
                                    "PA") else image.mode if image.mode == "CMYK" else "other"
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #in_srgb
 def in_srgb(
     image: Image.Image,  # without transparency
     profile: bytes | None,
@@ -121,7 +121,7 @@ def eight_bits(
     values = np.clip(np.asarray(grey).astype(np.int64), 0, 65535)
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
-
+# %% ../../../nbs/parts/image/00_colours.ipynb #over_white
 def over_white(
     image: Image.Image,  # of any mode
 ) -> Image.Image:  # RGB, sRGB

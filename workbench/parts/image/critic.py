@@ -85,7 +85,7 @@ def instance_noise(
     noise = torch.randn(image.shape, generator=generator, device=image.device, dtype=image.dtype)
     return image + std * decay ** step * noise
 
-
+# %% ../../../nbs/parts/image/80_critic.ipynb #adaptive_weight
 def adaptive_weight(
     recon_loss: Tensor,  # a number, with its graph
     adv_loss: Tensor,  # a number, with its graph

@@ -32,7 +32,7 @@ def read_json(path: Path | None):
     except (FileNotFoundError, ValueError):
         return None
 
-
+# %% ../../../nbs/parts/image/20_examined.ipynb #write_json
 def write_json(path: Path | None, content):
     "Write a cache file whole or not at all."
     if not path:
@@ -59,7 +59,7 @@ def facts_of(data: bytes) -> list | str:
     except ValueError as e:
         return str(e).removeprefix("picture: ").rstrip(".")
 
-
+# %% ../../../nbs/parts/image/20_examined.ipynb #together
 def together(
     work: Callable,
     items: list,
@@ -70,7 +70,7 @@ def together(
         for i in range(0, len(items), 256):
             yield from pool.map(work, items[i:i + 256])
 
-
+# %% ../../../nbs/parts/image/20_examined.ipynb #stamp_of
 def stamp_of(path: str) -> list[int]:
     """What tells a file that has changed.
     Raises OSError, and ValueError for what is no file: a named pipe would never end."""
@@ -86,7 +86,7 @@ def unread(error: Exception) -> str:
         return "there is no such file"
     return f"it cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
 
-
+# %% ../../../nbs/parts/image/20_examined.ipynb #judged
 def judged(path: str) -> tuple[list | str, bool]:
     "`facts_of` a file, and whether that holds while the file is the same."
     try:
@@ -94,7 +94,7 @@ def judged(path: str) -> tuple[list | str, bool]:
     except OSError as e:
         return unread(e), False
 
-
+# %% ../../../nbs/parts/image/20_examined.ipynb #examined_4
 def examined(
     paths: list[str | Path],
     cache_file: Path | None = None,

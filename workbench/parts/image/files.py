@@ -68,7 +68,7 @@ def orientation(
     tag = image.getexif().get(0x0112, 1)
     return tag if tag in TURNS else 1
 
-
+# %% ../../../nbs/parts/image/10_files.ipynb #upright
 def upright(image: Image.Image) -> Image.Image:
     "The picture over white, turned as its EXIF says."
     turn = TURNS.get(orientation(image))
@@ -97,8 +97,7 @@ def size_of(
     "The size, from the header. Raises ValueError with one sentence."
     return with_picture(source, sides, name)
 
-
-
+# %% ../../../nbs/parts/image/10_files.ipynb #examine
 def examine(
     data: bytes,
     name: str = "",  # for the sentence
@@ -143,7 +142,7 @@ def allowed(
         raise ValueError("there is no size: name at least one.")
     return list({(h, w): (shape, h, w) for shape, h, w in reversed(found)}.values())[::-1]
 
-
+# %% ../../../nbs/parts/image/10_files.ipynb #nearest
 @lru_cache(maxsize=1 << 16)  # most pictures of a set share their sizes with others
 def nearest(height: int, width: int, sizes: tuple, factor: int, ratios: tuple) -> tuple[int, int]:
     "What `bucket` says."
@@ -153,7 +152,7 @@ def nearest(height: int, width: int, sizes: tuple, factor: int, ratios: tuple) -
 
     return min(allowed(sizes, factor, ratios), key=far)[1:]
 
-
+# %% ../../../nbs/parts/image/10_files.ipynb #bucket
 def bucket(
     height: int,
     width: int,
@@ -178,7 +177,7 @@ def fit(
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
     return np.asarray(picture.resize((w, h), Image.Resampling.LANCZOS, box=box))
 
-
+# %% ../../../nbs/parts/image/10_files.ipynb #scaled
 def scaled(
     pixels: np.ndarray,  # [..., H, W, 3] uint8
 ) -> np.ndarray:  # [..., 3, H, W] float32 in [-1, 1]

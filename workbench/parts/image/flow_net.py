@@ -40,7 +40,7 @@ class Condition(nn.Module):
         pooled = (tokens * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         return tokens, mask, self.time(waves(1000 * t.float(), 256)) + pooled
 
-
+# %% ../../../nbs/parts/image/70_flow_net.ipynb #waves
 def waves(
     place: Tensor,  # [...]
     width: int,  # even
@@ -67,7 +67,7 @@ def angles(
     rows, columns = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
-
+# %% ../../../nbs/parts/image/70_flow_net.ipynb #rotate
 def rotate(
     x: Tensor,  # [B, heads, P, 2 · count]
     turn: Tensor,  # [P, count]
@@ -107,7 +107,7 @@ class Heads(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
         return self.exit(y.transpose(1, 2).flatten(2))
 
-
+# %% ../../../nbs/parts/image/70_flow_net.ipynb #Block
 class Block(nn.Module):
     "Attention to the picture, attention to the caption, a feed-forward part: each scaled, shifted and gated."
 
@@ -140,7 +140,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.caption(self.norm(x), tokens, mask))
         return x + (1 + gate2) * self.dropout(self.net(bare(x) * (1 + scale2) + shift2))
 
-
+# %% ../../../nbs/parts/image/70_flow_net.ipynb #bare
 def bare(x: Tensor) -> Tensor:
     "Normalised over the last dimension, without parameters."
     return F.layer_norm(x, x.shape[-1:])
@@ -217,7 +217,7 @@ class Film(nn.Module):
         told = lambda y: F.group_norm(y, groups(y.shape[1])) * (1 + scale) + shift
         return self.block(x, [self.norm, told])
 
-
+# %% ../../../nbs/parts/image/70_flow_net.ipynb #FlowUNet
 class FlowUNet(nn.Module):
     "A small U-Net from a latent picture, a time and a caption to a velocity."
 

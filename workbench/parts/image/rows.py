@@ -34,7 +34,7 @@ class PictureRow:
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #inside
 def inside(
     folder: Path,
     name: str,  # as a table writes it
@@ -68,7 +68,7 @@ def place_of(
                          "right one in data.column.")
     return at[image], at[column.lower()], len(first)
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #read_captions_1
 def read_captions(
     path: Path,  # image<TAB>caption, with or without header
     column: str = "caption",  # of a table with a header
@@ -107,7 +107,7 @@ def names_of(folder: Path) -> dict[str, list[str]]:
             found.setdefault(composed(name), []).append(name)
     return found
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #real_name
 def real_name(
     name: str,  # composed
     listed: Callable,  # () -> `names_of` the folder
@@ -119,7 +119,7 @@ def real_name(
                          "(NFD): rename one")
     return there[0]
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #of_table_2
 def of_table(
     folder: Path,
     table: Path,
@@ -144,12 +144,12 @@ def of_table(
         found.append((at, uid, caption, str(folder / name)))
     return found, rejected
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #stem_of
 def stem_of(name: str) -> str:
     "The name under which a picture and its text meet."
     return composed(os.path.splitext(name)[0])
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #of_texts
 def of_texts(
     folder: Path,
 ) -> tuple[list[tuple], list[dict]]:  # (row, uid, caption, path), rejected
@@ -184,7 +184,7 @@ def of_texts(
             for f in names if stem not in stems and PurePosixPath(f).stem.lower() not in ABOUT]
     return found, rejected + [{"row": f, "uid": f, "reason": "caption without a picture"} for f in lone]
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #by_folder
 def by_folder(
     lines: list[tuple],  # (row, uid, caption, path)
 ) -> dict[str, list[tuple]]:  # split -> its lines
@@ -197,7 +197,7 @@ def by_folder(
     return found if any(line[1].split("/")[0].lower() == "train"
                         for line in found["train"]) else {"train": lines}
 
-
+# %% ../../../nbs/parts/image/30_rows.ipynb #read_folder
 def read_folder(
     image_folder: str | Path,
     # image<TAB>caption; None: the folder's own tables or texts; its train.tsv: the others, too

@@ -30,7 +30,7 @@ def psnr(
     "Peak signal to noise ratio."
     return 10 * (4 / mse(a, b)).log10()
 
-
+# %% ../../../nbs/parts/image/90_scores.ipynb #ssim
 def ssim(
     a: Tensor,  # [B, C, H, W] in [-1, 1]
     b: Tensor,  # [B, C, H, W] in [-1, 1]

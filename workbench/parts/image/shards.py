@@ -35,7 +35,7 @@ def split_name(
     m = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", name.removeprefix("./"))
     return (composed(m[1]), m[2].lower()) if m and not re.match(r"__[^/]*__($|/)", m[1]) else None
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #suffixless
 def suffixless(
     name: str,  # no member of a sample
 ) -> bool:
@@ -44,7 +44,7 @@ def suffixless(
     return ("." not in last and last.lower() not in ABOUT
             and not re.match(r"__[^/]*__($|/)", name.removeprefix("./")))
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #wrong
 def wrong(
     member: tarfile.TarInfo,
     end: int,  # bytes of the shard
@@ -59,7 +59,7 @@ def wrong(
         return "it is no plain file"
     return "the shard is cut off in it" if member.offset_data + member.size > end else ""
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #members
 def members(
     shard: str,
 ) -> tuple[dict, dict, str]:  # key -> suffix -> (start, size); key -> (member, reason); fault of the shard
@@ -103,7 +103,7 @@ LONGEST = 1 << 24  # bytes of a label
 class Silent(ValueError):
     "A label that says nothing about a caption."
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #caption_of_1
 def caption_of(
     data: bytes,
     suffix: str,
@@ -132,7 +132,7 @@ def caption_of(
         raise ValueError("empty caption")
     return " ".join(unicodedata.normalize("NFC", text).split())
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #one_sample
 def one_sample(
     file: Handle,
     key: str,
@@ -168,7 +168,7 @@ def one_sample(
     height, width, digest, fault = known
     return PictureRow(key, caption, height, width, (file.path, *parts[image]), digest, fault), "", ""
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #index_shard
 def index_shard(
     shard: str,  # local
     image_keys: list[str],
@@ -223,7 +223,7 @@ def index(
         rejected += known["rejected"]
     return apart(rows), rejected
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #apart
 def apart(rows: list[PictureRow]) -> list[PictureRow]:
     "A uid that stands in several shards gets the shard's name, and its path where the names are alike."
     def again(rows, name):
@@ -269,7 +269,7 @@ def write_shards(
         paths.append(str(path))
     return paths
 
-
+# %% ../../../nbs/parts/image/50_shards.ipynb #add
 def add(tar: tarfile.TarFile, name: str, data: bytes):
     "A member that depends on nothing but its name and content."
     member = tarfile.TarInfo(name)

@@ -28,7 +28,7 @@ def plain(
     "Normalised in groups, without parameters."
     return F.group_norm(x, groups(x.shape[1]))
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #Residual
 class Residual(nn.Module):
     "Two convolutions, added to what comes in."
 
@@ -51,7 +51,7 @@ class Residual(nn.Module):
             y = conv(F.silu(norm(y)))
         return x + y
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #Attention
 class Attention(nn.Module):
     "Every place looks at every other; added to what comes in."
 
@@ -85,7 +85,7 @@ def per_level(
                          f"{levels}.")
     return values
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #Compressor
 class Compressor(nn.Module):
     "An image to the Gaussian of its latent picture."
 
@@ -134,7 +134,7 @@ def sample_latent(
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     return mean + (0.5 * logvar).exp() * noise
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #kl
 def kl(
     mean: Tensor,  # [B, Z, h, w]
     logvar: Tensor,  # [B, Z, h, w]
@@ -178,7 +178,7 @@ class Spade(nn.Module):
 
         return change
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #Body
 class Body(nn.Module):
     "A latent picture to an image; its normalisations come from outside."
 
@@ -216,7 +216,7 @@ class Body(nn.Module):
                 x = block(x, [lambda y, site=2 * j + k: norm(site, y) for k in range(2)])
         return self.exit(F.silu(norm(len(self.sites[-1]) - 1, x))).float()
 
-
+# %% ../../../nbs/parts/image/60_vae.ipynb #Expander
 class Expander(nn.Module):
     "A latent picture to an image, with SPADE or without. The last layer is linear."
 

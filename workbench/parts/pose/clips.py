@@ -38,7 +38,7 @@ class Clips:
         a, b = self.spans[clip]
         return np.asarray(self.frames[a:b])
 
-
+# %% ../../../nbs/parts/pose/40_clips.ipynb #load_clip
 def load_clip(
     folder: Path,
     clip: str,
@@ -57,7 +57,7 @@ def load_clip(
         kept = raised(chosen.points, chosen.names)
     return replace(chosen, points=chosen.points[kept], confidence=chosen.confidence[kept])
 
-
+# %% ../../../nbs/parts/pose/40_clips.ipynb #common_rate
 def common_rate(
     rates: dict[str, float | None],  # clip -> frames a second
     lead: list[str],  # clips that decide
@@ -66,7 +66,7 @@ def common_rate(
     found = Counter(r for r in (rates.get(c) for c in lead) if r) or Counter(r for r in rates.values() if r)
     return found.most_common(1)[0][0] if found else None
 
-
+# %% ../../../nbs/parts/pose/40_clips.ipynb #at_rate
 def at_rate(
     points: np.ndarray,  # [T, K, C]
     fps: float | None,  # as they are
@@ -109,7 +109,7 @@ def load_clips(
     return Clips(frames, spans, index["refused"], names, index["fps"], index["rates"], index["crowded"],
                  index["contents"])
 
-
+# %% ../../../nbs/parts/pose/40_clips.ipynb #read_clips
 def read_clips(
     folder: Path,
     wanted: list[str],
@@ -139,7 +139,7 @@ def read_clips(
                              "give poses of one kind.")
     return poses, refused
 
-
+# %% ../../../nbs/parts/pose/40_clips.ipynb #build_clips
 def build_clips(
     folder: Path,
     wanted: list[str],

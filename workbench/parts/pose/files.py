@@ -30,6 +30,7 @@ class Pose:
     names: tuple = None # K names `COMPONENT:POINT`; None for an array without names
     persons: int = 1 # that the file shows; the points are of the one seen best
 
+# %% ../../../nbs/parts/pose/10_files.ipynb #rate
 def rate(
     value, # as a file has it
     most:float=1000, # a camera's; as `data.fps`
@@ -212,6 +213,7 @@ def spellings(
                                                              path.name)
     return found
 
+# %% ../../../nbs/parts/pose/10_files.ipynb #find_pose_1
 def find_pose(
     folder:str, # where the poses are
     name:str, # file name with or without its suffix, may contain folders

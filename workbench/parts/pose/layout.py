@@ -34,6 +34,7 @@ def layout_of(
                          "kinds of points as 33*xyzv+42*xyz")
     return [(p[1] and int(p[1]), p[2]) for p in parts]
 
+# %% ../../../nbs/parts/pose/00_layout.ipynb #guess_layout
 def guess_layout(
     width:int, # numbers of a frame
     dims:int=None, # coordinates that are wanted of a point
@@ -51,6 +52,7 @@ def guess_layout(
                           "Write it with "
                 f"data.layout: {said}; v stands for a score, as in xyv.")
 
+# %% ../../../nbs/parts/pose/00_layout.ipynb #unfold_2
 def unfold(
     array:np.ndarray, # [T, K, C] or [T, K*C]
     layout:str, # see `layout_of`

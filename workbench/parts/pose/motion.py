@@ -55,6 +55,7 @@ def reference(
     if not (high > low).any(): raise ValueError("All visible points of the motion lie in one place.")
     return np.median(seen, axis=0), (high - low).max() / 2, "extent"
 
+# %% ../../../nbs/parts/pose/20_motion.ipynb #normalise
 def normalise(
     points:np.ndarray, # [T, K, C], NaN where missing
     names:tuple=None, # K names, or None
@@ -127,6 +128,7 @@ def thin(
     if max_frames is None or len(points) <= max_frames: return points
     return points[np.linspace(0, len(points) - 1, max_frames).round().astype(int)]
 
+# %% ../../../nbs/parts/pose/20_motion.ipynb #resample
 def resample(
     points:np.ndarray, # [T, K, C]
     fps:float, # frames a second as they are

@@ -51,7 +51,7 @@ class Reader(nn.Module):
             x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         return x, frame_mask(lengths, x.shape[1]).long(), lengths
 
-
+# %% ../../../nbs/parts/pose/60_reader.ipynb #set_statistics
 def set_statistics(
     reader: Reader,
     mean: Tensor,  # [F]

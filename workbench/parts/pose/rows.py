@@ -31,7 +31,7 @@ class Row:
 
 SHIFTS = {"tempo": (0.1, 10), "rotate": (-360, 360), "drop": (0, 0.99)}  # least and most
 
-
+# %% ../../../nbs/parts/pose/50_rows.ipynb #within
 def within(
     name: str,  # of `SHIFTS`
     value: float,
@@ -42,7 +42,7 @@ def within(
         raise ValueError(f"{name} is {value:g}: write a number from {least:g} to {most:g}")
     return value
 
-
+# %% ../../../nbs/parts/pose/50_rows.ipynb #read_table
 def read_table(
     path: Path,
     languages: list[str] | None = None,  # of a table with a column `lang`: only rows with one of these
@@ -141,7 +141,7 @@ class PoseRows:
         n = -(-n // self.step_frames)
         return np.minimum(n, self.max_frames) if self.max_frames else n
 
-
+# %% ../../../nbs/parts/pose/50_rows.ipynb #readable
 def readable(
     rows: list[Row],
     clips: Clips,

@@ -48,7 +48,7 @@ def braces(
     ends = [text[:m.start()] + part + text[m.end():] for part in parts]
     return [whole for end in ends for whole in braces(end)]
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #expand
 def expand(
     url: str | list[str],  # addresses; `::` or commas between them
 ) -> list[str]:  # local paths and http(s) addresses; each once
@@ -61,7 +61,7 @@ def expand(
     found = [shard for address in addresses for one in braces(address) for shard in on_disk(one)]
     return list(dict.fromkeys(found))
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #allowed_scheme
 def allowed_scheme(address: str) -> str:
     "The address without `file:`. Raises ValueError with what to write instead of a scheme that is not read."
     if address.startswith("pipe:"):
@@ -74,7 +74,7 @@ def allowed_scheme(address: str) -> str:
         raise ValueError(f"{address}: {m[1]} is not read; write a local path or an http(s) address.")
     return address
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #on_disk
 def on_disk(address: str) -> list[str]:
     "The files of a local address; one on a server as it is."
     if re.match(r"https?://", address, re.I):
@@ -100,7 +100,7 @@ def cached(
     name = re.sub(r"[^\w.-]", "_", url.split("?")[0].rsplit("/", 1)[-1]) or "shard.tar"
     return Path(cache) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name[-80:]}"
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #download
 def download(url: str, aside: Path, timeout: float):
     "One try. Raises what goes wrong."
     with urllib.request.urlopen(url, timeout=timeout) as answer, open(aside, "wb") as file:
@@ -111,7 +111,7 @@ def download(url: str, aside: Path, timeout: float):
         if promised is not None and got != int(promised):
             raise ConnectionError(f"{got} of {promised} bytes came")
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #fetch
 def fetch(
     url: str,
     cache: Path,  # folder
@@ -142,7 +142,7 @@ def fetch(
     finally:
         aside.unlink(missing_ok=True)
 
-
+# %% ../../../nbs/parts/shared/20_fetch.ipynb #local
 def local(
     shard: str,  # of `expand`
     cache: Path | None,  # folder for shards from a server

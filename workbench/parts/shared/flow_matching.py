@@ -35,7 +35,7 @@ def euler(
         _note(keep, (i + 1) / steps, x)
     return x
 
-
+# %% ../../../nbs/parts/shared/40_flow_matching.ipynb #heun
 def heun(
     velocity: Callable,  # (x [B, …], t [B]) -> [B, …]
     x: Tensor,  # [B, …] at time 0
@@ -51,7 +51,7 @@ def heun(
         _note(keep, (i + 1) / steps, x)
     return x
 
-
+# %% ../../../nbs/parts/shared/40_flow_matching.ipynb #_note
 def _note(keep: list | None, time: float, x: Tensor):
     if keep is not None:
         keep.append((time, x))
@@ -112,7 +112,7 @@ def circle(
     angle = (torch.pi / 2 * time).reshape(-1, *[1] * (like.dim() - 1))
     return angle.sin(), angle.cos()
 
-
+# %% ../../../nbs/parts/shared/40_flow_matching.ipynb #cosine_point
 def cosine_point(
     noise: Tensor,  # x0 [B, …]
     data: Tensor,  # x1 [B, …]
@@ -122,7 +122,7 @@ def cosine_point(
     alpha, sigma = circle(time, data)
     return alpha * data + sigma * noise, alpha * noise - sigma * data
 
-
+# %% ../../../nbs/parts/shared/40_flow_matching.ipynb #ddim
 def ddim(
     v_prediction: Callable,  # (x [B, …], t [B]) -> v [B, …]
     x: Tensor,  # [B, …] at time 0

@@ -23,7 +23,7 @@ def letters_of(
 
     return frozenset(FT2Font(path).get_charmap())
 
-
+# %% ../../../nbs/parts/shared/30_fonts.ipynb #families
 @lru_cache
 def families(
     text: str,
@@ -39,7 +39,7 @@ def families(
             missing -= letters_of(paths[name])
     return () if missing else tuple(found)
 
-
+# %% ../../../nbs/parts/shared/30_fonts.ipynb #entitle
 def entitle(
     axes,  # matplotlib's
     text: str,

@@ -46,7 +46,7 @@ def architectures() -> list[str]:
     "Names of the architectures whose configuration ships with the package."
     return sorted(p.parent.name for p in ARCHITECTURES.glob("*/config.json"))
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #architecture_of
 def architecture_of(
     name: str,  # a short name (`t5-base`) or the hub's (`google-t5/t5-base`)
 ) -> str:  # folder with its config.json, or an empty string
@@ -78,7 +78,7 @@ def weights_kind(
                 return kind
     return ""
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #has
 def has(
     files: list[str],  # file names
     need: str,  # weights | tokenizer | vocabulary | config
@@ -110,7 +110,7 @@ def within(
         raise box["error"]
     return box["value"]
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #ask_hub
 def ask_hub(
     name: str,  # the hub's name for a model
     revision: str = "",  # branch, tag or commit; empty: the main branch
@@ -169,7 +169,7 @@ def ways_out(
         "model.safetensors; or set model.init=scratch to train from random weights."
     )
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #from_folder
 def from_folder(
     name: str,  # path of a folder that exists
     need: str = "weights",  # weights | tokenizer | config
@@ -186,14 +186,14 @@ def from_folder(
     weights = weights if need == "weights" else ""
     return Source(kind, name, "folder", str(folder), "", weights, f"from the folder {folder}")
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #model_types
 def model_types() -> set[str]:
     "Model types that transformers can build as text-to-text models (`t5`, `bart`, `marian` …)."
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
     return set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #from_nothing
 def from_nothing(
     name: str,  # as the user wrote it
     need: str,  # weights | tokenizer
@@ -252,7 +252,7 @@ def pretrained_source(
     tried = f"{answer[0]}, the local cache has no complete copy, and there is no such folder"
     return None, tried, state == "absent"
 
-
+# %% ../../../nbs/parts/shared/10_hub.ipynb #locate
 def locate(
     name: str,  # a folder, an architecture of the package, the hub's name of a model, or a model type
     init: str = "auto",  # pretrained | scratch | auto

@@ -26,7 +26,7 @@ def table_text(
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8 at byte {e.start}; save the table as UTF-8.") from e
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #sign_of
 def sign_of(
     first: str,  # the first line that is not blank
     suffix: str,  # of the file
@@ -39,7 +39,7 @@ def sign_of(
     sure = [s for s in signs if s not in ",;" and s in first]
     return sure[0] if sure else max(signs, key=lambda s: s in ",;" and first.count(s))
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #tokens
 def tokens(
     line: str,
     sign: str,
@@ -48,7 +48,7 @@ def tokens(
     s = re.escape(sign)
     return [(m[1], m[2]) for m in re.finditer(rf'(?:^|{s})(?:"((?:[^"]|"")*)"(?={s}|$)|([^{s}]*))', line)]
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #plain_cells
 def plain_cells(
     line: str,
     sign: str,
@@ -62,7 +62,7 @@ def plain_cells(
     # two marks in two cells are no quoted cell with a sign
     return split if len(split) == width != len(cells) else cells
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #row_end
 def row_end(
     lines: list[str],
     at: int,
@@ -80,7 +80,7 @@ def row_end(
         n = ends + 1
     return n
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #plain_rows
 def plain_rows(
     text: str,
     sign: str,
@@ -94,7 +94,7 @@ def plain_rows(
         yield at + 1, cells
         at = n
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #quoted_rows
 def quoted_rows(
     path: str | Path,  # for the sentence
     text: str,
@@ -109,7 +109,7 @@ def quoted_rows(
     except csv.Error as e:
         raise ValueError(f"{path}, line {line}: {e}: look at its quotation marks.") from e
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #read_cells
 def read_cells(
     path: str | Path,
     signs: str = "\t,;",  # that may stand between cells, the surest first; `|\t,;` for tables of speech
@@ -138,7 +138,7 @@ def columns(
 
 VALID = {"val": "valid", "dev": "valid", "validation": "valid"}
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #split_of
 def split_of(
     stem: str,  # of a table: "train", "Val", "test_shifted"
 ) -> str | None:  # None: no split's name
@@ -146,7 +146,7 @@ def split_of(
     name = VALID.get(stem.lower(), stem.lower())
     return name if name in ("train", "valid") or name.startswith("test") else None
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #check_one_split
 def check_one_split(
     path: str | Path,  # for the sentence
     cells: Iterable[str],  # of a column `split`
@@ -158,7 +158,7 @@ def check_one_split(
                          "train.csv, valid.csv and test.csv, "
                          "or take the column out to train on all rows.")
 
-
+# %% ../../../nbs/parts/shared/00_tables.ipynb #split_tables
 def split_tables(
     folder: str | Path,
     suffixes: tuple[str, ...],  # (".csv", ".tsv")

@@ -40,7 +40,7 @@ def _compiled():
 
     return search
 
-
+# %% ../../../nbs/parts/speech/52_align.ipynb #_search
 @torch.library.custom_op("workbench::monotonic_search", mutates_args=())
 def _search(scores: torch.Tensor, symbol_lengths: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
     "The search as an operation of torch: the planner knows its result's shape, see `core.memory`."
@@ -53,7 +53,7 @@ def _search(scores: torch.Tensor, symbol_lengths: torch.Tensor, frame_lengths: t
 def _(scores, symbol_lengths, frame_lengths):
     return torch.empty(scores.shape[0], scores.shape[2], dtype=torch.int64, device=scores.device)
 
-
+# %% ../../../nbs/parts/speech/52_align.ipynb #search
 def search(
     scores: torch.Tensor,  # [B, T, S], any device: how well a symbol explains a frame
     symbol_lengths: torch.Tensor,  # [B]
@@ -87,7 +87,7 @@ def regulate(
     "Each symbol's vector, repeated for its frames (Ren et al. 2019, FastSpeech: the length regulator)."
     return x.gather(1, owner[..., None].expand(-1, -1, x.shape[2]))
 
-
+# %% ../../../nbs/parts/speech/52_align.ipynb #place_in_symbol
 def place_in_symbol(
     durations: torch.Tensor,  # [B, S]
     owner: torch.Tensor,  # [B, T]

@@ -43,14 +43,14 @@ def check_clip(
                 "nothing back")
     return ""
 
-
+# %% ../../../nbs/parts/speech/72_clip_check.ipynb #loudest
 def loudest(wave: np.ndarray, rate: int) -> float:  # dB of full scale
     "Level of the loudest 50 ms, without its mean."
     n = max(1, int(0.05 * rate))
     parts = wave[:len(wave) // n * n].reshape(-1, n).astype(np.float64)
     return 10 * math.log10(max(parts.var(1).max(initial=0), 1e-20))
 
-
+# %% ../../../nbs/parts/speech/72_clip_check.ipynb #above
 def above(
     wave: np.ndarray,
     rate: int,

@@ -26,7 +26,7 @@ class Clip:
     start: float = 0.0  # s
     end: float | None = None  # s; None: to the end of the file
 
-
+# %% ../../../nbs/parts/speech/16_clips.ipynb #Recipe
 @dataclass(frozen=True)
 class Recipe:
     "What is done to a clip."
@@ -65,7 +65,7 @@ def processed(
     wave = wave[first:end] if recipe.level is None else level(wave[first:end], rate, recipe.level, db)
     return wave, facts | {"from": first / rate, "to": end / rate}
 
-
+# %% ../../../nbs/parts/speech/16_clips.ipynb #processed_group
 def processed_group(
     clips: list[Clip],
     recipe: Recipe,

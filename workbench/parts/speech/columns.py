@@ -29,14 +29,14 @@ COLUMNS = {"path": ("path", "file", "audio_file", "audio", "wav", "filename", "f
 WRITE = ("write a first line with the names, for example `{}` (a column under another name, as `other`, is "
          "passed over)")
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #names_of
 def names_of(
     fields: Sequence[str],  # a first line
 ) -> list[str]:
     "Names as they are compared: without case, quotes and spaces."
     return [re.sub(r"[\s-]+", "_", f.strip().strip('"').strip().lower()) for f in fields]
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #by_names_2
 def by_names(
     fields: Sequence[str],  # the first line
 ) -> dict[str, int] | None:  # kind -> column; None: this line is no header
@@ -83,7 +83,7 @@ class Column:
                 "code": "codes of languages", "files": "names of files", "words": "words"}
         return f"{what[self.kind]}, {self.distinct} different in {self.filled} rows"
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #column
 def column(
     cells: Sequence[str],
 ) -> Column:
@@ -99,7 +99,7 @@ def column(
     return Column(len(filled), len(values), kind, letters, statistics.median(len(c.split()) for c in some),
                   bool(values) and all(any(map(str.isdigit, v)) for v in values))
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #is_code
 def is_code(
     value: str,
 ) -> bool:
@@ -112,7 +112,7 @@ def is_code(
     head = re.split("[-_]", value)
     return bool(re.fullmatch(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?", value)) and exists(head[0])
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #alike
 def alike(
     a: Sequence[str],
     b: Sequence[str],  # beside it
@@ -136,7 +136,7 @@ def is_said(
                                                 or label.filled == 1 and label.marked)
     return False
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #texts_of
 def texts_of(
     cells: list[list[str]],  # by column
     looks: list[Column],
@@ -153,7 +153,7 @@ def texts_of(
         raise ValueError("no column holds texts")
     return said[0], next((b for b, a in twins.items() if a == said[0]), None)
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #grows_with
 def grows_with(
     cells: Sequence[str],
     lengths: Sequence[float],  # s, of the recordings
@@ -167,7 +167,7 @@ def grows_with(
     return (near or statistics.pstdev(units)
             < 0.1 * statistics.mean(units)) and statistics.correlation(*zip(*pairs)) > 0.5
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #speaker_of
 def speaker_of(
     cells: list[list[str]],
     looks: list[Column],
@@ -183,7 +183,7 @@ def speaker_of(
         raise ValueError("more than one column may be the speaker")
     return found[0] if found else None
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #by_content_4
 def by_content(
     rows: Sequence[Sequence[str]],  # of one length
     recording: Callable[[str], str],  # a cell -> the recording that it names, or ""
@@ -221,7 +221,7 @@ def by_content(
         raise ValueError(f"{e} ({said}): {WRITE.format('|'.join(suggested(looks, path, words, wholes)))}") from e
     return {kind: at for kind, at in found.items() if at is not None}
 
-
+# %% ../../../nbs/parts/speech/64_columns.ipynb #suggested
 def suggested(
     looks: list[Column],
     path: int,

@@ -43,7 +43,7 @@ def walk_back(
         else:
             i, j = i - 1, j - 1
 
-
+# %% ../../../nbs/parts/speech/84_dtw.ipynb #dtw
 def dtw(
     a: np.ndarray,  # [N, K] a row a frame
     b: np.ndarray,  # [M, K]

@@ -47,7 +47,7 @@ def walk(
                     found.append(base + entry.name)
     return sorted(found)
 
-
+# %% ../../../nbs/parts/speech/76_files.ipynb #recordings
 def recordings(
     files: list[str],
 ) -> dict[str, list[str]]:  # uid -> its files, best first
@@ -61,7 +61,7 @@ def recordings(
 
     return {uid: sorted(names, key=rank) for uid, names in out.items()}
 
-
+# %% ../../../nbs/parts/speech/76_files.ipynb #one_microphone
 def one_microphone(
     audio: dict[str, list[str]],  # of `recordings`
 ) -> dict[str, list[str]]:
@@ -72,7 +72,7 @@ def one_microphone(
             for uid, names in audio.items()
             if not (uid.endswith("_mic2") and uid.removesuffix("_mic2") in first)}
 
-
+# %% ../../../nbs/parts/speech/76_files.ipynb #of_texts
 def of_texts(
     texts: list[str],
     audio: dict[str, list[str]],
@@ -98,7 +98,7 @@ def tails(
             out.setdefault("/".join(parts[i:]), []).append(uid)
     return out
 
-
+# %% ../../../nbs/parts/speech/76_files.ipynb #meet_1
 def meet(
     uids: Iterable[str],
     names: Iterable[str],  # paths or uids
@@ -127,7 +127,7 @@ def meet(
                         "both the same path")
     return {u: name for u, name in found.items() if u not in unclear}, unclear
 
-
+# %% ../../../nbs/parts/speech/76_files.ipynb #located
 def located(
     names: Iterable[str],  # as a table writes them: with or without folder and suffix
     audio: dict[str, list[str]],  # of `recordings`

@@ -72,7 +72,7 @@ def frames_to_mel(
     parts = [torch.fft.rfft(part * window)[..., :len(bank)].abs() @ bank for part in frames.split(chunk, -2)]
     return torch.cat(parts, -2).clamp_min(mel.floor).log()
 
-
+# %% ../../../nbs/parts/speech/08_mel.ipynb #with_margins
 def with_margins(
     wave: Tensor,  # [B, N]
     mel: Mel,
@@ -83,7 +83,7 @@ def with_margins(
                          f"{mel.pad + 1}.")
     return torch.nn.functional.pad(wave.float(), (mel.pad, mel.pad), "reflect")
 
-
+# %% ../../../nbs/parts/speech/08_mel.ipynb #log_mel
 def log_mel(
     wave: Tensor,  # [B, N] or [N], between -1 and 1, on any device
     mel: Mel = Mel(),
@@ -123,7 +123,7 @@ def amplitudes(
         found = found * pull / (found @ both).clamp_min(1e-12)
     return torch.nn.functional.pad(found, (0, mel.n_fft // 2 + 1 - len(bank)))
 
-
+# %% ../../../nbs/parts/speech/08_mel.ipynb #overlap_add
 def overlap_add(
     spectra: Tensor,  # [B, T, F] complex
     mel: Mel,
@@ -140,7 +140,7 @@ def overlap_add(
     weight = fold(window.square().expand(1, count, -1))
     return fold(torch.fft.irfft(spectra, n=mel.n_fft) * window) / weight.clamp_min(1e-4)
 
-
+# %% ../../../nbs/parts/speech/08_mel.ipynb #griffin_lim
 def griffin_lim(
     log_mel: Tensor,  # [B, M, T]
     mel: Mel = Mel(),
@@ -165,7 +165,7 @@ def band_centres(
     "Where each band is strongest."
     return filters(mel)[0].argmax(0) * mel.rate / mel.n_fft
 
-
+# %% ../../../nbs/parts/speech/08_mel.ipynb #mel_figure
 def mel_figure(
     mel: Mel,
     spec,  # [M, T] log-mel, an array or a tensor

@@ -35,7 +35,7 @@ class Shard:
     def __reduce__(self):
         return open_shard, (self.home,)
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #open_shard
 def open_shard(
     home: Path,
 ) -> Shard:
@@ -55,7 +55,7 @@ def open_shard(
         raise ValueError(f"{home}: its parts do not fit together.")
     return Shard(home, tuple(index["keys"]), tuple(ends), tuple(index["facts"]), frames, pitch, moments)
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #open_shards
 def open_shards(
     folder: Path,
 ) -> tuple[list[Shard], list[Path]]:  # those that are whole; those that are damaged
@@ -78,7 +78,7 @@ def pitch_of(
 
     return f0(wave, mel.rate, mel.hop).numpy().astype(np.float32)
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #prepared
 def prepared(
     clips: list[Clip],
     recipe: Recipe,
@@ -88,7 +88,7 @@ def prepared(
     return [(*made, pitch_of(made[1], recipe.mel) if recipe.pitch and made[1] is not None else None)
             for made in processed_group(clips, recipe, check)]
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #write_shard
 def write_shard(
     folder: Path,
     clips: list[Clip],
@@ -217,7 +217,7 @@ def digest(
         return ""
     return found.hexdigest()[:32]
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #keys_of
 def keys_of(
     clips: list[Clip],
 ) -> dict[str, str]:  # uid -> key
@@ -226,7 +226,7 @@ def keys_of(
     content = dict(zip(paths, ahead(digest, paths, depth=16), strict=True))
     return {clip.uid: f"{content[clip.path]} {clip.start!r} {clip.end!r}" for clip in clips}
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #features
 def features(
     clips: list[Clip],
     folder: str | Path,  # of the cache
@@ -262,7 +262,7 @@ def features(
     usable = {clip.uid: clip for clip in clips if keys[clip.uid] in there}
     return Features(recipe, usable, shards, {uid: there[keys[uid]] for uid in usable}, rejected)
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #missing
 def missing(
     clips: list[Clip],
     keys: dict[str, str],
@@ -272,7 +272,7 @@ def missing(
     there = {key for shard in shards for key in shard.keys}
     return [clip for clip in clips if keys[clip.uid] not in there]
 
-
+# %% ../../../nbs/parts/speech/20_mel_cache.ipynb #complete
 def complete(
     home: Path,
     clips: list[Clip],

@@ -29,7 +29,7 @@ def frame_of(
     size = samples // 8 * KBITS[1 if first else 2][bits] * 1000 // RATES[version][rate] + (head[2] >> 1 & 1)
     return size, samples, (17 if mono else 32) if first else (9 if mono else 17)
 
-
+# %% ../../../nbs/parts/speech/00_mp3.ipynb #frames_in
 def frames_in(
     data: bytes,
 ) -> list[int]:  # where each begins
@@ -61,7 +61,7 @@ class Held(io.BytesIO):
     def __str__(self):
         return str(self.path)
 
-
+# %% ../../../nbs/parts/speech/00_mp3.ipynb #counted
 def counted(
     path: Path,
     samples: int,  # that libsndfile finds in it

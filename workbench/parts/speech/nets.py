@@ -30,7 +30,7 @@ class Convolution(nn.Module):
         x = self.conv((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
         return self.dropout(self.norm(F.gelu(x)))
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #TextEncoder
 class TextEncoder(nn.Module):
     "Symbols to vectors that know their surroundings."
 
@@ -96,7 +96,7 @@ class Predictor(nn.Module):
             x = layer(x, mask)
         return self.out(x)[..., 0]
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #whole_durations
 def whole_durations(
     logs: Tensor,  # [B, S] predicted logarithms of frames
     mask: Tensor,  # [B, S] true where there is a symbol
@@ -107,7 +107,7 @@ def whole_durations(
     whole = ends.round().long()
     return torch.where(mask, torch.diff(whole, dim=1, prepend=whole.new_zeros(len(whole), 1)).clamp(min=1), 0)
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #Added
 class Added(nn.Module):
     "A number of each symbol, brought into its vector."
 
@@ -141,7 +141,7 @@ class Block(nn.Module):
         y = self.norm(self.mix((x * mask).transpose(1, 2)).transpose(1, 2))
         return x + self.scale * self.net(y if shift is None else y + shift)
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #waves
 def waves(
     place: Tensor,  # in [0, 1]
     count: int = 4,
@@ -150,7 +150,7 @@ def waves(
     turns = torch.pi * place[..., None] * torch.arange(1, count + 1, device=place.device)
     return torch.cat([turns.sin(), turns.cos()], -1)
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #MelDecoder
 class MelDecoder(nn.Module):
     "Frames of symbols' vectors to frames of a standardised spectrogram, or to their velocity."
 
@@ -213,7 +213,7 @@ def masked_sum(
         error = error.mean(1)
     return error.float().masked_fill(~mask, 0.0).sum()
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #band_error
 def band_error(
     predicted: Tensor,  # [B, M, T]
     target: Tensor,  # [B, M, T]
@@ -222,7 +222,7 @@ def band_error(
     "How far a spectrogram is from another, number by number."
     return (predicted - target).abs() if kind == "l1" else (predicted - target).square()
 
-
+# %% ../../../nbs/parts/speech/60_nets.ipynb #symbol_scores
 def symbol_scores(
     mel: Tensor,  # [B, M, T] standardised
     means: Tensor,  # [B, S, M] what each symbol is expected to sound like

@@ -29,6 +29,8 @@ ENGLISH = {
 AMHARIC = {
     "ዓ.ም": "ዓመተ ምህረት", "ዓ.ዓ": "ዓመተ ዓለም", "አ.አ": "አዲስ አበባ", "ዶ/ር": "ዶክተር", "ፕ/ር": "ፕሮፌሰር", "ወ/ሮ": "ወይዘሮ",
     "ወ/ሪት": "ወይዘሪት", "ት/ቤት": "ትምህርት ቤት", "መ/ቤት": "መሥሪያ ቤት", "ጠ/ሚ": "ጠቅላይ ሚኒስትር", "ክ/ከተማ": "ክፍለ ከተማ"}
+
+# %% ../../../nbs/parts/speech/40_normalise.ipynb #SIGNS
 SIGNS = {
     "en": {"%": " percent ", "&": " and ", "@": " at ", "+": " plus ", "=": " equals ",
            "°C": " degrees Celsius ",
@@ -43,12 +45,12 @@ UNITS = {"km/h": "kilometers an hour", "mph": "miles an hour", "km": "kilometers
          "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "Hz": "hertz", "GB": "gigabytes",
          "MB": "megabytes", "kB": "kilobytes"}
 
-
+# %% ../../../nbs/parts/speech/40_normalise.ipynb #like_2
 def like(word: str, written: str) -> str:
     "The word with the capital of what was written."
     return word.capitalize() if written[0].isupper() else word
 
-
+# %% ../../../nbs/parts/speech/40_normalise.ipynb #abbreviations
 def abbreviations(
     text: str,
     language: str = "en",  # en | am; others have none
@@ -97,7 +99,7 @@ def normalise(
         text = text.replace(sign, words)
     return re.sub(r" +([.,;:!?።፣፤፥፦፧])", r"\1", " ".join(text.split()))
 
-
+# %% ../../../nbs/parts/speech/40_normalise.ipynb #leftovers
 def leftovers(
     text: str,  # normalised
     symbols: Container[str] | None = None,  # what a model reads; None: what any voice can say
@@ -129,7 +131,7 @@ def sentences(
         found += cut(" ".join(part.split()), longest)
     return found
 
-
+# %% ../../../nbs/parts/speech/40_normalise.ipynb #cut
 def cut(
     sentence: str,
     longest: int,

@@ -20,7 +20,7 @@ MINUS = {"bn": "ঋণাত্মক", "ce": "минус", "cs": "minus", "kn":
 # what num2words raises for it
 LACKING = (NotImplementedError, KeyError, IndexError, ValueError, AttributeError, TypeError)
 
-
+# %% ../../../nbs/parts/speech/28_numerals.ipynb #words_of_1
 def words_of(
     number: int | Decimal,
     language: str = "en",  # of num2words
@@ -47,7 +47,7 @@ def words_of(
         said = num2words(int(number), lang=language)
     return " ".join(said.replace(",", "").split())
 
-
+# %% ../../../nbs/parts/speech/28_numerals.ipynb #point_word
 def point_word(language: str) -> str:
     "What is said for the point of a decimal."
     tenth = POINT.get(language) or " ".join(words_of(Decimal("0.1"), language).split()[1:-1])
@@ -63,7 +63,7 @@ def point_by_point(number: Decimal, language: str) -> str:
     return " ".join([*sign,
                      words_of(int(whole), language), *point, *(words_of(int(d), language) for d in part)])
 
-
+# %% ../../../nbs/parts/speech/28_numerals.ipynb #amharic
 def amharic(number: int | Decimal, to: str) -> str:
     "An Amharic number in words."
     from num2words import num2words

@@ -25,7 +25,7 @@ def read_text(path: Path) -> str:
     data = path.read_bytes()
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
-
+# %% ../../../nbs/parts/speech/56_phone_times.ipynb #tiers
 def tiers(text: str) -> dict[str, Times]:
     "The interval tiers of a TextGrid, by name."
     tokens = iter([float(n) if n else f or s.replace('""', '"') for s, n, f in TOKEN.findall(text)])
@@ -47,7 +47,7 @@ def tiers(text: str) -> dict[str, Times]:
             found[name] = [(str(label).strip(), float(start), float(end)) for start, end, label in rows]
     return found
 
-
+# %% ../../../nbs/parts/speech/56_phone_times.ipynb #phone_tier
 def phone_tier(
     path: Path,
     tier: str = "phones",  # also `Mary - phones`, as the Montreal aligner names it with several speakers
@@ -89,7 +89,7 @@ def checked_times(
                 whole.append((name, a, b))
     return whole
 
-
+# %% ../../../nbs/parts/speech/56_phone_times.ipynb #read_times
 def read_times(
     path: str | Path,  # a folder of <uid>.TextGrid, deep or flat; or one JSON {uid: [[phone, start, end], …]}
 ) -> dict[str, Times]:  # by the path below the folder, without the suffix; or by the JSON's keys
@@ -115,7 +115,7 @@ def unstressed(phone: str) -> str:
     "A phone without stress marks."
     return phone.strip("ˈˌ")
 
-
+# %% ../../../nbs/parts/speech/56_phone_times.ipynb #symbol_ends
 def symbol_ends(
     times: Times,
     sequence: list[str],  # phones, spaces and punctuation
@@ -145,7 +145,7 @@ def symbol_ends(
     ends[:wanted[0]] = spoken[0][1]
     return ends
 
-
+# %% ../../../nbs/parts/speech/56_phone_times.ipynb #durations_of
 def durations_of(
     times: Times,
     sequence: list[str],  # S symbols: phones, spaces and punctuation

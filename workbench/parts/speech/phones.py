@@ -38,7 +38,7 @@ class Event(ctypes.Structure):
     _fields_ = [("type", c_int), ("unique", c_uint), ("text_position", c_int), ("length", c_int),
                 ("milliseconds", c_int), ("sample", c_int), ("user_data", c_void_p), ("id", EventId)]
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #Voice
 class Voice(ctypes.Structure):
     _fields_ = [("name", c_char_p), ("languages", c_char_p), ("identifier", c_char_p), ("gender", c_ubyte),
                 ("age", c_ubyte), ("variant", c_ubyte), ("unused", c_ubyte), ("score", c_int),
@@ -47,7 +47,7 @@ class Voice(ctypes.Structure):
 
 CALLBACK = ctypes.CFUNCTYPE(c_int, POINTER(c_short), c_int, POINTER(Event))
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #library
 @cache
 def library():  # (ctypes library, sampling rate, "") or (None, 0, why not)
     "Find and start libespeak-ng, once a process: the wheel `espeakng-loader`, else the system's."
@@ -74,7 +74,7 @@ def library():  # (ctypes library, sampling rate, "") or (None, 0, why not)
         return None, 0, f"espeak-ng at {path} does not start, its data are missing: {INSTALL}."
     return lib, rate, ""
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #available
 def available() -> str:
     "Why there are no phones here, in one sentence; the empty string where there are."
     return library()[2]
@@ -103,7 +103,7 @@ def start_voice(
     lib.espeak_SetParameter(1, rate_wpm, 0)
     return lib, rate
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #clause_phones
 def clause_phones(
     lib,  # from `start_voice`
     text: str,  # without a pause in it
@@ -117,7 +117,7 @@ def clause_phones(
     words = [[p for p in word.split(SEPARATOR) if p] for word in words]
     return [word for word in words if word]
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #phones
 def phones(
     text: str,  # normalised, see `spoken.normalise`
     voice: str = "en-us",  # of espeak-ng: `am`, `en-gb`, `de` …
@@ -141,7 +141,7 @@ def phone_line(
     "A sequence as one string for `phones.json`."
     return " ".join("_" if p == " " else p for p in sequence)
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #read_phones
 def read_phones(
     path: str | Path,  # phones.json
 ) -> dict[str, list[str]]:  # text -> sequence
@@ -185,7 +185,7 @@ def speak(
     wave = np.concatenate(waves or [np.zeros(0, np.int16)]).astype(np.float32) / 32768
     return wave, rate, phone_times(begins, whole, len(wave), rate)
 
-
+# %% ../../../nbs/parts/speech/48_phones.ipynb #phone_times
 def phone_times(
     begins: list[tuple[int, str]],  # sample, phone as the event names it: at most 8 bytes
     whole: list[str],  # the phones in full

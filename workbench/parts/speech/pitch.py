@@ -29,7 +29,7 @@ def differences(
     mean = d.cumsum(1) / torch.arange(lags + 1, device=d.device).clamp_min(1)
     return torch.where(mean > 0, d / mean, torch.ones_like(d))
 
-
+# %% ../../../nbs/parts/speech/24_pitch.ipynb #periods
 def periods(
     dips: Tensor,  # [T, L + 1] of `differences`
     shortest: int,  # lag
@@ -45,7 +45,7 @@ def periods(
     shift = torch.where(bend > 0, 0.5 * (a - c) / bend.clamp_min(1e-12), torch.zeros_like(b))
     return torch.where(bottom.any(1), first[:, 0] + 1 + shift, torch.zeros_like(b))
 
-
+# %% ../../../nbs/parts/speech/24_pitch.ipynb #f0
 def f0(
     wave,  # [N] Tensor or array
     rate: int,  # Hz

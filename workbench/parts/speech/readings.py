@@ -38,6 +38,8 @@ SCALES = {"k": 3, "m": 6, "mn": 6, "mio": 6, "mln": 6, "bn": 9, "b": 9, "mrd": 9
 NAMES = {"en": {3: "thousand", 6: "million", 9: "billion", 12: "trillion"},
          "am": {3: "ሺህ", 6: "ሚሊዮን", 9: "ቢሊዮን", 12: "ትሪሊዮን"}}
 JOIN = {"en": {"and": "and", "to": "to", "minus": "minus"}, "am": {"and": "ከ", "to": "እስከ", "minus": "አሉታዊ"}}
+
+# %% ../../../nbs/parts/speech/36_readings.ipynb #TO
 TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till",
       "da": "til", "no": "til", "pl": "do",
       "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да", "ro": "până la", "id": "sampai",
@@ -51,6 +53,8 @@ UNITS = {"km/h": "speed-kilometer-per-hour", "km": "length-kilometer", "cm": "le
 
 
 PERCENT = {"ko": "퍼센트", "vi": "phần trăm", "ar": "في المئة"}  # where CLDR writes the sign
+
+# %% ../../../nbs/parts/speech/36_readings.ipynb #DOT
 DOT = {"de": "Punkt", "nl": "punt", "fr": "point", "es": "punto", "it": "punto", "pt": "ponto", "ca": "punt",
        "ro": "punct", "ru": "точка", "uk": "крапка",
        "pl": "kropka", "cs": "tečka", "sk": "bodka", "sv": "punkt", "da": "punktum", "no": "punktum",
@@ -60,7 +64,7 @@ HOURS = {"fr": ("heure", "heures"), "pt": ("hora", "horas"), "es": ("hora", "hor
 AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat",
       "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #currency
 def currency(r: Reading, sign: str) -> str:
     "The currency of a sign; `$` is that of the region, where it has one."
     from babel.numbers import get_currency_symbol, get_territory_currencies
@@ -69,7 +73,7 @@ def currency(r: Reading, sign: str) -> str:
     return next((c for c in here if get_currency_symbol(c, r.locale) == sign),
                 None) or (CURRENCIES | LOCAL.get(r.base, {}))[sign]
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #money_4
 def money(r: Reading, sign: str, written: str, size: str) -> str:
     "`$5.50`, `$3.2 million`, `50 €`, `$1.5bn`."
     from babel.numbers import get_currency_name
@@ -90,7 +94,7 @@ def money(r: Reading, sign: str, written: str, size: str) -> str:
     link = f" {JOIN[r.base]['and']} "
     return f" {link.join(said)} "
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #unit
 def unit(r: Reading, written: str, sign: str) -> str:
     "`5 %`, `90 km/h`; the words stand before the number where they do so in CLDR."
     from babel.units import format_unit
@@ -104,7 +108,7 @@ def unit(r: Reading, written: str, sign: str) -> str:
             return f"{before} {written} {after} " if before else f"{written} {after} "
     return f"{written} {sign}"
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #clock
 def clock(r: Reading, hour: int, minute: int) -> str:
     "`10:05`."
     words, said = words_of(hour, r.code), words_of(minute, r.code)
@@ -113,7 +117,7 @@ def clock(r: Reading, hour: int, minute: int) -> str:
     zero = "oh " if r.base == "en" and minute < 10 else ""
     return f"{words} {zero}{said}" if minute else words
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #dated
 def dated(r: Reading, first: str, second: str, third: str, written: str) -> str:
     "`24.12.2026`, `12/24/2026`, `2026-12-24`: as CLDR writes a day with its month's name."
     from babel.dates import format_date
@@ -133,7 +137,7 @@ def dated(r: Reading, first: str, second: str, third: str, written: str) -> str:
             continue
     return written
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #day
 def day(r: Reading, number: int, month: int, written: str) -> str:
     "`24.12.`, as CLDR writes a day of a month."
     from babel.dates import format_skeleton
@@ -151,7 +155,7 @@ def hours(r: Reading, hour: str, minute: str) -> str:
                                                 "dois": "duas"}[m[0]], said)
     return (f"{said} {HOURS[r.base][int(hour) > 1]}{f' {words_of(int(minute), r.code)}' if minute and int(minute) else ''}")
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #phone
 def phone(r: Reading, written: str) -> str:
     "Digit by digit, where there are enough for a phone."
     return r.digits(written) if sum(map(str.isdecimal, written)) >= 7 else written
@@ -189,7 +193,7 @@ DOTTED = ("de", "da", "no", "fi", "cs", "sk", "is", "sl", "sr", "hu", "lv", "tr"
 RUSSIAN = {"я": "ая", "го": "ого", "му": "ому", "м": "ом", "ой": "ой", "ую": "ую", "ые": "ые", "ых": "ых"}
 OBLIQUE = "am|dem|den|des|im|vom|zum|zur|beim|einen|einem"  # German words after which an ordinal ends with n
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #ordinal
 def ordinal(r: Reading, written: str, ending: str = "") -> str:
     "`21st`, `2e`, `1ª`, `5-го`."
     number = int(re.sub("[^0-9]", "", written))
@@ -212,7 +216,7 @@ def ranges(
             (r"(?<=\d)(\s?(?:[%€£$]|°[CF]?))\s?[–-]\s?(?=\d)", rf"\1 {until} "),
             (r"(?<=\d)\s?[–-]\s?(?=[€£$]\s?\d)", f" {until} ")]
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #times
 def times(
     r: Reading,
 ) -> list[tuple[str, str | Callable]]:
@@ -230,7 +234,7 @@ def times(
     return out + [(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])(?=(\w?))",
                    lambda m: clock(r, int(m[1]), int(m[2])) + " " * bool(m[3]))]
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #rules_2
 def rules(
     r: Reading,
 ) -> list[tuple[str, str | Callable]]:
@@ -301,7 +305,7 @@ def rules(
                 (rf"{r.grouped}", lambda m: plain(r, m[0])), (r"\d+\.\d+", lambda m: decimal(r, m[0]))]
     return out + [(n, lambda m: plain(r, m[0]))]
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #minus
 def minus(r: Reading) -> str:
     "The word before a negative number."
     return JOIN.get(r.base, {}).get("minus") or words_of(-7, r.code).replace(words_of(7, r.code), "").strip()
@@ -314,7 +318,7 @@ def share(r: Reading, written: str) -> str:
         return "one half" if top == 1 else f"{words_of(top, r.code)} halves"
     return f"{words_of(top, r.code)} {words_of(bottom, r.code, 'ordinal')}{'s' if top > 1 else ''}"
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #mixed
 def mixed(r: Reading, whole: str, sign: str) -> str:
     "`1½` as a decimal, or with a slash where it has none."
     written = unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
@@ -323,7 +327,7 @@ def mixed(r: Reading, whole: str, sign: str) -> str:
         return f"{whole or 0}{r.point.strip(chr(92))}{exact[2:]}"
     return f"{whole} {JOIN['en']['and'] if r.base == 'en' else ''} {written}" if whole else written
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #numbers
 def numbers(
     text: str,
     # of num2words, with or without a region; where it has no such language, numbers stay as they are
@@ -338,7 +342,7 @@ def numbers(
         text = re.sub(pattern, words, text)
     return text
 
-
+# %% ../../../nbs/parts/speech/36_readings.ipynb #plain_digit
 def plain_digit(c: str, r: Reading) -> str:
     "Digits of other scripts and their signs as this language writes them with 0 to 9."
     if c in "٫٬":

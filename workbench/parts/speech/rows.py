@@ -82,7 +82,7 @@ def from_tables(
                                   row=at))
     return rows, rejected, named
 
-
+# %% ../../../nbs/parts/speech/80_rows.ipynb #from_subtitles
 def from_subtitles(
     folder: Path,
     subtitles: list[str],
@@ -107,7 +107,7 @@ def from_subtitles(
             rows += [] if why else [row]
     return rows, rejected, named
 
-
+# %% ../../../nbs/parts/speech/80_rows.ipynb #from_texts
 def from_texts(
     folder: Path,
     texts: list[str],
@@ -132,7 +132,7 @@ def from_texts(
         rows.append(SpeechRow(uid, folder / file, text, row=name))
     return rows, rejected, named
 
-
+# %% ../../../nbs/parts/speech/80_rows.ipynb #read_source
 def read_source(
     folder: str | Path,
     tell: Callable[[str], None] = lambda columns: None,  # how the columns of its tables were understood
@@ -167,7 +167,7 @@ def read_source(
               for uid, names in audio.items() if uid not in known]
     return kept, rejected + bad + silent
 
-
+# %% ../../../nbs/parts/speech/80_rows.ipynb #with_speakers
 def with_speakers(rows: list[SpeechRow]) -> list[SpeechRow]:
     "Where no table names speakers, the folders of the recordings do, if there are several."
     above = [r.uid.split("/")[:-1] for r in rows]
@@ -200,7 +200,7 @@ def measured(
         kept.append(replace(row, end=end, seconds=(whole if end is None else end) - row.start))
     return paced(kept, rejected)
 
-
+# %% ../../../nbs/parts/speech/80_rows.ipynb #paced
 def paced(
     rows: list[SpeechRow],
     rejected: list[dict],

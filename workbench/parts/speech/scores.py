@@ -26,7 +26,7 @@ def cepstra(
     basis = np.cos(np.pi * np.arange(1, last + 1)[:, None] * (np.arange(m) + 0.5) / m)
     return (2 / m * basis @ np.asarray(log_mel, np.float64)).T
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #warped
 def warped(
     mel_a: np.ndarray,  # [M, T]
     mel_b: np.ndarray,  # [M, T']
@@ -36,7 +36,7 @@ def warped(
 
     return dtw(cepstra(mel_a), cepstra(mel_b))
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #mcd
 def mcd(
     mel_a: np.ndarray,  # [M, T] natural log of amplitude
     mel_b: np.ndarray,  # [M, T']
@@ -60,7 +60,7 @@ def f0_error(
     rmse = float(np.sqrt((cents ** 2).mean())) if both.any() else float("nan")
     return {"f0_rmse_cents": rmse, "voicing_error": float(((a > 0) != (b > 0)).mean())}
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #duration_error
 def duration_error(
     predicted: list[np.ndarray],  # of each utterance [S] frames of its symbols
     real: list[np.ndarray],
@@ -100,7 +100,7 @@ def listener(
         return out
     return listen
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #faster_whisper
 def faster_whisper(
     folder: str,  # with model.bin, config.json and a vocabulary
     language: str,
@@ -124,7 +124,7 @@ def faster_whisper(
         return " ".join(s.text.strip() for s in segments)
     return hear
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #whisper
 def whisper(
     name: str,  # hub name or folder
     language: str,
@@ -155,7 +155,7 @@ def whisper(
         return processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     return hear
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #whisper_folder
 def whisper_folder(
     name: str,  # hub name or folder
 ) -> str:
@@ -197,7 +197,7 @@ def normaliser(
         return " ".join("".join(" " if unicodedata.category(c)[0] in "SP" else c for c in text).split())
     return plain
 
-
+# %% ../../../nbs/parts/speech/88_scores.ipynb #intelligibility
 def intelligibility(
     texts: list[str],  # what was to be said
     heard: list[str],  # by a listener

@@ -43,7 +43,7 @@ class Reading:
         "Digit by digit."
         return " ".join(words_of(int(d), self.code) for d in written if d.isdecimal())
 
-
+# %% ../../../nbs/parts/speech/32_separators.ipynb #reading_of
 @lru_cache(None)
 def reading_of(
     language: str,  # `de`, `en-us`, `pt_BR`

@@ -89,7 +89,7 @@ class Symbols:
         except (UnicodeDecodeError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path}: not a vocabulary of symbols ({type(e).__name__}: {e}).") from e
 
-
+# %% ../../../nbs/parts/speech/44_symbols.ipynb #symbols_of
 def symbols_of(
     sequences: Iterable[Iterable[str]],  # of the training set only
 ) -> Symbols:

@@ -37,7 +37,7 @@ def tidy(text: str) -> str:
     "NFC, and single spaces."
     return " ".join(unicodedata.normalize("NFC", text).split())
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #spoken_length
 def spoken_length(
     text: str,
 ) -> int:  # characters
@@ -59,7 +59,7 @@ def width_of(lines: list[tuple[int, list[str]]]) -> int:
     "How many cells most lines have."
     return Counter(len(cells) for _, cells in lines).most_common(1)[0][0] if lines else 0
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #read_table
 def read_table(path: Path) -> Table:
     "The lines of a table. Raises ValueError where they cannot be told apart, or a header lacks a column."
     first = next((line for line in read_text(path).split("\n") if line.strip()), "")
@@ -103,14 +103,14 @@ def read_tables(
     return [[table_line(n, cells, at, t) for n, cells in t.lines]
             for t, at in zip(tables, ats)], "; ".join(said)
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #read_metadata_1
 def read_metadata(
     path: Path,
 ) -> list[tuple[int, dict, str]]:  # line; {"path", "text", "speaker"}; why it cannot be used, or ""
     "The lines of one table. Raises ValueError where it is no such table."
     return read_tables([path])[0][0]
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #table_line
 def table_line(
     line: int,
     cells: list[str],
@@ -130,7 +130,7 @@ def table_line(
            else "")
     return line, entry, why
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #tables_of
 def tables_of(
     folder: Path,
 ) -> list[tuple[str, Path]]:  # (split, table); those that hold out rows come first
@@ -140,7 +140,7 @@ def tables_of(
     whole = [folder / f"metadata{suffix}" for suffix in (".csv", ".tsv")]
     return found + [("", path) for path in whole if path.is_file() and "train" not in named]
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #file_lists
 def file_lists(
     folder: Path,
     names: Container[str] = (),  # of the recordings
@@ -183,7 +183,7 @@ def cue_text(
         return text, f"not only speech: {text}"
     return text, "" if spoken_length(text) else "empty text"
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #read_srt
 def read_srt(
     path: Path,
 ) -> list[tuple[int, float, float, str, str]]:  # line, start s, end s, text, why it cannot be used or ""
@@ -207,7 +207,7 @@ def read_srt(
     return [(*c[:4], c[4] or overlap(c, cues[max(0, j - 1):j] + cues[j + 1:j + 2]))
             for j, c in enumerate(cues)]
 
-
+# %% ../../../nbs/parts/speech/68_transcripts.ipynb #overlap
 def overlap(
     cue: tuple,
     others: list[tuple],

@@ -63,7 +63,7 @@ def fused(
         out[f"{stem}weight"] = out.pop(f"{stem}weight_g") * v / size
     return out
 
-
+# %% ../../../nbs/parts/speech/12_vocoder.ipynb #read_weights
 def read_weights(
     path: Path,
 ) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def read_config(
         raise ValueError(f"{path}: resblock {config['resblock']} (HiFi-GAN V3) is not read; V1 and V2 are.")
     return config
 
-
+# %% ../../../nbs/parts/speech/12_vocoder.ipynb #hifigan
 def hifigan(
     folder: str | Path,
     mel: Mel = Mel(),
@@ -176,7 +176,7 @@ def vocoder(
 
     return speak
 
-
+# %% ../../../nbs/parts/speech/12_vocoder.ipynb #fetched
 def fetched(
     name: str,  # of a repository on the hub
 ) -> Path:

@@ -31,7 +31,7 @@ def cut_off(
     promised = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
     return 0 < promised < 0x7FFFF000 and promised + 8 > size + 1
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #last_page
 def last_page(
     tail: bytes,
 ) -> bool:
@@ -40,7 +40,7 @@ def last_page(
     table = tail[at + 27:at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 27 else b""
     return bool(table) and bool(tail[at + 5] & 4) and at + 27 + len(table) + sum(table) <= len(tail)
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #open_wave
 @contextmanager
 def open_wave(
     path: str | Path,
@@ -108,7 +108,7 @@ def decoded(
     file.seek(first - early)
     return file.read(last - first + early, dtype="float32", always_2d=True)[early:]
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #read_part
 def read_part(
     file,  # from `open_wave`
     rate: int | None = 22050,  # Hz wanted; None: as it is
@@ -136,7 +136,7 @@ def read_part(
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
     return resample(np.ascontiguousarray(mono), file.samplerate, rate or file.samplerate), facts
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #read_wave
 def read_wave(
     path: str | Path,
     rate: int | None = 22050,  # Hz wanted; None: as it is
@@ -147,7 +147,7 @@ def read_wave(
     with open_wave(path) as file:
         return read_part(file, rate, start, end)
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #write_wave
 def write_wave(
     path: str | Path,  # the suffix tells the format
     wave: np.ndarray,  # [N], also a tensor
@@ -179,7 +179,7 @@ def frame_power(
     power = np.append(np.einsum("ij,ij->i", rows, rows), 0.0)
     return (power[:-1] + power[1:]) / (2 * hop)
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #loudness
 def loudness(
     wave: np.ndarray,  # [N]
     rate: int,
@@ -191,7 +191,7 @@ def loudness(
         return -np.inf
     return float(10 * np.log10(loud[loud > loud.mean() / 100].mean()))
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #level
 def level(
     wave: np.ndarray,  # [N]
     rate: int,
@@ -205,7 +205,7 @@ def level(
     gain = min(10 ** ((db - now) / 20), 0.999 / max(wave.max(), -wave.min()))
     return wave * np.float32(gain)
 
-
+# %% ../../../nbs/parts/speech/04_wave.ipynb #trim
 def trim(
     wave: np.ndarray,  # [N]
     rate: int,

@@ -85,7 +85,7 @@ def ctc_targets(
     counts = keep.sum(1)
     return (labels * keep).gather(1, order), counts
 
-
+# %% ../../../nbs/parts/text/30_ctc.ipynb #ctc_frames
 def ctc_frames(
     targets: Tensor,  # [B, U] from `ctc_targets`
     counts: Tensor,  # [B] number of labels
@@ -135,7 +135,7 @@ def prefix_start(
     ends_blank = F.pad(logp[..., blank].cumsum(1), (1, 0))
     return logp, torch.stack((torch.full_like(ends_blank, -torch.inf), ends_blank), -1)
 
-
+# %% ../../../nbs/parts/text/30_ctc.ipynb #prefix_step
 def prefix_step(
     logp: Tensor,  # [N, T, V] from `prefix_start`, one for each hypothesis
     state: Tensor,  # [N, T + 1, 2]
@@ -155,7 +155,7 @@ def prefix_step(
         states.append(torch.stack((n, b), -1))
     return (phi + frames).logsumexp(1), torch.stack(states, 2)
 
-
+# %% ../../../nbs/parts/text/30_ctc.ipynb #prefix_total
 def prefix_total(
     state: Tensor,  # [..., T + 1, 2]
 ) -> Tensor:  # [...]

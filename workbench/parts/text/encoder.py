@@ -18,7 +18,7 @@ def attended(
     first[:, :1] = True
     return mask | (first & ~mask.any(1, keepdim=True))
 
-
+# %% ../../../nbs/parts/text/80_encoder.ipynb #CaptionEncoder
 class CaptionEncoder(nn.Module):
     "A transformer encoder that normalises before each part (Xiong et al. 2020), with learnt positions."
 

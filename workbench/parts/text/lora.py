@@ -24,7 +24,7 @@ def freeze_decoder(
     parts = [model.get_decoder(), model.get_output_embeddings()]
     return freeze(model, {id(p) for part in parts if part is not None for p in part.parameters()})
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #freeze
 def freeze(
     model,  # any module
     which: set[int],  # id() of parameters
@@ -50,7 +50,7 @@ def target_names(
     names = [n for n, m in model.named_modules() if isinstance(m, (Linear, Conv1D)) and m is not head]
     return dict(Counter(n.rsplit(".", 1)[-1] for n in names))
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #default_targets
 def default_targets(
     model,  # a text-to-text model
 ) -> list[str]:
@@ -61,7 +61,7 @@ def default_targets(
         raise ValueError(f"model.lora.targets must be given here: the layers are {', '.join(names)}.")
     return found
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #check_targets
 def check_targets(
     model,  # a text-to-text model
     targets: list[str],  # ends of layer names: `q`, `SelfAttention.q`, `layer.0.SelfAttention.q`
@@ -78,7 +78,7 @@ def check_targets(
             f"model.lora.targets: this {model.config.model_type} has no layer {gone}; "
             f"its layers are {', '.join(names)}.")
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #add_lora
 def add_lora(
     model,  # a text-to-text model; its own parameters are frozen
     r: int = 16,  # rank
@@ -136,7 +136,7 @@ def quantization(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if fast else torch.float32)
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #quantizable
 def quantizable(
     model,  # a text-to-text model, as it is before quantisation
 ) -> int:
@@ -148,7 +148,7 @@ def quantizable(
     return sum(m.weight.numel() for n, m in model.named_modules()
                if isinstance(m, Linear) and m is not head and n.rsplit(".", 1)[-1] not in kept)
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #prepare_quantized
 def prepare_quantized(
     model,  # loaded in 8 or 4 bits
     checkpointing: bool = False,  # recompute activations in the backward pass
@@ -160,7 +160,7 @@ def prepare_quantized(
         model, use_gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False})
 
-
+# %% ../../../nbs/parts/text/60_lora.ipynb #merged
 def merged(
     model,  # PeftModel, not quantised
 ):  # the model of transformers, without adapters

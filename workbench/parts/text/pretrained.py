@@ -29,7 +29,7 @@ def config_object(
     except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise ValueError(f"the {kind} configuration is not valid: {' '.join(str(error).split())}") from error
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #check_value
 def check_value(
     key: str,  # "model.params.num_layers"
     value,  # what it is to be
@@ -53,7 +53,7 @@ def check_value(
     if type(usual) is int and usual > 0 and not name.endswith(("_id", "_ids")) and not 1 <= value <= most:
         raise ValueError(f"{key} is {value!r}: write a whole number from 1 to {most:,}.")
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #override
 def override(
     config: dict,  # keys of a config.json
     changes: dict,  # keys to change; a nested dictionary changes the keys inside
@@ -75,7 +75,7 @@ def override(
         out[key] = override(config[key], value, f"{where}.{key}") if inside else value
     return out
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #set_dropout
 def set_dropout(
     config: dict,  # keys of a config.json
     p: float,  # 0 … 1
@@ -124,7 +124,7 @@ def text_to_text(
             setattr(settings, key, 0.0)
     return settings
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #build_seq2seq
 def build_seq2seq(
     config: dict,  # keys of a config.json
     device: str | None = None,  # "meta": no memory; default: torch's current device
@@ -153,7 +153,7 @@ def build_seq2seq(
     plain_generation(model)
     return model
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #untie
 def untie(
     model,  # PreTrainedModel
 ) -> None:
@@ -170,7 +170,7 @@ def untie(
         model.all_tied_weights_keys.pop("lm_head.weight", None)
     model.config.tie_word_embeddings = False
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #fill_random
 def fill_random(
     model,  # PreTrainedModel whose parameters are undefined
 ) -> None:
@@ -186,7 +186,7 @@ def fill_random(
     if left:
         raise RuntimeError(f"{type(model).__name__} leaves {left[0]} (and {len(left) - 1} more) undefined.")
 
-
+# %% ../../../nbs/parts/text/50_pretrained.ipynb #plain_generation
 def plain_generation(
     model,  # PreTrainedModel
 ) -> None:

@@ -19,13 +19,13 @@ def embed_width(model) -> int:  # D
     "Width of the `inputs_embeds` that the encoder takes."
     return base(model).get_encoder().get_input_embeddings().weight.shape[1]
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #hidden_width
 def hidden_width(model) -> int:  # H
     "Width of what the encoder gives."
     config = base(model).config
     return getattr(config, "encoder", config).hidden_size
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #max_positions
 def max_positions(
     config,  # PreTrainedConfig of a text-to-text model
 ) -> tuple[int | None, int | None]:  # longest source, longest target; None: no end
@@ -38,7 +38,7 @@ def max_positions(
     source = getattr(config, "max_encoder_position_embeddings", both)
     return source, getattr(config, "max_decoder_position_embeddings", both)
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #embed_rms
 def embed_rms(model) -> float:
     "Root mean square of the token embeddings as the encoder sees them, its own scale included."
     encoder = base(model).get_encoder()
@@ -60,14 +60,14 @@ def encode(
             f"{limit} positions: lower data.max_frames, raise data.step_frames, or take a T5.")
     return base(model).get_encoder()(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #start_id
 def start_id(model) -> int | None:
     "Id of the token that every decoder input starts with; None for the first mBART (its language token)."
     settings = base(model).generation_config
     start = settings.decoder_start_token_id
     return settings.bos_token_id if start is None and base(model).config.model_type != "mbart" else start
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #shift_right
 def shift_right(
     model,  # a text-to-text model
     labels,  # [B, T] long, -100 behind the end
@@ -84,7 +84,7 @@ def shift_right(
         first = real.new_full((len(real), 1), start)
     return torch.cat([first, real[:, :-1]], dim=1)
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #decode
 def decode(
     model,  # a text-to-text model
     hidden,  # [B, S, H], of `encode`
@@ -98,7 +98,7 @@ def decode(
         encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask,
         decoder_input_ids=decoder_ids, use_cache=False).logits
 
-
+# %% ../../../nbs/parts/text/40_seq2seq.ipynb #token_loss
 def token_loss(
     logits,  # [B, T, V]
     labels,  # [B, T] long, -100 where nothing is to be learnt

@@ -33,7 +33,7 @@ def code_points(
     "The characters of all texts, one after the other."
     return np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
 
-
+# %% ../../../nbs/parts/text/10_spelling.ipynb #character_counts
 def character_counts(
     texts: Iterable[str],
 ) -> Counter:
@@ -81,7 +81,7 @@ class Alphabet:
         out[free] = self.ids[code_points(texts)]
         return out, sizes
 
-
+# %% ../../../nbs/parts/text/10_spelling.ipynb #alphabet_of
 def alphabet_of(
     inner,  # tokenizers.Tokenizer, or None
 ) -> Alphabet | None:

@@ -42,7 +42,7 @@ def unigram_pieces(
     learnt = [(sp.id_to_piece(i), sp.get_score(i)) for i in range(3, len(sp))]  # 0 to 2 are its own
     return [(token, 0.0) for token in reserved] + [(p, s) for p, s in learnt if p not in reserved]
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #train_tokenizer
 def train_tokenizer(
     texts: Iterable[str],  # the corpus: training texts only
     kind: str = "char",  # char | unigram | bpe
@@ -115,7 +115,7 @@ def load_tokenizer(
         tok.add_special_tokens({"pad_token": "<pad>"})
     return tok
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #save_tokenizer
 def save_tokenizer(
     tok,  # a tokenizer of transformers
     folder: str | Path,  # is made if it does not exist
@@ -147,7 +147,7 @@ def language_id(
 # named first in a refusal
 OFTEN = ("deu|de", "eng|en", "fra|fr", "spa|es", "rus|ru", "arb|ar", "zho|zh", "amh|am")
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #language_tokens
 def language_tokens(
     tok,  # a tokenizer of transformers
 ) -> list[str]:
@@ -156,7 +156,7 @@ def language_tokens(
     return sorted(own or (t for t in tok.all_special_tokens
                           if re.fullmatch(r"[a-z]{2,3}_([A-Z]{2}|[A-Z][a-z]{3})", t)))
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #check_language
 def check_language(
     tok,  # a tokenizer of transformers
     language: str,  # as configured
@@ -185,7 +185,7 @@ def rust(
              and type(tok)._encode_plus is Fast._encode_plus)
     return tok.backend_tokenizer if plain and not hasattr(tok, "set_tgt_lang_special_tokens") else None
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #encode_whole
 def encode_whole(
     tok,  # a tokenizer of transformers
     texts: list[str],
@@ -208,7 +208,7 @@ def encode_whole(
         rows.append(first + ids + [end] * (not n))
     return rows, size
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #shorten
 def shorten(
     ids,  # [T], ending in `size` tokens that must stay
     max_length: int,
@@ -217,7 +217,7 @@ def shorten(
     "At most `max_length` tokens; what was cut still ends as it did."
     return ids if len(ids) <= max_length else [*ids[: max_length - size], *ids[len(ids) - size :]]
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #encode_targets_3
 def encode_targets(
     tok,  # a tokenizer of transformers
     texts: list[str],
@@ -255,7 +255,7 @@ class Targets:
         at = np.fromiter((self.rows[t] for t in texts), np.int64, len(texts))
         return self.ends[at + 1] - self.ends[at]
 
-
+# %% ../../../nbs/parts/text/00_tokenizer.ipynb #targets_of
 def targets_of(
     tok,  # a tokenizer of transformers
     texts: Iterable[str],

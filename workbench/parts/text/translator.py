@@ -23,7 +23,7 @@ def weightless() -> bool:
     probe = torch.empty(0)
     return probe.device.type == "meta" or hasattr(probe, "fake_mode")
 
-
+# %% ../../../nbs/parts/text/70_translator.ipynb #describe_1
 def describe(
     name: str,  # a folder, an architecture of the package, the hub's name, or a model type
     init: str,  # pretrained | scratch | auto
@@ -43,7 +43,7 @@ def describe(
         config = pretrained.fit_config(config, len(tok), tok.pad_token_id, tok.eos_token_id, tok.bos_token_id)
     return config, source.record()
 
-
+# %% ../../../nbs/parts/text/70_translator.ipynb #check_positions
 def check_positions(
     config: dict,
     source: int,  # longest source, in embeddings
@@ -61,7 +61,7 @@ def check_positions(
                          "and "
                          f"generate.max_length from {target}.")
 
-
+# %% ../../../nbs/parts/text/70_translator.ipynb #make
 def make(
     config: dict,
     origin: dict,

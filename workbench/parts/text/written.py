@@ -34,7 +34,7 @@ def characters(
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return Counter(c for c in folded if kind(c) != "space")
 
-
+# %% ../../../nbs/parts/text/20_written.ipynb #Loss
 @dataclass
 class Loss:
     "What some texts lose on the way through a tokenizer."
@@ -54,7 +54,7 @@ class Loss:
         "What is lost most often."
         return " ".join(c for c, _ in self.gone.most_common(8))
 
-
+# %% ../../../nbs/parts/text/20_written.ipynb #loss_of
 def loss_of(
     texts: Iterable[str],
     written: Iterable[str],  # the same texts, encoded and decoded
@@ -129,7 +129,7 @@ def repeating(
     out[grams[order[1:]][same, 0]] = True
     return out
 
-
+# %% ../../../nbs/parts/text/20_written.ipynb #spells
 def spells(
     texts: Iterable[str],
     tokens: int,  # of all these texts, their end tokens included

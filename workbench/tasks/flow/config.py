@@ -26,7 +26,7 @@ Pixels = Annotated[int, Field(ge=8, le=8192)]
 # a side, or [width, height]
 Sizes = Annotated[list[Pixels | tuple[Pixels, Pixels]], Field(max_length=1000), BeforeValidator(a_list)]
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #FlowData
 class FlowData(Section):
     "Named pictures and captions come from, and how large they are."
     judged = "plan"
@@ -57,7 +57,7 @@ class FlowData(Section):
             raise ValueError("name a size, as 32 or [width, height]")
         return value
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #Vae
 class Vae(Section):
     "Compressor and expander."
     judged = "plan"
@@ -82,7 +82,7 @@ class Vae(Section):
                              f"resolutions: give at most {n}")
         return self
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #Processor
 class Processor(Section):
     "The flow processor."
     judged = "plan"
@@ -102,7 +102,7 @@ class Processor(Section):
             heads_fit(2 * self.width, self.heads, names=("width × 2 =", "heads"))
         return self
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #TextEncoder
 class TextEncoder(Section):
     "What reads the captions."
     judged = "plan"
@@ -121,7 +121,7 @@ class TextEncoder(Section):
             heads_fit(self.width, self.heads)
         return self
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #Critic
 class Critic(Section):
     "The patch discriminator."
     judged = "plan"
@@ -138,7 +138,7 @@ class FlowModel(Section):
     # straight: flow matching; cosine: the document's v-prediction
     path: Literal["straight", "cosine"] = "straight"
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #FlowLoss
 class FlowLoss(Section):
     "What a stage trains, and the weights of its losses; every key is a word of a stage."
     train_vae: bool = False  # reconstruction
@@ -162,7 +162,7 @@ class FlowLoss(Section):
     instance_noise_std: float = Field(0.01, ge=0, le=10)
     instance_noise_decay: float = Field(0.9999, gt=0, le=1)
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #Sample
 class Sample(Section):
     "How pictures are drawn, and which ones a person sees on the way."
     judged = "never"  # a run draws later, too
@@ -173,7 +173,7 @@ class Sample(Section):
     captions: list[str] = Field([], max_length=1000)
     sizes: Sizes = []  # each caption is drawn in these; none: the first of data.sizes
 
-
+# %% ../../../nbs/tasks/flow/00_config.ipynb #FlowConfig
 class FlowConfig(Section):
     "The sections of the task."
     data: FlowData = FlowData()

@@ -49,7 +49,7 @@ def patiently(
             log.warning("%s: %s; try %d of %d in %.1f s", what, e, n + 2, retries + 1, wait * 2 ** n)
             time.sleep(wait * 2 ** n)
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #Pictures
 class Pictures:
     "Rows with their pixels: `pictures[i, epoch]`."
 
@@ -91,7 +91,7 @@ class Pictures:
         return {"uid": row.uid, "caption": row.caption, "ids": self.ids[row.caption],
                 "image": scaled(self.pixels(at[0]))}
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #collate
 def collate(
     items: list[dict],
 ) -> dict:
@@ -116,7 +116,7 @@ def in_shards(
     "Whether a source names shards."
     return any(".tar" in s for s in ([source] if isinstance(source, str) else source))
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #read_rows
 def read_rows(
     d,  # the section data
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:
@@ -152,7 +152,7 @@ def read_rows(
         raise Refused(f"data.source {d.source} has no picture with a caption to train on.")
     return rows, rejected
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #sized
 def sized(
     rows: list[PictureRow],
     d,  # the section data
@@ -206,7 +206,7 @@ def tokenizer_of(
     except (ValueError, OSError) as e:
         raise Refused(f"model.text: {e}") from e
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #encode
 def encode(
     tok,
     caption: str,
@@ -223,7 +223,7 @@ def with_prefix(
     "Every caption behind the fixed words."
     return [replace(r, caption=f"{prefix}. {r.caption}") for r in rows] if prefix else rows
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #data
 def data(
     cfg,
     stage,
@@ -276,7 +276,7 @@ def data(
                  groups, blocks,
                 {k: [r.digest for r in s.rows] for k, s in sets.items()})
 
-
+# %% ../../../nbs/tasks/flow/10_data.ipynb #show
 def show(
     batch: dict,
 ):

@@ -38,14 +38,14 @@ class Picture:
 
     __repr__ = __str__
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #spade_is_on
 def spade_is_on(
     nets: dict,
 ) -> bool:
     "Whether SPADE has learnt anything: its last convolutions start at zero."
     return any(bool(conv.weight.any()) for level in nets["expander"].spade.maps for conv in level)
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #drawing
 def drawing(
     nets: dict,
     ids: torch.Tensor,
@@ -61,7 +61,7 @@ def drawing(
         raise Refused(str(e)) from e
     return pictures(nets, z, ctx.assets, spade_is_on(nets))
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #predict
 def predict(
     nets: dict,
     batch: dict,
@@ -92,7 +92,7 @@ def features(
     "What the judge sees."
     return torch.cat([judge()(torch.from_numpy(scaled(image))[None]) for image in images])
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #score
 def score(
     rows: list[dict],
     data: Data,
@@ -115,13 +115,13 @@ def score(
         out |= retrieval(seen, looked, [r["reference"] for r in rows])
     return out | {"frechet": frechet(seen, looked)}
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #scores
 def scores(cfg) -> list[str]:
     "What `score` gives for two held-out pictures or more."
     return [*(("retrieval_top1", "retrieval_top5", "retrieval_rank") if cfg.loss.train_diff
               else ("mse", "psnr", "ssim")), "frechet"]
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #baseline
 def baseline(
     data: Data,
     split: str,
@@ -149,7 +149,7 @@ def several(
     first = [i for i in range(len(valid)) if valid.sizes[i] == valid.sizes[0]]
     return first[:: max(1, len(first) // most)][:most]
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #preview
 def preview(
     nets: dict,
     data: Data,
@@ -175,7 +175,7 @@ def preview(
         out |= drawings(nets, data, ctx, ctx.cfg.sample.captions or names, device)
     return out
 
-
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #drawings
 def drawings(
     nets: dict,
     data: Data,

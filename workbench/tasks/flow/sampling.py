@@ -26,7 +26,7 @@ def padded(
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), True
     return ids, mask
 
-
+# %% ../../../nbs/tasks/flow/20_sampling.ipynb #latents
 @torch.no_grad()
 def latents(
     nets: dict,
@@ -40,7 +40,7 @@ def latents(
     shift, scale = (torch.as_tensor(assets[k]).to(z)[:, None, None] for k in ("latent_mean", "latent_std"))
     return (z - shift) / scale
 
-
+# %% ../../../nbs/tasks/flow/20_sampling.ipynb #pictures
 @torch.no_grad()
 def pictures(
     nets: dict,
@@ -63,7 +63,7 @@ def row_chance(
     own = torch.Generator().manual_seed(int(hashlib.sha256(f"{seed} {uid}".encode()).hexdigest()[:15], 16))
     return torch.randn(tuple(shape), generator=own), torch.rand(numbers, generator=own)
 
-
+# %% ../../../nbs/tasks/flow/20_sampling.ipynb #chance
 def chance(
     like: Tensor,  # [B, …]
     uids: Sequence[str],

@@ -52,7 +52,7 @@ def nets(
     except ValueError as e:
         raise Refused(f"model: {e}") from e
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #text_encoder
 def text_encoder(
     t,  # the section model.text
     data: Data,
@@ -111,7 +111,7 @@ def vae_loss(
         total = total + l.lambda_adv * weight * parts["generator_loss"]
     return {"loss": total, "vae_loss": total} | parts
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #noisy
 def noisy(image, ctx):
     "In training with fading noise, which keeps the discriminator from being sure too soon."
     from workbench.parts.image.critic import instance_noise
@@ -120,7 +120,7 @@ def noisy(image, ctx):
     return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.stage_step,
                           ctx.generator) if ctx.training else image
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #perceptual_of
 @lru_cache(1)
 def perceptual_of(device):
     "LPIPS, loaded once. Raises `Refused` where it is not to be had."
@@ -173,7 +173,7 @@ def flow_loss(
     loss = (said - velocity).square().flatten(1).mean(1).sum() / ctx.counts["pictures"]
     return {"loss": loss, "flow_loss": loss}
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #begin
 def begin(
     stage,
     nets: dict,
@@ -216,7 +216,7 @@ def objectives(
             "flow": Objective(["flow_processor", "text_encoder"], flow_loss,
                               {"flow": ["flow_processor"], "text_encoder": ["text_encoder"]}, ("flow_loss",))}
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #active
 def active(
     cfg,
 ) -> list[str]:
@@ -226,7 +226,7 @@ def active(
             + ["discriminator"] * l.gan_training
             + ["flow"] * l.train_diff)
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #expect
 def expect(
     nets: dict,
     batch: dict,
@@ -245,7 +245,7 @@ def expect(
                                                                                           1.3 * (square + 1))
     return out
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #origin
 def origin(
     nets: dict,
 ) -> dict:
@@ -254,7 +254,7 @@ def origin(
     return {"kind": "scratch", "where": "",
             "why": "random weights" + (", the text encoder pretrained" if hub is not None else "")}
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #idle
 def idle(
     cfg,
     objectives: Sequence[str],  # active ones
@@ -299,7 +299,7 @@ def idle(
         without("with sample.sampler=adaptive, which chooses its steps", "sample.steps")
     return out
 
-
+# %% ../../../nbs/tasks/flow/40_task.ipynb #task
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline,
             expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,

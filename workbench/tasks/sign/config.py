@@ -24,7 +24,7 @@ def readable_layout(
         layout_of(value)
     return value
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #Augment_1
 class Augment(Section):
     "Changes to a motion, in training only; each is a range or a largest amount."
     judged = "plan"
@@ -45,7 +45,7 @@ class Augment(Section):
             raise ValueError("write the slowest and the fastest: [0.8, 1.25]")
         return value
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #SignData
 class SignData(Section):
     "Named the poses and texts come from."
     judged = "plan"
@@ -86,7 +86,7 @@ class SignData(Section):
                   if isinstance(v := value.get(k), str) and v.strip()}
         return value | {k: from_here(v) for k, v in tables.items()}
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #Lora
 class Lora(Section):
     "Adapters of low rank, through peft."
     judged = "plan"
@@ -99,7 +99,7 @@ class Lora(Section):
     dora: bool = False
     modules_to_save: list[str] | None = None  # trained whole, e.g. lm_head
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #SignModel
 class SignModel(Section):
     "The text-to-text model and the reader in front of it."
     judged = "plan"
@@ -136,7 +136,7 @@ class SignModel(Section):
             raise ValueError("write an odd number: 3, 5, 7")
         return value
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #SignLoss
 class SignLoss(Section):
     "What is minimised: (1 - ctc) × cross-entropy + ctc × CTC."
     ctc: float = Field(0.5, ge=0, le=1)  # only with model.ctc
@@ -153,13 +153,13 @@ class Generate(Section):
     no_repeat_ngram: int | None = Field(None, ge=0, le=1000)
     ctc: float = Field(0.5, ge=0, le=1)  # weight of CTC's prefix scores, only with model.ctc
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #Score
 class Score(Section):
     "How texts are compared."
     # BLEU's tokenizer; auto: by the script of the texts
     bleu: Literal["auto", "13a", "intl", "zh", "char", "none"] = "auto"
 
-
+# %% ../../../nbs/tasks/sign/00_config.ipynb #SignConfig
 class SignConfig(Section):
     "The sections of the task."
     data: SignData = SignData()

@@ -29,7 +29,7 @@ def samples_folder() -> Path:
 
     return Path(workbench.__file__).parent / "samples" / "sign"
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #whose
 def whose(
     data: SignData,
 ) -> str:
@@ -47,7 +47,7 @@ def whose(
         raise Refused(f"data.train_path: {path}: there is no such table.")
     return str(path.absolute().parent)
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #tables
 def tables(
     data: SignData,
 ) -> tuple[dict[str, list[Path]], Path]:
@@ -79,7 +79,7 @@ def tables(
         raise Refused(f"data.pose_dir: there is no folder {poses}.")
     return splits, poses
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #has_languages
 def has_languages(
     table: Path,
 ) -> bool:
@@ -89,7 +89,7 @@ def has_languages(
     with open(table, encoding="utf-8-sig", errors="replace") as f:
         return "lang" in (cell.strip(' "').lower() for cell in re.split("[,;\t]", f.readline().strip()))
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #read_rows
 def read_rows(
     data: SignData,
     seed: int,
@@ -173,7 +173,7 @@ def data(
     out.show = lambda batch: show(batch, out)
     return out
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #clip_facts
 def clip_facts(
     clips,  # pose_clips.Clips
     asked: float | None = None,  # data.fps
@@ -190,7 +190,7 @@ def clip_facts(
              if clips.crowded else {})
     return {"frames_a_second": "; ".join([rate, *other, *silent])} | crowd
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #frame_statistics
 def frame_statistics(
     rows,  # PoseRows
     at_most: int = 200,  # rows looked at, evenly spaced
@@ -218,7 +218,7 @@ def collate(
             "frames": pad_sequence(frames, True), "frame_lengths": torch.tensor([len(f) for f in frames]),
             "labels": labels, "targets": targets, "target_lengths": spelled}
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #count
 def count(
     batch: dict,
 ) -> dict[str, float]:
@@ -235,7 +235,7 @@ def show(
     return [strip_of(data, split, uid) for uid in batch["uid"][:rows]
             for split in data.uids if uid in data.uids[split]]
 
-
+# %% ../../../nbs/tasks/sign/20_data.ipynb #strip_of
 def strip_of(
     data: Data,
     split: str,

@@ -46,7 +46,7 @@ def nets(
     head = {"ctc": torch.nn.Linear(hidden_width(translator), data.facts["vocabulary"])} if m.ctc else {}
     return {"reader": reader, "translator": translator} | head
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #translator_of
 def translator_of(
     cfg,
     data: Data,
@@ -79,7 +79,7 @@ def translator_of(
         write_json(kept / "weights.json", origin)
     return model
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #origin
 def origin(
     nets: dict,
 ) -> dict:
@@ -99,7 +99,7 @@ def forward(
     hidden = encode(model, embeds, mask)
     return hidden, lengths, decode(model, hidden, mask, shift_right(model, batch["labels"]))
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #translate_loss
 def translate_loss(
     nets: dict,
     batch: dict,
@@ -120,7 +120,7 @@ def translate_loss(
                        ctx.counts["spelled"])
     return {"loss": (1 - cfg.loss.ctc) * ce + cfg.loss.ctc * spelled, "ce": ce, "ctc": spelled}
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #blank_id
 def blank_id(
     model,
 ) -> int:
@@ -159,7 +159,7 @@ def predict(
     return [{"uid": u, "reference": t, "hypothesis": h}
             for u, t, h in zip(batch["uid"], batch["text"], decode_texts(tok, ids))]
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #score
 def score(
     rows: list[dict],
     data: Data,
@@ -173,7 +173,7 @@ def scores(cfg) -> list[str]:
     return [*(f"bleu{n}" for n in (1, 2, 3, 4)), "chrf", "rouge_l", "wer", "cer", "distinct1", "distinct2",
             "exact"]
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #baseline
 def baseline(
     data: Data,
     split: str,
@@ -181,7 +181,7 @@ def baseline(
     "The best constant answer, found on the training texts."
     return constant_scores(data.own["texts"]["train"], data.own["texts"][split], data.own["bleu"])
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #expect
 def expect(
     nets: dict,
     batch: dict,
@@ -193,7 +193,7 @@ def expect(
 
     return {"ce" if "ctc" in nets else "loss": chance_band(forward(nets, batch)[2], batch["labels"])}
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #preview
 def preview(
     nets: dict,
     data: Data,
@@ -214,7 +214,7 @@ def preview(
                                    f"{loud}signed: {r['reference']}    read: {r['hypothesis']}")
             for i, r in enumerate(found)}
 
-
+# %% ../../../nbs/tasks/sign/30_task.ipynb #idle
 def idle(
     cfg,
     objectives: Sequence[str],  # active ones

@@ -81,7 +81,7 @@ class Texts:
     bleu: str  # BLEU's tokenizer
     facts: dict  # for the plan
 
-
+# %% ../../../nbs/tasks/sign/10_texts.ipynb #repeat_facts
 def repeat_facts(
     cfg,
     targets,  # text.Targets
@@ -104,7 +104,7 @@ def repeat_facts(
                f"({some / len(targets.rows):.1%}) have them twice and cannot be written. "
                "generate.no_repeat_ngram=0 lets them."}
 
-
+# %% ../../../nbs/tasks/sign/10_texts.ipynb #ceilings
 def ceilings(
     cfg,
     texts: dict[str, list[str]],
@@ -124,7 +124,7 @@ def ceilings(
     line = {split: ", ".join(f"{k} {scores[k]:.3g}" for k in names) for split, scores in found.items()}
     return {"a_perfect_model_would_score": line} if line else {}
 
-
+# %% ../../../nbs/tasks/sign/10_texts.ipynb #read_texts
 def read_texts(
     cfg,
     tok,

@@ -36,7 +36,7 @@ class Mel(Section):
                              f"of rate {self.rate}")
         return self
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #Text
 class Text(Section):
     "How a text becomes symbols."
     judged = "never"  # a voice may be asked for any text, later
@@ -44,7 +44,7 @@ class Text(Section):
     language: str = "en"  # of numbers and abbreviations, also with a region (de-CH), and which samples
     voice: str = "en-us"  # espeak-ng's, for phones
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #TtsData
 class TtsData(Section):
     "Named the recordings and texts come from."
     judged = "plan"
@@ -84,7 +84,7 @@ class Decoder(Section):
             raise ValueError("write an odd number: 5, 7, 9")
         return value
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #TtsModel
 class TtsModel(Section):
     "Encoder, predictors, decoder."
     judged = "plan"
@@ -108,7 +108,7 @@ class TtsModel(Section):
         heads_fit(self.width, self.heads)
         return self
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #TtsLoss
 class TtsLoss(Section):
     """What is minimised: mel_weight × mel + dur_weight × duration + align_weight × alignment (+ pitch,
     energy)."""
@@ -119,7 +119,7 @@ class TtsLoss(Section):
     pitch_weight: float = Field(0.1, ge=0, le=1e6)
     energy_weight: float = Field(0.1, ge=0, le=1e6)
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #Speak
 class Speak(Section):
     "How speech is made and judged."
     judged = "never"  # a run speaks later, too
@@ -131,7 +131,7 @@ class Speak(Section):
     # spoken at every validation besides the held-out rows
     sentences: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=1000)
 
-
+# %% ../../../nbs/tasks/tts/00_config.ipynb #TtsConfig
 class TtsConfig(Section):
     "The sections of the task."
     data: TtsData = TtsData()

@@ -50,7 +50,7 @@ class Clips:
         "Frames and symbols of each row."
         return np.array([[self.mels.length(r.uid), len(r.symbols)] for r in self.rows]).reshape(-1, 2)
 
-
+# %% ../../../nbs/tasks/tts/20_data.ipynb #collate
 def collate(
     items: list[dict],
 ) -> dict:
@@ -71,7 +71,7 @@ def collate(
     kinds = {"durations": torch.long, "pitch": torch.float32, "energy": torch.float32}
     return batch | {k: padded(k, kind) for k, kind in kinds.items() if k in items[0]}
 
-
+# %% ../../../nbs/tasks/tts/20_data.ipynb #count
 def count(
     batch: dict,
 ) -> dict[str, float]:
@@ -160,7 +160,7 @@ def data(
     out.show = lambda batch: show(batch, out)
     return out
 
-
+# %% ../../../nbs/tasks/tts/20_data.ipynb #what
 def what(
     home: Path,
 ) -> str:
@@ -168,7 +168,7 @@ def what(
     sheet = home / "DATASHEET.md"
     return sheet.read_text(encoding="utf8").splitlines()[0].lstrip("# ") if sheet.exists() else str(home)
 
-
+# %% ../../../nbs/tasks/tts/20_data.ipynb #statistics_of
 def statistics_of(
     clips: Clips,
 ) -> dict:
@@ -189,7 +189,7 @@ def statistics_of(
         found[name] = {"mean": float(values.mean()), "std": float(values.std())}
     return found
 
-
+# %% ../../../nbs/tasks/tts/20_data.ipynb #show
 def show(
     batch: dict,
     data: Data,

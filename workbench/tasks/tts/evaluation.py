@@ -38,7 +38,7 @@ class Spoken:
 
     __repr__ = __str__
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #listening
 @lru_cache(2)
 def listening(
     name: str,
@@ -49,7 +49,7 @@ def listening(
 
     return listener(name, language)
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #predict
 def predict(
     nets: dict,
     batch: dict,
@@ -76,7 +76,7 @@ def predict(
     return [{"uid": u, "reference": t, "hypothesis": s, "durations": r[: len(s.durations)]}
             for u, t, s, r in zip(batch["uid"], batch["text"], said, real)]
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #made
 @lru_cache(2)
 def made(name: str, mel):
     "A vocoder, loaded once."
@@ -94,7 +94,7 @@ def vocoder_of(
 
     return made(name, Mel(**mel.model_dump()))
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #score
 def score(
     rows: list[dict],
     data: Data,
@@ -129,14 +129,14 @@ def score(
                                data.own["text"].language)
     return out
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #scores
 def scores(cfg) -> list[str]:
     "What `score` can give."
     return ["mcd", "mel_error", "length_error",
             "duration_error_ms", *["voicing_error", "f0_cents"] * cfg.speak.f0,
             *["asr_wer", "asr_cer"] * (cfg.speak.asr is not None)]
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #baseline
 def baseline(
     data: Data,
     split: str,
@@ -174,7 +174,7 @@ def pair_figure(
         axes.set_xlim(0, seconds)
     return figure
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #preview
 def preview(
     nets: dict,
     data: Data,
@@ -206,7 +206,7 @@ def preview(
         out |= seen(f"sentence_{i}", text, nets, batch, data, cfg, {})
     return out
 
-
+# %% ../../../nbs/tasks/tts/40_evaluation.ipynb #seen
 def seen(
     name: str,
     text: str,

@@ -31,7 +31,7 @@ def home_of(
                       "data.source to a folder of recordings.")
     return packs / data.text.language
 
-
+# %% ../../../nbs/tasks/tts/10_rows.ipynb #Row
 @dataclass(frozen=True)
 class Row:
     "A text, its symbols and its recording."
@@ -64,6 +64,7 @@ def sequence_of(
         raise ValueError(f"there is nothing to say in {text[:60]!r}.")
     return [" ", *found, " "]
 
+# %% ../../../nbs/tasks/tts/10_rows.ipynb #sayable
 def sayable(
     sequence: list[str],
     symbols,  # Symbols
@@ -98,7 +99,7 @@ def times_of(
     except (ValueError, OSError) as e:
         raise Refused(f"data.times: {e}") from e
 
-
+# %% ../../../nbs/tasks/tts/10_rows.ipynb #read_rows
 def read_rows(
     data: TtsData,
     pitch: bool = False,  # the melody of each clip too

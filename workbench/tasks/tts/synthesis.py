@@ -30,7 +30,7 @@ def read(
     return (nets["encoder"](batch["text_ids"], batch["text_lengths"], batch["speaker"]),
             frame_mask(batch["text_lengths"], batch["text_ids"].shape[1]))
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #align
 def align(
     nets: dict,
     batch: dict,  # with mel [B, M, T] and mel_lengths [B]
@@ -45,7 +45,7 @@ def align(
                                batch["mel_lengths"])
         return search(scores, batch["text_lengths"], batch["mel_lengths"]), means
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #per_symbol
 def per_symbol(
     values: torch.Tensor,  # [B, T], 0 where there is none
     durations: torch.Tensor,  # [B, S]
@@ -57,7 +57,7 @@ def per_symbol(
     zeros = values.new_zeros(durations.shape)
     return zeros.scatter_add(1, owner, values * there) / zeros.scatter_add(1, owner, there).clamp(min=1)
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #melody
 def melody(
     nets: dict,
     batch: dict,
@@ -74,7 +74,7 @@ def melody(
         found[name] = per_symbol(values, durations)
     return found
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #colour
 def colour(
     nets: dict,
     encoded: torch.Tensor,  # [B, S, D]
@@ -95,7 +95,7 @@ def spread(
     owner = frames_to_symbols(durations, frames)
     return regulate(encoded, owner), place_in_symbol(durations, owner), frame_mask(durations.sum(1), frames)
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #drawn
 def drawn(
     bands: int,
     frames: int,
@@ -105,7 +105,7 @@ def drawn(
     (torch draws sixteen numbers at a time.)"""
     return torch.randn(-(-frames // 16) * 16, bands, generator=own)[:frames].T
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #noise_of
 def noise_of(
     mel: torch.Tensor,  # [B, M, T]
     uids: list[str],
@@ -122,7 +122,7 @@ def noise_of(
         noise[i] = drawn(mel.shape[1], mel.shape[2], own).to(mel.device)
     return noise, torch.stack(times).to(mel.device)
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #path_point
 def path_point(
     mel: torch.Tensor,  # [B, M, T] standardised
     uids: list[str],
@@ -133,7 +133,7 @@ def path_point(
     point, velocity = straight(noise, mel, times)
     return velocity, (point, times)
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #decode
 def decode(
     nets: dict,
     encoded: torch.Tensor,  # [B, S, D]
@@ -169,7 +169,7 @@ def sing(
     return [(mel[:, : int(d.sum())], d[: int(n)])
             for mel, d, n in zip(mels, durations, batch["text_lengths"])]
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #batch_of_texts
 def batch_of_texts(
     sequences: list[list[str]],
     data: Data,
@@ -196,7 +196,7 @@ def batch_of_texts(
             "text_lengths": torch.tensor([len(i) for i in ids], device=device),
             "speaker": torch.full((len(ids),), who, device=device)}
 
-
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #synthesise
 def synthesise(
     nets: dict,
     data: Data,

@@ -51,7 +51,7 @@ def nets(
     out["encoder"].origin = {"kind": "pretrained" if m.base else "scratch", "where": m.base or "", "why": ""}
     return out
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #begin_from
 def begin_from(
     nets: dict,
     base: Path,  # a run
@@ -82,7 +82,7 @@ def begin_from(
             with torch.no_grad():
                 (own[: len(there)] if longer else own).copy_(there)
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #origin
 def origin(
     nets: dict,
 ) -> dict:
@@ -112,7 +112,7 @@ def forward(
         target, given = path_point(target, batch["uid"], ctx)
     return out | {"mel_outputs": decoder(x, place, frames, *given), "mel_target": target, "mel_mask": frames}
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #speech_loss
 def speech_loss(
     nets: dict,
     batch: dict,
@@ -140,7 +140,7 @@ def speech_loss(
         total = total + getattr(cfg, f"{name}_weight") * parts[f"{name}_loss"]
     return {"loss": total} | parts
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #objectives
 def objectives(
     cfg,
 ) -> dict[str, Objective]:
@@ -152,7 +152,7 @@ def objectives(
     parts += ["pitch_loss"] * cfg.model.pitch + ["energy_loss"] * cfg.model.energy
     return {"speech": Objective(names, speech_loss, parts=parts)}
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #expect
 def expect(
     nets: dict,
     batch: dict,
@@ -192,7 +192,7 @@ def idle(
         out["model.freeze_base_rows"] = "without `model.base`"
     return out
 
-
+# %% ../../../nbs/tasks/tts/50_task.ipynb #task
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
