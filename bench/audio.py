@@ -97,8 +97,8 @@ if __name__ == "__main__" and "__file__" in globals():
                              - log_mels([torch.from_numpy(wave)], mel)[0].numpy().T).max())
                              for wave in waves[:20])
     print(f"{len(paths)} files, {seconds / 60:.1f} min, torch {torch.__version__} with "
-          f"{torch.get_num_threads()} threads, librosa "
-          f"{librosa.__version__}; largest difference of a log-mel {worst:.1e}\n")
+          f"{torch.get_num_threads()} threads, librosa {librosa.__version__}; largest difference of a "
+          f"log-mel {worst:.1e}\n")
     print("| case | librosa | workbench | seconds of sound a second | times as fast "
           "|\n|---|---:|---:|---:|---:|")
     compare(f"clip to mel, {paths[0].suffix[1:]} as it is", seconds, paths, ours, by_librosa)

@@ -134,7 +134,6 @@ if __name__ == "__main__":
     table, trained = rows()
     size = lengths(table)
     print(f"{len(table)} pairs, vocabulary {len(trained)}; source and target tokens: mean "
-          f"{size.mean(0).round(1)}, "
-          f"median {np.median(size, 0)}, longest {size.max(0)}")
+          f"{size.mean(0).round(1)}, median {np.median(size, 0)}, longest {size.max(0)}")
     for row in table[:3]:
         print(trained.decode(row["input_ids"]), "|", trained.decode(row["labels"]))

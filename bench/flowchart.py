@@ -95,8 +95,7 @@ def click():
                 time.sleep(0.3)
         found.sort()
         print(f"| a click, while a training runs | median {statistics.median(found):.0f} ms, 95 % "
-              f"{found[int(0.95 * len(found))]:.0f} "
-              "ms | 200 ms |", flush=True)
+              f"{found[int(0.95 * len(found))]:.0f} ms | 200 ms |", flush=True)
     from workbench.lab.run import launch
 
     launch.stop(run.folder)

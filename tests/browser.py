@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 flags = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update "
-         "--disable-sync --disable-dev-shm-usage").split()
+         "--disable-component-update --disable-sync --disable-dev-shm-usage").split()
 status = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel?.status"
 
 

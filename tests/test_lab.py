@@ -68,8 +68,7 @@ def wait_for(run, state, seconds=120):
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
-    code = ("import sys, workbench.lab.cli as cli\n"
-            "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code = ("import sys, workbench.lab.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
             "print([m for m in ('torch', 'transformers', 'numpy', 'pydantic', 'yaml') if m in sys.modules])")
     fastest = 9.0
     for _ in range(3):

@@ -228,8 +228,7 @@ def test_a_full_plan_of_the_largest_takes_seconds_and_no_memory():
 
 def test_overrides_win_and_are_typed():
     cfg = presets.load("t5_base", "train.lr=1e-5 model.lora.r=8 data.languages=[gsg,ase] model.language='en "
-                                  "XX' "
-                                  "train.checkpoint_every='2 epochs' model.params.num_layers=3 "
+                                  "XX' train.checkpoint_every='2 epochs' model.params.num_layers=3 "
                                   "train.minutes=null")
     assert (cfg.train.lr, cfg.model.lora.r, cfg.data.languages) == (1e-5, 8, ["gsg", "ase"])
     assert (cfg.model.language == "en XX" and cfg.train.checkpoint_every == "2 epochs"

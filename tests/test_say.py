@@ -18,8 +18,8 @@ from workbench.parts.speech.wave import read_wave, write_wave
 from workbench.tasks.tts.rows import home_of
 
 SMALL = ("model.width=32 model.layers=1 model.hidden=64 model.prenet=1 model.decoder.width=32 "
-         "model.decoder.blocks=1 train.max_steps=2 "
-         "train.log_every=1 valid.every=null valid.final=[] data.text.kind=characters trackers=[] check=false")
+         "model.decoder.blocks=1 train.max_steps=2 train.log_every=1 valid.every=null valid.final=[] "
+         "data.text.kind=characters trackers=[] check=false")
 TEXT = "Good morning. Please hold on. Thank them."
 
 

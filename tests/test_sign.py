@@ -256,8 +256,7 @@ def test_tables_elsewhere_and_a_table_for_validation(tmp_path):
     signs.write(home / "tables/b.csv", [("isr/s0", "אחר"), ("eth/s1", "ሌላ")])
     (home / "poses").rename(home / "keypoints")
     d = data_of(config(home, "data.train_path=tables/a.csv data.val_path=tables/b.csv "
-                             "data.test_path=tables/b.csv "
-                             "data.pose_dir=keypoints"))
+                             "data.test_path=tables/b.csv data.pose_dir=keypoints"))
     assert {k: len(v) for k, v in d.datasets.items()} == {"train": 24, "valid": 2, "test": 2}
     assert d.own["texts"]["valid"] == ["אחר", "ሌላ"]
     (home / "tables/b.csv").rename(home / "dev.csv")

@@ -135,8 +135,8 @@ def translate_step(
                 out = merge(datasets[value], out)
             else:
                 errors.append(f"{where}: there is no dataset "
-                              f"`{short(value)}`{nearest(str(value), list(datasets))}. "
-                              f"Data sets: {', '.join(datasets) or 'none'}.")
+                              f"`{short(value)}`{nearest(str(value), list(datasets))}. Data sets: "
+                              f"{', '.join(datasets) or 'none'}.")
         elif key in words:
             if key == "use_ema":
                 value = (ema if value else None) if isinstance(value, bool) else value

@@ -91,8 +91,7 @@ def from_name(
         if e.name and name != e.name and not name.startswith(e.name + "."):
             raise
         raise Refused(f"The task `{name}` was named, and there is no such module on Python's path or in "
-                      f"{here}: give its file, "
-                      f"`--task-from path/to/{name.rpartition('.')[2]}.py`.") from e
+                      f"{here}: give its file, `--task-from path/to/{name.rpartition('.')[2]}.py`.") from e
 
 # %% ../../../nbs/core/config/40_modules.ipynb #environment
 def environment() -> dict[str, str]:

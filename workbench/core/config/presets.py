@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets_folder', 'cpu_minutes', 'presets', 'find', 'read_file', 'own_part', 'parse_overrides', 'device_kind',
-           'task_module', 'schema_of', 'check_tree', 'resolve', 'settled', 'flat', 'load', 'dump']
+           'systems', 'task_module', 'schema_of', 'check_tree', 'resolve', 'settled', 'flat', 'load', 'dump']
 
 # %% ../../../nbs/core/config/80_presets.ipynb #544e2d52
 import re
@@ -53,8 +53,7 @@ def find(
     if path.suffix in (".yaml", ".yml") or "/" in str(config):
         raise Refused(f"There is no configuration file {short(config)}.")
     raise Refused(f"There is no preset `{short(config)}`{nearest(config, presets())}. Presets: "
-                  f"{', '.join(presets())}; "
-                  "or give the path of a .yaml file.")
+                  f"{', '.join(presets())}; or give the path of a .yaml file.")
 
 # %% ../../../nbs/core/config/80_presets.ipynb #read_file
 def read_file(
@@ -127,25 +126,26 @@ def device_kind() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 # %% ../../../nbs/core/config/80_presets.ipynb #task_module
+def systems() -> list[str]:
+    "The tasks of the workbench: the folders in `tasks` that hold one."
+    return sorted(p.parent.name for p in (presets_folder.parent / "tasks").glob("*/task.py"))
+
+
 def task_module(
     name: str,  # a task of the workbench ("sign"), or a module that the user named
 ):
     "The module of a task, which has `task: Task`. Raises `Refused` with the nearest name."
-    folder = Path(presets_folder).parent / "tasks"
-    stems = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
-    ours = [s for s in stems if not any(s.startswith(o + "_") for o in stems)]  # sign_data is a part of sign
+    ours = systems()
     if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         raise Refused(f"`task` is {shown(name)}: write the name of a task ({', '.join(ours)}), or of a "
                       "module of your own.")
     name = name.removeprefix("workbench.tasks.")
-    module = import_module(f"workbench.tasks.{name}") if name in ours else own_module(name)
+    module = import_module(f"workbench.tasks.{name}.task") if name in ours else own_module(name)
     if module is None:
         raise Refused(f"There is no task `{name}`{nearest(name, ours) or '.'} Tasks: {', '.join(ours)}. A "
-                      "configuration alone imports no "
-                      f"other code: if you trust the module `{name}`, name it yourself, as `--task-from "
-                      f"{name}` (or its .py file) on "
-                      f"the command line, WORKBENCH_TASKS={name} in your environment, or "
-                      f"task_from=\"{name}\" in Python.")
+                      f"configuration alone imports no other code: if you trust the module `{name}`, name it "
+                      f"yourself, as `--task-from {name}` (or its .py file) on the command line, "
+                      f"WORKBENCH_TASKS={name} in your environment, or task_from=\"{name}\" in Python.")
     if not hasattr(getattr(module, "task", None), "config"):
         raise Refused(f"The module {name} has no `task` (a workbench.core.task.Task).")
     return module

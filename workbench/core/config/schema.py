@@ -305,8 +305,8 @@ def merge_named(
             entries, names = [*entries, changes], [*names, name]
         else:
             raise Refused(f"{key}: there is no entry `{name}`{nearest(name, [n for n in names if n])}. There "
-                          "are: "
-                          f"{', '.join(str(n) for n in names)}. One more says its name: {{name: {name}, …}}.")
+                          f"are: {', '.join(str(n) for n in names)}. One more says its name: {{name: {name}, "
+                          f"…}}.")
     return entries
 
 # %% ../../../nbs/core/config/10_schema.ipynb #nearest

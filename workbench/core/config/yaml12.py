@@ -179,8 +179,7 @@ def read_text(
     except UnicodeDecodeError as e:
         line, byte = data.count(b"\n", 0, e.start) + 1, data[e.start]
         raise Refused(f"{path}, line {line}: the byte 0x{byte:02X} is not UTF-8; in Latin-1 and Windows-1252 "
-                      "it is "
-                      f"`{bytes([byte]).decode('latin-1')}`: save the file as UTF-8.") from e
+                      f"it is `{bytes([byte]).decode('latin-1')}`: save the file as UTF-8.") from e
 
 # %% ../../../nbs/core/config/30_yaml12.ipynb #read_value
 def read_value(

@@ -54,8 +54,7 @@ def epoch_plan(
     lengths = np.asarray(lengths).reshape(len(lengths), -1)
     if len(lengths) < slots:
         raise Refused(f"{len(lengths)} training rows cannot fill {slots} micro-batches a step: give more "
-                      "rows, or "
-                      "lower train.accumulate or the number of processes.")
+                      "rows, or lower train.accumulate or the number of processes.")
     check_groups(groups, slots, uids)
     rng = np.random.default_rng([seed, epoch])
     least = max(slots, min(4, rows))  # 4: the same rows meet whether 1, 2 or 4 slots share them
@@ -93,8 +92,8 @@ def check_groups(
         rare = np.flatnonzero(groups == kinds[counts.argmin()])
         names = f" ({', '.join(str(uids[i]) for i in rare[:5])}{' …' * (len(rare) > 5)})" if len(uids) else ""
         raise Refused(f"The {len(rare)} training rows of one size{names} cannot fill {slots} micro-batches a "
-                      "step: give more rows of "
-                      "that size or take these out, or lower train.accumulate or the number of processes.")
+                      "step: give more rows of that size or take these out, or lower train.accumulate or the "
+                      "number of processes.")
 
 # %% ../../../nbs/core/data/20_batches.ipynb #apart
 def apart(

@@ -60,8 +60,7 @@ def hold_out(
     train = rows["train"]
     if len(train) < 2:
         raise Refused(f"There is no table for validation, and {len(train)} training row to hold one out of: "
-                      "give a table "
-                      "`valid`, or at least 2 rows.")
+                      "give a table `valid`, or at least 2 rows.")
     key, how = text_of, "by their texts"
     if not (held := chosen(Counter(map(key, train)), seed)):
         key, different = uid_of, len(set(map(text_of, train)))

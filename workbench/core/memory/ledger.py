@@ -63,8 +63,7 @@ class Ledger(TorchDispatchMode):
             out = BRIDGES.get(func, func)(*args, **kwargs or {})
         except (DataDependentOutputException, DynamicOutputShapeException) as e:
             raise ValueError(f"The memory planner met {func}, whose result depends on values: an objective "
-                             "takes its sizes "
-                             "from shapes or from Python numbers.") from e
+                             "takes its sizes from shapes or from Python numbers.") from e
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor):
                 self.note(x)

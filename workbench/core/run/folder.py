@@ -134,8 +134,7 @@ def create(
             update_status(run, state="starting", step=0, attempt=1)
     except OSError as e:
         raise Refused(f"The run folder {run} cannot be written: {e.strerror}. Name another with run_dir, or "
-                      "set "
-                      "WORKBENCH_RUNS.") from e
+                      "set WORKBENCH_RUNS.") from e
     return run
 
 # %% ../../../nbs/core/run/30_folder.ipynb #config_of

@@ -113,10 +113,8 @@ def holder(
         return (f"{run} is held by process {lock['pid']} of this machine since {since}: stop it first "
                 f"(`workbench stop {run}`).")
     return (f"{run} is held by process {lock.get('pid', '?')} of host {lock['host'] or '?'} since {since}, "
-            "last heard of "
-            f"{max(0, at - lock['heard']):.0f} s ago: stop it there first. If that host is gone, wait until "
-            "it has been silent for "
-            f"{silence:.0f} s, or delete {run}/lock.")
+            f"last heard of {max(0, at - lock['heard']):.0f} s ago: stop it there first. If that host is "
+            f"gone, wait until it has been silent for {silence:.0f} s, or delete {run}/lock.")
 
 # %% ../../../nbs/core/run/20_lock.ipynb #acquire
 @contextmanager

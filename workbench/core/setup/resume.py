@@ -135,8 +135,7 @@ def demand_checkpoint(
     saved = (status_in(run) or {}).get("checkpoint")
     if saved and not checkpoint.find(run):
         raise Refused(f"{run} has no checkpoint, and its status.json says that {saved} was saved: bring "
-                      f"{run / 'checkpoints'} back from a copy, "
-                      "or start another run.")
+                      f"{run / 'checkpoints'} back from a copy, or start another run.")
 
 # %% ../../../nbs/core/setup/10_resume.ipynb #demand_assets
 def demand_assets(
@@ -157,10 +156,9 @@ def same_data(
     "Raises `Refused` where the stage's rows are others than those that the checkpoint was trained on."
     if state.get("data") and (found := data_changes(state["data"], loop.data_print)):
         raise Refused(f"The data of stage `{loop.stage.name}` ({loop.data_print['source'] or 'of the task'}) "
-                      f"is not what {loop.run} was trained "
-                      f"on until step {loop.at.step}: {'; '.join(found)}. Restore the data and resume again, "
-                      "or begin another run on the data as "
-                      f"it is, with begin_from={loop.run}.")
+                      f"is not what {loop.run} was trained on until step {loop.at.step}: {'; '.join(found)}. "
+                      "Restore the data and resume again, or begin another run on the data as it is, with "
+                      f"begin_from={loop.run}.")
 
 # %% ../../../nbs/core/setup/10_resume.ipynb #within_epoch
 def within_epoch(
@@ -174,8 +172,8 @@ def within_epoch(
         return
     if not known:
         raise Refused(f"{loop.run} stands at step {loop.at.batch + 1} of epoch {loop.at.epoch}, which has "
-                      f"{length}: its data is not what it was. "
-                      f"Restore the data, or begin another run with begin_from={loop.run}.")
+                      f"{length}: its data is not what it was. Restore the data, or begin another run with "
+                      f"begin_from={loop.run}.")
     print(f"Epoch {loop.at.epoch} has {length} steps for so many processes: the run goes on with the next.",
           flush=True)
     loop.at.epoch, loop.at.batch = loop.at.epoch + 1, 0

@@ -67,8 +67,7 @@ def net_faults(
     if not asked:
         out.append("it trains nothing: make an objective active.")
     out += [f"objective `{name}` trains {', '.join(objectives[name].trains)}, and all of it is frozen: leave "
-            "the objective out of "
-            "the stage, or unfreeze something."
+            "the objective out of the stage, or unfreeze something."
             for name in stage.objectives if all(frozen(stage, p) for p in objectives[name].trains)]
     return out
 
@@ -155,8 +154,7 @@ def aim(
     if not known and not asked:
         names = [n for n in {**parts, **own, **better} if n.isidentifier()]
         return "min", [], [f"valid.metric is `{metric}`{nearest(metric, names) or ','} and nothing says "
-                           "whether less or more of it is better: "
-                           "set valid.mode to min or max."]
+                           "whether less or more of it is better: set valid.mode to min or max."]
     way = known or asked
     specs = {"train.scheduler": cfg.train.scheduler, **{f"train.schedulers.{name}": spec
                                                         for name, spec in cfg.train.schedulers.items()}}
@@ -182,8 +180,7 @@ def metric_faults(
     if parts is None or scores is None or metric in (*parts, *scores):
         return []
     return [f"valid.metric is `{metric}`, which nothing reports "
-            f"here{nearest(metric, [*parts, *scores]) or '.'} There are: "
-            f"{', '.join([*parts, *scores])}."]
+            f"here{nearest(metric, [*parts, *scores]) or '.'} There are: {', '.join([*parts, *scores])}."]
 
 # %% ../../../nbs/core/stages/00_stage.ipynb #machine_faults
 def machine_faults(

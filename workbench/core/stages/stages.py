@@ -27,8 +27,7 @@ def check_trackers(
     "Raises `Refused` for a tracker that is not installed: accelerate would leave it out without a word."
     if missing := [name for name in cfg.trackers if find_spec(name) is None]:
         raise Refused(f"trackers names {', '.join(missing)}, which is not installed: `pip install "
-                      f"{' '.join(missing)}`, "
-                      "or leave it out (trackers=[tensorboard]).")
+                      f"{' '.join(missing)}`, or leave it out (trackers=[tensorboard]).")
 
 
 # no stage's own
@@ -105,15 +104,14 @@ def stages(
     if chosen[0] is not specs[0] and not out[0].begin_from:
         before = ", ".join(s.name for s in specs[: specs.index(chosen[0])])
         untrained = (f"Stage `{out[0].name}` begins with untrained nets: {before} stand before it, and are "
-                     "left out by pipeline.only. To begin "
-                     "where they ended, set begin_from to a run that has trained them.")
+                     "left out by pipeline.only. To begin where they ended, set begin_from to a run that has "
+                     "trained them.")
         out[0] = replace(out[0], notes=[*out[0].notes, untrained])
     for i, stage in enumerate(out):
         place, named = run_and_stage(stage.begin_from.run) if stage.begin_from else ("none", "")
         if not place and named not in (before := [s.name for s in out[:i]]):
             errors.append(f"pipeline step `{stage.name}`: begin_from is `@{named}`, and no stage of that "
-                          "name comes before it"
-                          f"{nearest(named, before)}.")
+                          f"name comes before it{nearest(named, before)}.")
     every = out if len(chosen) == len(specs) else [make_stage(cfg, i, spec, assets, [])
                                                    for i, spec in enumerate(specs)]
     idle, noted = ([also_called(line) if cfg.pipeline else line for line in lines]

@@ -77,8 +77,8 @@ def build(
         mine = {n: p for n, p in params.items() if matches(n, objective.trains) and n in on}
         if not mine:
             raise Refused(f"Stage `{stage.name}`: objective `{name}` trains {', '.join(objective.trains)}, "
-                          "and all of it "
-                          "is frozen: leave the objective out of the stage, or unfreeze something.")
+                          "and all of it is frozen: leave the objective out of the stage, or unfreeze "
+                          "something.")
         for n, p in params.items():
             p.requires_grad_(n in mine)
         forward = accelerator.prepare(Forward(nets, objective))
@@ -189,8 +189,7 @@ def prove_gradients(
     left = [n for o in work.owners.values() for n, p in o.named.items() if p.grad is None]
     if left:
         raise Refused(f"Objective `{work.name}` trains {left[0]}, which got no gradient ({len(left)} such "
-                      "parameters): "
-                      "the loss does not use it. Freeze it or use it.")
+                      "parameters): the loss does not use it. Freeze it or use it.")
 
 # %% ../../../nbs/core/step/20_step.ipynb #step_owners
 def step_owners(

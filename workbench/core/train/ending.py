@@ -75,8 +75,7 @@ def explain(
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (f"{run} could not be written in phase {phase}: {error}. {last_good(run)} Free some space and "
-                "continue with "
-                f"`workbench resume {run}`.")
+                f"continue with `workbench resume {run}`.")
     return f"{type(error).__name__} in phase {phase}: {error}"
 
 # %% ../../../nbs/core/train/10_ending.ipynb #has_the_word

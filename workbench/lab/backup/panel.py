@@ -62,8 +62,7 @@ class BackupPanel:
         "Put the chosen backup back."
         before = restore(self.chosen.value)
         return (f"<p>Restored. What was there before is the backup {html.escape(before.name)}. Restart the "
-                "kernel to use "
-                "the restored source.</p>")
+                "kernel to use the restored source.</p>")
 
     def aside(
         self,

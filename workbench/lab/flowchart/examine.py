@@ -35,8 +35,7 @@ def plan(
     parts.append(table([], [["weights", weights_line(facts, chosen)], *t.rows], t.title))
     need, have = least_memory(facts), free_memory(facts["device"])
     size = (f"{need / 1e9:.2f} GB for weights, gradients and optimiser; {have / 1e9:.1f} GB are free on this "
-            "machine's "
-            f"{facts['device']}.")
+            f"machine's {facts['device']}.")
     parts.append(table([], [["least memory", size
                              + " Activations come on top: the forward station measures them."]], "Memory"))
     if need > have:
@@ -179,8 +178,7 @@ def forward(
               if m.calls else "–"] for m in folded(modules)]
     parts = [table(["module", "class", "takes", "gives", "parameters", "time", "memory"], lines, "Modules",
                    f"The heaviest micro-batch of an epoch: {seconds:.2f} s, {kept / 1e6:,.0f} MB kept for "
-                   "the backward pass. "
-                   "A dash: not called as a module (its parts may be).")]
+                   "the backward pass. A dash: not called as a module (its parts may be).")]
     values = {k: float(v) for parts_ in found.values() for k, v in parts_.items()}
     parts.append(table(["part", "value"], [[k, v] for k, v in values.items()], "First loss"))
     parts += first_outputs(loop, rows)

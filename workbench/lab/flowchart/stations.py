@@ -113,7 +113,7 @@ boxes = tuple(s.name for s in stations if not s.hidden)
 def source_mark() -> str:
     "Changes with every file of the package and every library notebook, by size and time."
     package = presets_folder.parent
-    files = [*sorted(package.rglob("*.py")), *sorted((package.parent / "nbs").glob("*/*.ipynb"))]
+    files = [*sorted(package.rglob("*.py")), *sorted((package.parent / "nbs").rglob("*.ipynb"))]
     marks = [(str(p.relative_to(package.parent)), (s := p.stat()).st_size, s.st_mtime_ns) for p in files]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 

@@ -155,8 +155,8 @@ def go_on_from(
     if state and not state.get("data") and (place := [line
                                                       for line in said if any(key in line for key in moved)]):
         raise Refused(f"{place[0]}: {folder} is of an older build, whose checkpoint does not say which rows "
-                      "it was trained on, so nothing can tell "
-                      "whether these are the same. Put the data back where it was.")
+                      "it was trained on, so nothing can tell whether these are the same. Put the data back "
+                      "where it was.")
     before = read_json(folder / "launch.json", {}).get("nproc", 1)
     nproc = nproc or (before if isinstance(before, int) else 1)
     check_trackers(changed)

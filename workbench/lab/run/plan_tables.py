@@ -8,8 +8,6 @@ __all__ = ['for_the_record', 'facts_of', 'metric_of', 'valid_of', 'stage_at_hand
            'plan_table', 'memory_table', 'settings_line', 'memory_of_stages', 'stage_tables', 'show_facts']
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #a69b3684
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from ...core.data.metrics import direction
@@ -61,9 +59,10 @@ def judged(
         return stage, planned["metric"], planned["mode"]
     chosen = settings(run)  # an older run folder: its plan does not say it
     valid, task = valid_of(chosen, stage), str(chosen.get("task"))
-    module = (import_module(f"workbench.tasks.{task}")
-              if task.isidentifier() and find_spec(f"workbench.tasks.{task}") else None)
-    own = getattr(getattr(module, "task", None), "better", {})
+    from workbench.core.config.presets import systems
+    from workbench.core.task import get
+
+    own = get(task).better if task in systems() else {}
     return stage, (metric := valid.get("metric",
                                        "loss")), direction(metric, own) or valid.get("mode") or "min"
 

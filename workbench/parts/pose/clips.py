@@ -134,9 +134,8 @@ def read_clips(
     for clip, pose in poses.items():
         if pose.points.shape[1:] != first.points.shape[1:]:
             raise ValueError(f"{folder}: the pose {clip} has {pose.points.shape[1]} points of "
-                             f"{pose.points.shape[2]} "
-                             f"coordinates and others {first.points.shape[1]} of {first.points.shape[2]}: "
-                             "give poses of one kind.")
+                             f"{pose.points.shape[2]} coordinates and others {first.points.shape[1]} of "
+                             f"{first.points.shape[2]}: give poses of one kind.")
     return poses, refused
 
 # %% ../../../nbs/parts/pose/40_clips.ipynb #build_clips

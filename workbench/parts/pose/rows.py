@@ -86,8 +86,7 @@ def read_table(
     if spoken and not rows and not rejected:
         there = ", ".join(sorted(spoken))
         raise ValueError(f"{path}: no row is of data.languages = {', '.join(languages)}; its column lang has "
-                         f"{there}. "
-                         "Name one of these, or set data.languages=null.")
+                         f"{there}. Name one of these, or set data.languages=null.")
     return rows, rejected
 
 # %% ../../../nbs/parts/pose/50_rows.ipynb #PoseRows

@@ -155,8 +155,7 @@ def check_one_split(
     named = sorted({cell.strip() for cell in cells} - {""})
     if len({split_of(name) for name in named} - {None}) > 1:
         raise ValueError(f"{path}: its column split has {', '.join(named[:6])}: write a table for each, "
-                         "train.csv, valid.csv and test.csv, "
-                         "or take the column out to train on all rows.")
+                         "train.csv, valid.csv and test.csv, or take the column out to train on all rows.")
 
 # %% ../../../nbs/parts/shared/00_tables.ipynb #split_tables
 def split_tables(

@@ -50,8 +50,8 @@ def by_names(
     if len(at) > 1 and all(re.fullmatch(r"[a-z][a-z_0-9]*", n) for n in head):
         lacking = "path" if "path" not in at else "text"
         raise ValueError("its first line names no column for the "
-                         f"{'recording' if lacking == 'path' else 'text'}: "
-                         f"call one of {', '.join(COLUMNS[lacking])}")
+                         f"{'recording' if lacking == 'path' else 'text'}: call one of "
+                         f"{', '.join(COLUMNS[lacking])}")
     return None
 
 # %% ../../../nbs/parts/speech/64_columns.ipynb #Column

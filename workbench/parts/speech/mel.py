@@ -27,12 +27,10 @@ class Mel:
     def __post_init__(self):
         if not 0 < self.hop <= self.win <= self.n_fft or (self.n_fft - self.hop) % 2:
             raise ValueError(f"mel: hop {self.hop}, win {self.win}, n_fft {self.n_fft}: each may be at most "
-                             "the next, and "
-                             "n_fft - hop must be even.")
+                             "the next, and n_fft - hop must be even.")
         if not 0 <= self.fmin < self.fmax <= self.rate / 2:
             raise ValueError(f"mel: fmin {self.fmin:g} and fmax {self.fmax:g} Hz must lie in order between 0 "
-                             "and half the "
-                             f"rate, {self.rate / 2:g} Hz.")
+                             f"and half the rate, {self.rate / 2:g} Hz.")
         if self.bands < 1 or self.floor <= 0:
             raise ValueError(f"mel: bands {self.bands} and floor {self.floor:g} must be positive.")
 

@@ -128,8 +128,7 @@ def symbol_ends(
     wrong = next((k for k, (a, b) in enumerate(pairs) if a != b), None)
     if wrong is not None:
         raise ValueError(f"{uid}: phone {wrong + 1} is {spoken[wrong][0]!r} in its times and "
-                         f"{sequence[wanted[wrong]]!r} "
-                         "in its text: take both from the same phone set.")
+                         f"{sequence[wanted[wrong]]!r} in its text: take both from the same phone set.")
     if len(spoken) != len(wanted):
         raise ValueError(f"{uid}: its times have {len(spoken)} phones and its text {len(wanted)}.")
     if not wanted:
@@ -162,8 +161,7 @@ def durations_of(
     first, last, length = spoken[0][0], spoken[-1][1], frames * hop_s
     if first < -slack or last > length + hop_s + slack or times[-1][2] - start < length - 1:
         raise ValueError(f"{uid}: its phones sound from {first:.2f} to {last:.2f} s and its {frames} frames "
-                         "last "
-                         f"{length:.2f} s: the times are of another recording, or the clip was trimmed.")
+                         f"last {length:.2f} s: the times are of another recording, or the clip was trimmed.")
     edges = np.clip(np.rint(np.maximum.accumulate(ends) / hop_s), 0, frames).astype(np.int64)
     edges[-1] = frames
     return np.diff(edges, prepend=0)

@@ -176,9 +176,8 @@ def whisper_folder(
         return snapshot_download(name, revision=answer[0],
                                  allow_patterns=["*.json", "*.txt", "model*.safetensors"])
     raise ValueError(f"The listener {name!r} is not to be had: no such folder, no copy in the cache, and "
-                     f"{answer[0]}. "
-                     "Give a folder with a whisper of transformers, a hub name where the hub is in reach, or "
-                     "faster-whisper:<folder>.")
+                     f"{answer[0]}. Give a folder with a whisper of transformers, a hub name where the hub "
+                     "is in reach, or faster-whisper:<folder>.")
 
 # %% ../../../nbs/parts/speech/88_scores.ipynb #normaliser
 @lru_cache

@@ -74,8 +74,7 @@ def read_weights(
         raise
     except Exception as e:  # a damaged archive can lead the reader anywhere
         raise ValueError(f"{path}: not read as a checkpoint of tensors ({type(e).__name__}): it is damaged, "
-                         "or holds a program "
-                         "and not only weights.") from e
+                         "or holds a program and not only weights.") from e
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         content = content["generator"]
     if not isinstance(content,
@@ -133,8 +132,7 @@ def hifigan(
         absent = sorted(set(loading["missing_keys"]) - {"mean", "scale"})
         if net.config.normalize_before and not (net.mean == 0).all() & (net.scale == 1).all():
             raise ValueError(f"{folder}: this HiFi-GAN standardises the mels of another model first (as "
-                             "SpeechT5's does); "
-                             "take one that reads plain log-mels.")
+                             "SpeechT5's does); take one that reads plain log-mels.")
     else:
         path = next((path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))), None)
         if path is None:

@@ -255,8 +255,7 @@ def load_seq2seq(
         logging.set_verbosity(level)
     for name, found, asked in sorted(report["mismatched_keys"]):
         raise ValueError(f"the weights of {folder} have other sizes than this model: {name} is {list(found)} "
-                         "in the file "
-                         f"and {list(asked)} here. Take the size out of model.params, or set "
+                         f"in the file and {list(asked)} here. Take the size out of model.params, or set "
                          "model.init=scratch.")
     lost = sorted(report["missing_keys"])
     if lost:

@@ -169,9 +169,8 @@ def check_language(
         often = [t for code in OFTEN for t in known if re.match(rf"({code})(_|$)", t)]
         shown = list(dict.fromkeys([*often, *known]))[:8]
         raise ValueError(f"this tokenizer writes {len(known)} languages and puts the language in front of "
-                         "every text, and "
-                         f"model.language is empty: set it, for example model.language={shown[0]} "
-                         f"({', '.join(shown)}"
+                         "every text, and model.language is empty: set it, for example "
+                         f"model.language={shown[0]} ({', '.join(shown)}"
                          f"{', …' if len(known) > len(shown) else ''}).")
 
 # %% ../../../nbs/parts/text/00_tokenizer.ipynb #encode_targets

@@ -58,8 +58,7 @@ def check_positions(
                          f"{mend}.")
     if target > longest:
         raise ValueError(f"a {settings.model_type} writes at most {longest} tokens: lower data.max_length "
-                         "and "
-                         f"generate.max_length from {target}.")
+                         f"and generate.max_length from {target}.")
 
 # %% ../../../nbs/parts/text/70_translator.ipynb #make
 def make(

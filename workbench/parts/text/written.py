@@ -106,9 +106,8 @@ def check_writes(
     loss = loss_of(targets.rows, (whole.get(t, t) for t in targets.rows))
     if loss.share > most:
         raise ValueError(f"the tokenizer does not know {loss.share:.0%} of the letters of the texts: "
-                         f"{loss.some}, in {loss.hurt} of {loss.texts} "
-                         f"different texts; {loss.example[0]!r} comes back as {loss.example[1]!r}. Take one "
-                         "that knows this script.")
+                         f"{loss.some}, in {loss.hurt} of {loss.texts} different texts; {loss.example[0]!r} "
+                         f"comes back as {loss.example[1]!r}. Take one that knows this script.")
 
 # %% ../../../nbs/parts/text/20_written.ipynb #written-repeats
 def repeating(

@@ -186,8 +186,7 @@ class FlowConfig(Section):
     def along_its_path(self):
         if (self.sample.sampler == "ddim") != (self.model.path == "cosine"):
             raise ValueError(f"sample.sampler is {self.sample.sampler}, and model.path is {self.model.path}: "
-                             "ddim walks the cosine path, "
-                             "the others the straight one")
+                             "ddim walks the cosine path, the others the straight one")
         return self
 
     @model_validator(mode="after")
@@ -196,8 +195,8 @@ class FlowConfig(Section):
         least = 3 * 2 ** self.model.critic.layers
         if self.loss.gan_training and min(sides) < least:
             raise ValueError(f"model.critic.layers {self.model.critic.layers} sees pictures from {least} "
-                             f"pixels on, and data.sizes has {min(sides)}: "
-                             "take fewer layers, or larger pictures")
+                             f"pixels on, and data.sizes has {min(sides)}: take fewer layers, or larger "
+                             "pictures")
         return self
 
     words: ClassVar = {

@@ -125,8 +125,7 @@ def read_rows(
 
     if d.source == "samples" and d.captions:
         raise Refused(f"data.captions is {d.captions}, and data.source is `samples`: set data.source to the "
-                      "folder of the pictures that "
-                      "these captions are of.")
+                      "folder of the pictures that these captions are of.")
     if not isinstance(d.source, str) and len(d.source) != 1 and not in_shards(d.source):
         raise Refused(f"data.source names {len(d.source)} folders, and one is read: put the pictures into "
                       "one, or write shards.")

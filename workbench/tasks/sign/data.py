@@ -40,8 +40,7 @@ def whose(
         return "" if data.source == "samples" else data.source
     if not data.train_path:
         raise Refused(f"data.{named[0]} is named, and no table to train on: set data.train_path, or "
-                      "data.source to the folder of your data "
-                      "(the samples are never mixed with it).")
+                      "data.source to the folder of your data (the samples are never mixed with it).")
     path = Path(data.train_path).expanduser()
     if not path.is_file():
         raise Refused(f"data.train_path: {path}: there is no such table.")

@@ -62,9 +62,9 @@ def check_letters(
         mend = "put texts with these letters into the training table" if learnt else \
             "take a model that writes them (mT5, ByT5, NLLB), or model.init=scratch with a tokenizer of these texts"
         raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, "
-                      f"in {loss.hurt} of {loss.texts} different texts. "
-                      f"{loss.example[0]!r} comes back as {loss.example[1]!r}. No model can learn them: "
-                      f"{mend}, or raise data.max_lost = {most:g}.")
+                      f"in {loss.hurt} of {loss.texts} different texts. {loss.example[0]!r} comes back as "
+                      f"{loss.example[1]!r}. No model can learn them: {mend}, or raise data.max_lost = "
+                      f"{most:g}.")
     gone = sum((loss.gone for loss in found.values()), start=type(next(iter(found.values())).gone)())
     told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} different texts"
             for split, loss in found.items() if loss.gone}
@@ -118,8 +118,8 @@ def ceilings(
     found = {split: scores for split, scores in found.items() if scores}
     if cfg.valid.metric == "exact" and found.get("valid", {}).get("exact") == 0:
         raise Refused("valid.metric is exact, and a perfect model would score 0: no text of valid comes back "
-                      "from the tokenizer as it is. "
-                      "Choose another, such as cer, or write the texts as the tokenizer has them.")
+                      "from the tokenizer as it is. Choose another, such as cer, or write the texts as the "
+                      "tokenizer has them.")
     names = ("exact", "cer", "wer", "bleu4", "chrf")
     line = {split: ", ".join(f"{k} {scores[k]:.3g}" for k in names) for split, scores in found.items()}
     return {"a_perfect_model_would_score": line} if line else {}

@@ -27,8 +27,7 @@ def home_of(
     there = sorted(p.name for p in packs.iterdir() if p.is_dir())
     if data.text.language not in there:
         raise Refused(f"data.text.language is `{data.text.language}`; there are samples of "
-                      f"{', '.join(there)}: choose one, or set "
-                      "data.source to a folder of recordings.")
+                      f"{', '.join(there)}: choose one, or set data.source to a folder of recordings.")
     return packs / data.text.language
 
 # %% ../../../nbs/tasks/tts/10_rows.ipynb #Row

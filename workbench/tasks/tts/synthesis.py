@@ -186,8 +186,8 @@ def batch_of_texts(
     for q in sequences:
         if unknown := known.unknown(q):
             raise Refused(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it was trained on "
-                          f"{len(known)} symbols of "
-                          f"`data.text.kind={data.own['text'].kind}`, language {data.own['text'].language}.")
+                          f"{len(known)} symbols of `data.text.kind={data.own['text'].kind}`, language "
+                          f"{data.own['text'].language}.")
     if speaker is not None and speaker not in speakers:
         raise Refused(f"there is no speaker `{speaker}`: {', '.join(speakers)}.")
     ids = [torch.tensor(known.encode(q)) for q in sequences]

@@ -77,8 +77,7 @@ def begin_from(
                       and there.shape[1:] == own.shape[1:])
             if there.shape != own.shape and not longer:
                 raise Refused(f"model.base: {name}.{key} is {list(there.shape)} in {base} and "
-                              f"{list(own.shape)} here: give the model "
-                              "the sizes of the base.")
+                              f"{list(own.shape)} here: give the model the sizes of the base.")
             with torch.no_grad():
                 (own[: len(there)] if longer else own).copy_(there)
 
