@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from workbench.core.run.folder import write_json, write_text
+from workbench.files import write_json, write_text
 from workbench.lab.run.chart import Line, Log, chart
 from workbench.lab.run.curves import curves
 

@@ -75,7 +75,8 @@ def samplers(run):
 def spade(run):
     from matplotlib.figure import Figure
 
-    from workbench.core.run.folder import metrics_of, read_json
+    from workbench.core.run.folder import metrics_of
+    from workbench.files import read_json
 
     rows, ends = metrics_of(Path(run),
                             "valid"), {line["stage"]: line for line in read_json(Path(run) / "stages.json")}

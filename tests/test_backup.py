@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from runs import done, end, go, lines, surroundings
-from workbench.core.config.schema import Refused
-from workbench.core.run.folder import read_json, root, status_of, write_text
+from workbench.errors import Refused
+from workbench.core.run.folder import root, status_of
+from workbench.files import read_json, write_text
 from workbench.lab.backup import copies as backup
 from workbench.lab.run import launch
 

@@ -12,14 +12,14 @@ from workbench.core.run import checkpoint
 from workbench.core.config import presets
 
 from workbench.core.train import loop as train
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.data.batches import evaluation_plan
 from workbench.core.setup.state import record
 from workbench.core.data.metrics import direction, text_scores
 from workbench.core.stages.stages import Position, complete, stages
 from workbench.core.train.validate import measured
-from workbench.core.run.folder import (
-    config_of, create, metrics_of, read_json, status_of, write_json, write_text)
+from workbench.core.run.folder import config_of, create, metrics_of, status_of
+from workbench.files import read_json, write_json, write_text
 from workbench.core.task import Data, get
 from workbench.core.run.trackers import settings_of
 from workbench.core.config.yaml12 import read_yaml, write_yaml

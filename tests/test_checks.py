@@ -10,7 +10,7 @@ from test_seq2seq import BARTISH, FAMILIES, T5ISH
 import workbench.core.step.step
 import workbench.core.train.loop
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.stages.stages import stages
 from workbench.core.setup.plan import check
 from workbench.lab import cli

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from runs import done, go
-from workbench.core.run.folder import append_metrics, root, update_status, write_json, write_text
+from workbench.core.run.folder import append_metrics, root, update_status
+from workbench.files import write_json, write_text
 
 home = Path(__file__).parents[1]
 evil = "<img src=x onerror=alert(1)>|`"

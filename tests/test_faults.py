@@ -17,9 +17,10 @@ from workbench.core.run import checkpoint
 from workbench.core.stages import stages as pipeline
 
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Failed, Refused
 from workbench.core.run.lock import alive, process
-from workbench.core.run.folder import create, metrics_of, read_json, status_of, update_status, write_json
+from workbench.core.run.folder import create, metrics_of, status_of, update_status
+from workbench.files import read_json, write_json
 from workbench.lab.run import launch
 
 
@@ -53,7 +54,7 @@ def test_not_a_number(together):
     assert "became nan at step 10" in status["error"] and str(checkpoint.find(run.folder)) in status["error"]
     assert checkpoint.find(run.folder).name == "step_00000008"  # 12 would have been next
     assert all((t == t).all() for t in tensors(run.folder).values())
-    with pytest.raises(launch.Failed, match="(?s)became nan at step 10.*log's last lines"):
+    with pytest.raises(Failed, match="(?s)became nan at step 10.*log's last lines"):
         launch.wait(run)
     done(again(run.folder))  # without the trap it goes on from there
 
@@ -184,7 +185,7 @@ def test_who_is_alive(folder):
 
 def test_killed_without_a_word(together):
     run = together["killed"]
-    with pytest.raises(launch.Failed, match="The process is gone without a word"):
+    with pytest.raises(Failed, match="The process is gone without a word"):
         launch.wait(run)
     assert status_of(run.folder)["state"] == "died" and read_json(run.folder
                                                                   / "status.json")["state"] == "running"
@@ -280,7 +281,7 @@ def test_a_folder_that_is_deleted_while_it_trains(folder):
         assert not run.over, launch.log_tail(run.folder)
         time.sleep(0.05)
     shutil.move(run.folder, folder / "moved")
-    with pytest.raises(launch.Failed, match="was deleted or moved while the run trained"):
+    with pytest.raises(Failed, match="was deleted or moved while the run trained"):
         launch.wait(run)
     assert run.process.wait(60) == 1 and not run.folder.exists()
     log = (folder / "moved" / "log.txt").read_text().splitlines()

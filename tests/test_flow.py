@@ -15,10 +15,11 @@ from runs import done, end, lines, same_bits, tensors
 import workbench
 from workbench.core.run import checkpoint
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.setup.plan import plan
 from workbench.core.data.rows import shared_rows
-from workbench.core.run.folder import metrics_of, read_json
+from workbench.core.run.folder import metrics_of
+from workbench.files import read_json
 from workbench.lab import cli
 from workbench.lab.run import launch
 from workbench.parts.image.rows import read_folder

@@ -13,11 +13,12 @@ from workbench.core.run import checkpoint
 
 from workbench.core.run import lock
 from workbench.core.train import loop as training
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.run.lock import demand_inside
 from workbench.core.stages.stages import complete
 from workbench.core.setup.resume import load
-from workbench.core.run.folder import create, metrics_of, read_json, status_of, write_json
+from workbench.core.run.folder import create, metrics_of, status_of
+from workbench.files import read_json, write_json
 from workbench.lab.run import launch
 from workbench.lab.cli import main
 from workbench.lab.compare.tables import facts_of

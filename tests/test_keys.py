@@ -10,10 +10,11 @@ import yaml
 from runs import again, done, end, go, surroundings
 
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.stages.stages import complete, stages
 from workbench.core.setup.plan import check, plan
-from workbench.core.run.folder import config_of, create, read_json
+from workbench.core.run.folder import config_of, create
+from workbench.files import read_json
 from workbench.lab import cli
 from workbench.lab.run.plan_tables import data_line
 

@@ -10,8 +10,9 @@ import pytest
 from runs import again, done, end, go, surroundings
 
 from workbench.core.run import lock
-from workbench.core.config.schema import Refused
-from workbench.core.run.folder import metrics_of, read_json, status_of
+from workbench.errors import Refused
+from workbench.core.run.folder import metrics_of, status_of
+from workbench.files import read_json
 from workbench.lab.run import launch
 
 

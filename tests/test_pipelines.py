@@ -14,12 +14,13 @@ import yaml
 from runs import again, config, done, end, go, lines, same_bits, surroundings, tensors
 
 from workbench.core.run import checkpoint
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.stages.stages import complete
 from workbench.core.stages.stages import stages as resolved
 from workbench.core.setup.plan import plan
 from workbench.core.setup.resume import load
-from workbench.core.run.folder import config_of, metrics_of, read_json
+from workbench.core.run.folder import config_of, metrics_of
+from workbench.files import read_json
 from workbench.lab.run import launch
 from workbench.lab.run.results import stages as stages_table
 from workbench.lab.run.stages_diagram import diagram, stage_states

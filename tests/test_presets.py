@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.config.mistakes import keys_of
 from workbench.core.stages.stages import stages
 from workbench.parts.shared import hub

@@ -12,9 +12,10 @@ from runs import again, done, end, go, lines, same_bits, tensors
 
 import workbench
 from workbench.core.run import checkpoint
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.data.batches import epoch_plan, stream
-from workbench.core.run.folder import metrics_of, read_json, status_of
+from workbench.core.run.folder import metrics_of, status_of
+from workbench.files import read_json
 from workbench.lab.run import launch
 
 # Mid-epoch checkpoints (6 steps an epoch, one in 4), three micro-batches a step, dropout and drawn noise, two

@@ -14,10 +14,11 @@ from workbench.core.setup import resume
 
 from workbench.core.train import loop as train
 from workbench.core.stages.changes import changes
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.data.batches import data_changes, data_print
 from workbench.core.stages.stages import Position, complete
-from workbench.core.run.folder import create, metrics_of, read_json, status_of, write_json
+from workbench.core.run.folder import create, metrics_of, status_of
+from workbench.files import read_json, write_json
 
 STAGES = [{"name": "a", "train": {"epochs": 1}}, {"name": "b", "data": {"rows": 20}, "train": {"epochs": 2}}]
 

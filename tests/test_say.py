@@ -10,8 +10,8 @@ import pytest
 
 import workbench
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
-from workbench.core.run.folder import write_text
+from workbench.errors import Refused
+from workbench.files import write_text
 from workbench.lab import say
 from workbench.lab.cli import main
 from workbench.parts.speech.wave import read_wave, write_wave

@@ -24,7 +24,7 @@ from test_seq2seq import FAMILIES
 import workbench
 from workbench.core.run import checkpoint
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.step.evaluate import predict_rows
 from workbench.core.setup.state import make_accelerator
 from workbench.core.data.metrics import text_scores
@@ -32,7 +32,8 @@ from workbench.core.step.optim import freeze, named_parameters, set_modes
 from workbench.core.stages.stages import stages
 from workbench.core.setup.plan import check
 from workbench.core.data.rows import shared_rows
-from workbench.core.run.folder import metrics_of, read_json
+from workbench.core.run.folder import metrics_of
+from workbench.files import read_json
 from workbench.core.step.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
 from workbench.lab.run import launch

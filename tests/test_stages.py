@@ -6,9 +6,10 @@ from runs import again, config, done, end, go, lines, same_bits, tensors
 from workbench.core.run import checkpoint
 
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.stages.stages import stages
-from workbench.core.run.folder import metrics_of, read_json
+from workbench.core.run.folder import metrics_of
+from workbench.files import read_json
 from workbench.core.task import get
 
 window = 4

@@ -14,7 +14,7 @@ pytest.importorskip("soundfile", reason="speech needs soundfile: pip install sou
 import voices  # noqa: E402
 from voices import FLOW, MELODY, batch_of, config, data_of, lively, refusal, with_times  # noqa: E402
 
-from workbench.core.config.schema import Refused  # noqa: E402
+from workbench.errors import Refused
 from workbench.core.step.evaluate import predict_rows  # noqa: E402
 from workbench.core.setup.plan import check  # noqa: E402
 from workbench.core.task import Ctx, Objective  # noqa: E402

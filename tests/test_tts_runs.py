@@ -22,9 +22,10 @@ import workbench  # noqa: E402
 import workbench.core.step.step  # noqa: E402
 from workbench.core.run import checkpoint
 from workbench.core.config import presets  # noqa: E402
-from workbench.core.config.schema import Refused  # noqa: E402
+from workbench.errors import Refused
 from workbench.core.setup.plan import check  # noqa: E402
-from workbench.core.run.folder import read_json, status_of  # noqa: E402
+from workbench.core.run.folder import status_of# noqa: E402
+from workbench.files import read_json
 from workbench.lab.run import launch  # noqa: E402
 from workbench.tasks.tts import task as tts
 from workbench.tasks.tts import synthesis as tts_voice  # noqa: E402

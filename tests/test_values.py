@@ -15,7 +15,7 @@ import yaml
 from mutations import rng_of
 
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.stages.stages import complete
 from workbench.core.setup.plan import plan
 from workbench.core.config.presets import load, parse_overrides

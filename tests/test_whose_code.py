@@ -10,9 +10,10 @@ from runs import config
 import workbench
 from workbench.core.config import modules
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.run.lock import process
-from workbench.core.run.folder import create, status_of, update_status, write_text
+from workbench.core.run.folder import create, status_of, update_status
+from workbench.files import write_text
 from workbench.lab import cli
 from workbench.lab.run import launch
 

@@ -12,7 +12,7 @@ from transformers import (
     AutoTokenizer, ByT5Tokenizer, M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer, T5Config,
     T5ForConditionalGeneration)
 
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.core.data.metrics import signatures
 from workbench.core.config.presets import load
 from workbench.parts.shared import hub

@@ -12,7 +12,7 @@ import torch
 
 import workbench
 from workbench.core.config import presets
-from workbench.core.config.schema import Refused
+from workbench.errors import Refused
 from workbench.parts.speech.wave import read_wave
 from workbench.tasks.tts import task as tts
 

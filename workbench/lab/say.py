@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.config.schema import Refused
+from ..errors import Refused
 from ..core.run.folder import config_of
 from ..tasks.tts.config import Speak, TtsConfig
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from ..config.schema import Refused, run_and_stage
+from ..config.schema import run_and_stage
+from ...errors import Refused
 from ..step.evaluate import collect
 from ..stages.idle import unread
 from ..setup.state import Loop

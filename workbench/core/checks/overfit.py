@@ -12,11 +12,11 @@ from dataclasses import asdict
 import torch
 
 from .quick import batch_of, parts_of, quick, spread, step, untouched, works_of
-from ..config.schema import Refused
+from ...errors import Refused
 from ..setup.state import Loop
 from ..step.optim import set_modes
 from .questions import Check, inputs_of, rolled
-from ..run.folder import read_json, write_json
+from ...files import read_json, write_json
 
 # %% ../../../nbs/core/checks/30_overfit.ipynb #deep
 def deep(

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .schema import Refused, Section, nearest, shown
+from .schema import Section, nearest, shown
+from ...errors import Refused
 
 # %% ../../../nbs/core/config/20_mistakes.ipynb #keys_of
 spellings = {

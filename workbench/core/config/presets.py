@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel, create_model
 
 from .asked import asked_in
-from .schema import Core, Refused, merge, nearest, short, shown
+from .schema import Core, merge, nearest, short, shown
+from ...errors import Refused
 from .dialect import document, document_task, translate
 from .mistakes import validate
 from .modules import own_module

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from .schema import Refused, short
+from .schema import short
+from ...errors import Refused
 
 # %% ../../../nbs/core/config/30_yaml12.ipynb #yaml12-scalar
 forms = {

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..config.schema import Refused
+from ...errors import Refused
 
 # %% ../../../nbs/core/data/20_batches.ipynb #fill
 def fill(

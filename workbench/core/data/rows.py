@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 
-from ..config.schema import Refused
+from ...errors import Refused
 
 # %% ../../../nbs/core/data/10_rows.ipynb #check_rejected
 def check_rejected(

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config.modules import environment
-from ..run.folder import read_json, user_cache, versions, write_json
+from ..run.folder import user_cache, versions
+from ...files import read_json, write_json
 from ...errors import Refused
 
 # %% ../../../nbs/core/memory/30_resident.ipynb #measured

@@ -15,8 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import Refused
-from .folder import read_json, sync, write_json, write_text
+from ...errors import Refused
+from ...files import read_json, sync, write_json, write_text
 
 # %% ../../../nbs/core/run/40_checkpoint.ipynb #unique_tensors
 def unique_tensors(

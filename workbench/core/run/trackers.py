@@ -15,7 +15,7 @@ import numpy as np
 
 from .checkpoint import checkpoint_name
 from .lines import parsed
-from .folder import read_json, write_json
+from ...files import read_json, write_json
 
 # %% ../../../nbs/core/run/50_trackers.ipynb #settings
 def identity(

@@ -24,7 +24,8 @@ from ..stages.stages import Position, stages
 from ..checks.questions import Check
 from ..train.validate import prove_metric, write_plan
 from .resume import adopt_assets, beginning
-from ..run.folder import create, read_json
+from ..run.folder import create
+from ...files import read_json
 from ..stages.stage import Stage
 from ..task import get, matches
 from ..train.loop import plan_of, prepare, use_data

@@ -6,7 +6,7 @@
 __all__ = ['harmless', 'moved', 'of_stages', 'differing', 'facts', 'changes', 'done']
 
 # %% ../../../nbs/core/stages/30_changes.ipynb #2d886d9d
-from ..config.schema import Refused
+from ...errors import Refused
 from .stages import Position, stages
 from ..config.presets import flat
 from .stage import Stage

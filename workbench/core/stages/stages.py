@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..config.schema import Refused, StageSpec, merge, nearest, run_and_stage, shown
+from ..config.schema import StageSpec, merge, nearest, run_and_stage, shown
+from ...errors import Refused
 from ..config.dialect import also_called
 from .idle import idle_faults
 from ..config.presets import load, resolve

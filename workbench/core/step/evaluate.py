@@ -19,7 +19,7 @@ import torch
 from ..data.batches import evaluation_plan, loader
 from ..data.metrics import gather_rows
 from .optim import seed_all, set_modes
-from ..run.folder import write_rows, write_text
+from ...files import write_rows, write_text
 from ..task import Ctx, Data, Sound
 
 # %% ../../../nbs/core/step/30_evaluate.ipynb #to_device

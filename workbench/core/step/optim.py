@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config.schema import Optimizer, Refused, nearest
+from ..config.schema import Optimizer, nearest
+from ...errors import Refused
 from ..task import matches
 
 # %% ../../../nbs/core/step/00_optim.ipynb #named_parameters

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.schema import Refused
+from ...errors import Refused
 from .optim import (
     check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all)
 from .schedule import make_scheduler, waits

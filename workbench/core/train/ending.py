@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..run.lock import alive, owned
-from ..setup.state import Failed, Loop, last_good
+from ..setup.state import Loop, last_good
+from ...errors import Failed
 from ..run.folder import overwrite_status, status_in, update_status
 
 # %% ../../../nbs/core/train/10_ending.ipynb #listen

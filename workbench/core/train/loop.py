@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..run import checkpoint
-from ..config.schema import Refused
+from ...errors import Refused
 from ..data.batches import data_print, loader, planned, stream
 from ..checks.overfit import demand
 from .ending import die_with_parent, explain, give_up, gone, listen

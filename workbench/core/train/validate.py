@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..run import checkpoint
-from ..config.schema import Refused, nearest
+from ..config.schema import nearest
+from ...errors import Refused
 from ..data.batches import padding_share
 from ..step.evaluate import control, held_out_loss, predict_rows, save_predictions, save_previews
 from ..run.lines import last_row
@@ -28,7 +29,8 @@ from ..setup.outline import outline, short_of_warmup
 from ..stages.stages import ended, improves
 from ..data.rows import shared_rows
 from ..stages.stage import reports
-from ..run.folder import metrics_of, read_json, write_json, write_manifest, write_rows
+from ..run.folder import metrics_of, write_manifest
+from ...files import read_json, write_json, write_rows
 from ..step.schedule import waits
 from ..run.trackers import to_tensorboard
 

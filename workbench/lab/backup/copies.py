@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from ...core.config.schema import Refused
-from ...core.run.folder import git_state, read_json, root, status_of, update_status, write_json
+from ...errors import Refused
+from ...core.run.folder import git_state, root, status_of, update_status
+from ...files import read_json, write_json
 from .code_state import home
 
 # %% ../../../nbs/lab/backup/10_copies.ipynb #source_files

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import ipywidgets as w
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from .copies import backups, differences, place, restore
 from ..show import Table
 

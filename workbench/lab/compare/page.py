@@ -9,7 +9,7 @@ __all__ = ['names', 'orders', 'Comparison', 'Shown', 'begin', 'Picker', 'picker'
 from pathlib import Path
 from typing import Any
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.run.folder import root
 from ..run import parameters
 from workbench.lab.compare.tables import (

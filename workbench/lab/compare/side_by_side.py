@@ -12,7 +12,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ..run.chart import Line, chart, legend
 from .tables import labels, log_of
 from ..run.plan_tables import judged

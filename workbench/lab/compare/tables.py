@@ -16,10 +16,12 @@ from pathlib import Path
 
 import yaml
 
-from ...core.config.schema import Refused, nearest
+from ...core.config.schema import nearest
+from ...errors import Refused
 from ...core.run.lines import parsed
 from ...core.config.presets import flat
-from ...core.run.folder import read_json, root, settings, status_of, write_rows, write_text
+from ...core.run.folder import root, settings, status_of
+from ...files import read_json, write_rows, write_text
 from ..run.chart import Log
 from ..run.plan_tables import judged, of_stage
 from ..show import Table, number, span

@@ -18,7 +18,7 @@ from latex2mathml.converter import convert
 from nbconvert.filters import ansi2html
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from .entries import coloured, entries
 from .pages import Lookup, Page, values
 

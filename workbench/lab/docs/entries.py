@@ -21,7 +21,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from .pages import functions
 
 # %% ../../../nbs/lab/docs/20_entries.ipynb #Row

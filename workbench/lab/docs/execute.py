@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from ...core.run.folder import write_json
+from ...files import write_json
 from .pages import Page
 
 # %% ../../../nbs/lab/docs/30_execute.ipynb #runs

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 
 # %% ../../../nbs/lab/docs/10_pages.ipynb #Page
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 
 # %% ../../../nbs/lab/docs/50_serve.ipynb #serve
 def built(

@@ -22,8 +22,8 @@ import jinja2
 from markupsafe import Markup
 from pygments.formatters import HtmlFormatter
 
-from ...core.config.schema import Refused
-from ...core.run.folder import write_text
+from ...errors import Refused
+from ...files import write_text
 from .cells import Piece, piece, plain
 from .execute import Fault, execute_all
 from .pages import Lookup, Page, read_pages

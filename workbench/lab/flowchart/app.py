@@ -11,7 +11,7 @@ import html
 import time
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.config.presets import load
 from ...core.run.folder import config_of, root
 from ..run import launch

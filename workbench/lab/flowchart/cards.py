@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.run.folder import read_json, write_json
+from ...files import read_json, write_json
 from ..run.results import picture, sound, sounds
 from ..show import Loud, Table, span
 

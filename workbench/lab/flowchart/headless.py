@@ -9,12 +9,12 @@ __all__ = ['attended', 'ask', 'walk', 'begin']
 import time
 from pathlib import Path
 
-from ...core.config.schema import Refused, nearest
+from ...core.config.schema import nearest
+from ...errors import Failed, Refused
 from ...core.config.presets import load
 from ...core.run.folder import config_of
 from ..run import launch
 from .cards import Card, new_stamp, read_card, write_card
-from ..run.launch import Failed
 from ..run.monitor import follow
 from ..run.parameters import check_names, injected, text
 from ..show import in_notebook, plainly, show

@@ -15,7 +15,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...core.config.presets import flat, presets_folder
-from ...core.run.folder import read_json, root, status_of, write_json
+from ...core.run.folder import root, status_of
+from ...files import read_json, write_json
 from . import examine
 from . import examine_data
 from .cards import checked, of_table, read_card, table, verdict, words

@@ -17,10 +17,10 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.config.modules import environment
 from ...core.config.presets import load
-from ...core.run.folder import read_json, write_json
+from ...files import read_json, write_json
 from .cards import new_stamp, write_card
 from ..run.launch import log_tail
 from .stations import home, key_of, last, named, place, source_mark

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.run.folder import metrics_of, read_json, settings
+from ...core.run.folder import metrics_of, settings
+from ...files import read_json
 from .plan_tables import fell_back, metric_of
 from ..show import Table, colours, part_colours
 

@@ -7,7 +7,8 @@ __all__ = ['dry_run']
 
 # %% ../../../nbs/lab/run/15_dry_run.ipynb #5c8c800b
 from ...core.stages.stages import complete
-from ...core.run.folder import read_json, settings, status_of
+from ...core.run.folder import settings, status_of
+from ...files import read_json
 from .parameters import asked
 from .plan_tables import show_facts
 from ..show import Table, plainly

@@ -27,8 +27,8 @@ from ...core.run.lines import last_row
 from ...core.run.lock import acquire, alive, elsewhere, process, release
 from ...core.config.modules import environment
 from ...core.stages.stages import check_trackers, complete, position_in, stages
-from ...core.run.folder import (
-    config_of, create, make_folders, read_json, status_of, update_status, write_json, write_text)
+from ...core.run.folder import config_of, create, make_folders, status_of, update_status
+from ...files import read_json, write_json, write_text
 from ...errors import Failed, Refused
 
 # %% ../../../nbs/lab/run/00_launch.ipynb #Failed

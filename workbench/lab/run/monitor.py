@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from ...core.run.lines import parsed
-from ...core.run.folder import read_json, settings
+from ...core.run.folder import settings
+from ...files import read_json
 from .launch import Run, wait
 from .plan_tables import metric_of, of_stage, show_facts
 from ..show import Table, colours, in_notebook, number, plainly, printable, span

@@ -11,7 +11,8 @@ __all__ = ['for_the_record', 'facts_of', 'metric_of', 'valid_of', 'stage_at_hand
 from pathlib import Path
 
 from ...core.data.metrics import direction
-from ...core.run.folder import read_json, settings, status_in
+from ...core.run.folder import settings, status_in
+from ...files import read_json
 from ..show import Loud, Table, amount, number, show
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #settings

@@ -13,8 +13,9 @@ import html
 import re
 from pathlib import Path
 
-from ...core.config.schema import Refused
-from ...core.run.folder import metrics_of, read_json, status_of
+from ...errors import Refused
+from ...core.run.folder import metrics_of, status_of
+from ...files import read_json
 from .plan_tables import data_line, fell_back, of_stage, stage_at_hand
 from ..show import Table, plainly, span
 

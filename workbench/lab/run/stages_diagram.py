@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.run.lines import last_row
-from ...core.run.folder import read_json, status_of
+from ...core.run.folder import status_of
+from ...files import read_json
 from .plan_tables import end_line
 from ..show import Table, amount, number, plainly, width
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from ...core.config.modules import environment
-from ...core.run.folder import read_json, write_json
+from ...files import read_json, write_json
 from ..flowchart.worker import leave_with_parent
 
 # %% ../../../nbs/lab/run/45_tensorboard.ipynb #Board

@@ -16,7 +16,7 @@ import ipywidgets as w
 import numpy as np
 import psutil
 
-from ...core.config.schema import Refused
+from ...errors import Failed, Refused
 from ...core.run.folder import settings, status_of
 from . import launch
 from .tensorboard import Board
@@ -154,7 +154,7 @@ class RunWindow:
         try:
             return (self.handle.status if self.handle and self.handle.folder == self.run
                     else status_of(self.run))
-        except (Refused, launch.Failed):  # its folder was removed
+        except (Refused, Failed):  # its folder was removed
             return {}
 
     def look(

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.config.presets import device_kind
 from ...core.data.rows import check_rejected, hold_out
-from ...core.run.folder import read_json, root, write_json
+from ...core.run.folder import root
+from ...files import read_json, write_json
 from ...core.task import Data
 from ...parts.image.rows import PictureRow, read_folder
 from ...parts.image.files import RATIOS, bucket, fit, grid, read_picture, scaled

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.task import Data
 from ...parts.image.scores import RandomFeatures, frechet, mse, psnr, retrieval, ssim
 from ...parts.image.files import grid, scaled, to_pixels

@@ -10,7 +10,7 @@ __all__ = ['task', 'nets', 'text_encoder', 'vae_loss', 'noisy', 'perceptual_of',
 from collections.abc import Sequence
 from functools import lru_cache
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.config.presets import device_kind
 from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config.schema import Refused, nearest
+from ...core.config.schema import nearest
+from ...errors import Refused
 from ...core.data.metrics import signatures
 from ...core.data.rows import check_rejected, hold_out
-from ...core.run.folder import read_json, root, write_json
+from ...core.run.folder import root
+from ...files import read_json, write_json
 from ...core.task import Data
 from ...parts.shared.tables import split_tables
 from .config import SignData

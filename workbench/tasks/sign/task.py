@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.data.metrics import constant_scores, text_scores
 from ...core.config.presets import device_kind
-from ...core.run.folder import read_json, write_json
+from ...files import read_json, write_json
 from ...core.task import Data, Objective, Task
 from .config import SignConfig
 from .data import data, strip_of

@@ -9,10 +9,10 @@ __all__ = ['tokenizer_of', 'check_letters', 'Texts', 'repeat_facts', 'ceilings',
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.data.metrics import bleu_tokenizer, ceiling_scores
 from ...core.config.presets import device_kind
-from ...core.run.folder import read_json
+from ...files import read_json
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #tokenizer_of
 def tokenizer_of(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.data.rows import hold_out
-from ...core.run.folder import read_json, write_json
+from ...files import read_json, write_json
 from ...core.task import Data, Sound
 from .rows import Row, home_of, read_rows, sayable
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.task import Data, Sound
 from .rows import sequence_of
 

@@ -9,7 +9,7 @@ __all__ = ['home_of', 'Row', 'sequence_of', 'sayable', 'times_of', 'read_rows']
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.data.rows import check_rejected
 from ...core.run.folder import root
 from .config import Text, TtsData

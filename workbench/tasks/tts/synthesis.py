@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.step.evaluate import device_of
 from ...core.task import Data
 from ...parts.speech.align import frames_to_symbols, place_in_symbol, regulate, search

@@ -9,7 +9,7 @@ __all__ = ['task', 'nets', 'begin_from', 'origin', 'forward', 'speech_loss', 'ob
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...core.config.schema import Refused
+from ...errors import Refused
 from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores
 from .config import TtsConfig
@@ -61,7 +61,7 @@ def begin_from(
     import torch
 
     from workbench.core.run import checkpoint
-    from workbench.core.run.folder import read_json
+    from workbench.files import read_json
 
     folder = checkpoint.find(base, "best") or checkpoint.find(base)
     if not folder:
