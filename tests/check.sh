@@ -20,5 +20,5 @@ done
 
 python -m pyflakes workbench tests
 nbdev_test --n_workers 2  # every folder but those with a .notest: their notebooks are run by tests
-nbdev_test --path "nbs/[0-9]*.ipynb" --ignore_fname none --n_workers 0  # of the library, beside those that users run
+for book in nbs/[0-9]*.ipynb; do nbdev_test --path "$book" --ignore_fname none; done  # beside those that users run
 python -m pytest -q -n 2 --dist loadfile tests  # a file stays with its worker: its trained runs serve all of its tests
