@@ -31,8 +31,8 @@ def measured(preset: str) -> int:
     alone."""
     code = ("import resource, subprocess, sys; from workbench.core import presets, run; "
             f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
-            "code = 'import workbench.core.train.loop as t, workbench.core.setup.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
-            " t.final_evaluation = lambda loop: None; t.main(' + repr(str(folder)) + ')'; "
+            "code = 'import workbench.core.train.loop as t; t.save = t.close_stage = lambda *a, **k: None;"
+            " t.final_evaluation = lambda training: None; t.main(' + repr(str(folder)) + ')'; "
             "subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL); "
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)")
     with tempfile.TemporaryDirectory() as folder:

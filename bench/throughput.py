@@ -161,8 +161,7 @@ def workbench(probe: Probe, table: list[dict], tokenizer, seed: int):
     ende_task.task = replace(plain, data=data, nets=nets)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            loop = train.prepare(run.create(presets.load(settings), Path(folder) / "run"))
-            train.train_stage(loop, None)
+            train.train_stage(train.start(run.create(presets.load(settings), Path(folder) / "run")))
             probe.tick()
     finally:
         ende_task.task = plain

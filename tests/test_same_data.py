@@ -110,13 +110,13 @@ def test_each_stage_has_rows_of_its_own(tmp_path, monkeypatch):
 
 
 def test_of_other_processes_the_place_may_be_the_next_epoch(stopped):
-    loop = train.prepare(stopped)
-    loop.at.batch = 16
-    resume.within_epoch(loop, 16, known=True)
-    assert (loop.at.epoch, loop.at.batch) == (1, 0)
+    at = train.prepare(stopped).at
+    at.batch = 16
+    resume.within_epoch(at, 16, known=True, run=stopped)
+    assert (at.epoch, at.batch) == (1, 0)
     with pytest.raises(Refused, match="its data is not what it was"):
-        loop.at.batch = 17
-        resume.within_epoch(loop, 16, known=False)
+        at.batch = 17
+        resume.within_epoch(at, 16, known=False, run=stopped)
 
 
 def test_neither_places_nor_kinds_of_numbers_count():
