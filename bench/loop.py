@@ -32,10 +32,11 @@ def prepared(folder: Path, overrides: str = "", preset: str = "t5_tiny"):
     "A training that is about to begin."
     from workbench.core.config import presets
     from workbench.core.run import folder as run
-    from workbench.core.train import loop as train
+    from workbench.core.train.loop import start
+    from workbench.core.train import stage as train
 
     cfg = presets.load(preset, f"valid.every=null train.checkpoint_every=null trackers=[] {overrides}")
-    return train, train.start(run.create(cfg, folder))
+    return train, start(run.create(cfg, folder))
 
 
 def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list[tuple[float, dict]]]]:

@@ -68,7 +68,7 @@ def hand_written(setup, stage, steps: int) -> list[float]:
 
 def runner(training, stage, steps: int) -> list[float]:
     "The same stage by the runner: the seconds of each step."
-    from workbench.core.train import loop as train
+    from workbench.core.train import stage as train
 
     times, last, held = [], [0.0], train.after_step
 
@@ -92,12 +92,12 @@ def runner(training, stage, steps: int) -> list[float]:
 def both(rounds: int = 6, steps: int = 30):
     "Two stages in turn by hand and by the runner, the order changing from round to round."
     from workbench.core.run import folder as run
-    from workbench.core.train import loop as train
+    from workbench.core.train.loop import start
     from workbench.core.stages.stages import complete
 
     with tempfile.TemporaryDirectory() as folder:
-        training = train.start(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
-                                          Path(folder) / "run"))
+        training = start(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
+                                   Path(folder) / "run"))
         setup = training.setup
         begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in setup.nets.items()}
 
