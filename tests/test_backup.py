@@ -124,7 +124,7 @@ def test_damage_is_one_sentence(project):
 
 
 def test_a_killed_backup_is_cleared_away(tmp_path):
-    code = ("import os, signal, shutil\nfrom workbench.lab import backup\ntrue, n = shutil.copy2, []\n"
+    code = ("import os, signal, shutil\nfrom workbench.lab.backup import copies as backup\ntrue, n = shutil.copy2, []\n"
             "def trap(*a):\n    n.append(a)\n    os.kill(os.getpid(), signal.SIGKILL) if len(n) == 9 else true(*a)\n"
             "shutil.copy2 = trap\nbackup.back_up(None)")
     subprocess.run([sys.executable, "-c", code])

@@ -26,25 +26,25 @@ from ...errors import Refused
 from ...files import write_text
 from .cells import Piece, piece, plain
 from .execute import Fault, execute_all
-from .pages import Lookup, Page, read_pages
+from .pages import Lookup, Page, read_pages, rooms
 from ..show import colours
 
 # %% ../../../nbs/lab/docs/40_site.ipynb #tree
 def tree(
     pages: list[Page],  # in reading order
 ) -> dict:
-    "The folders of the site: {\"name\", \"path\", \"pages\", \"folders\"}, each folder the same again."
-    top = {"name": "", "path": "", "pages": [], "folders": []}
+    "The folders of the site: {\"title\", \"path\", \"inside\"}, where `inside` has pages and folders."
+    top = {"title": "", "path": "", "inside": []}
+    folders = {"": top}
     for page in pages:
         at = top
         for n, name in enumerate(page.path.parts[:-1]):
             path = "/".join(page.path.parts[:n + 1])
-            found = next((f for f in at["folders"] if f["path"] == path), None)
-            if not found:
-                found = {"name": name, "path": path, "pages": [], "folders": []}
-                at["folders"].append(found)
-            at = found
-        at["pages"].append(page)
+            if path not in folders:
+                folders[path] = {"title": rooms.get(path) or name, "path": path, "inside": []}
+                at["inside"].append(folders[path])
+            at = folders[path]
+        at["inside"].append(page)
     return top
 
 # %% ../../../nbs/lab/docs/40_site.ipynb #sections
