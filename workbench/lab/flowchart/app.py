@@ -22,7 +22,7 @@ from .widgets import Face
 from ..run.window import RunWindow
 from ..show import span
 from .stations import (
-    ACTIVE, before, boxes, evaluated, exported, key_of, last, named, place, source_mark, stations, unmet)
+    before, boxes, evaluated, exported, key_of, last, named, place, source_mark, stations, unmet)
 from .worker import Worker
 
 # %% ../../../nbs/lab/flowchart/45_app.ipynb #Flowchart
@@ -163,7 +163,7 @@ class Flowchart:
 
     async def start_training(self):
         "Start a run in its own process, without letting the clicks wait."
-        if self.status.get("state") in ACTIVE and self.same:
+        if self.status.get("state") in launch.active and self.same:
             return self.tell("This configuration is being trained; stop that run first.")
         self.face.notice.value = "<p>starting …</p>"
         self.face.run.disabled = True
@@ -269,7 +269,7 @@ class Flowchart:
     def put_buttons(self, name):
         "Which buttons there are, and whether they can be pressed."
         why = unmet(named[name], self.keys) if self.cfg else "The overrides are not valid."
-        busy = name in self.asked or name == "training" and self.same and self.status.get("state") in ACTIVE
+        busy = name in self.asked or name == "training" and self.same and self.status.get("state") in launch.active
         self.face.run.description = ("Start training" if name == "training" else "Run again"
                                      if self.find_card(name)[1] else "Run")
         self.face.run.disabled = bool(why) or busy

@@ -138,7 +138,7 @@ def begin(
     a = asked(cells, *given, **named)
     if not a.resume:
         return launch.start(a.config, a.words, a.run_dir, a.nproc or 1)
-    if status_of(a.resume)["state"] in ("starting", "running", "paused"):
+    if status_of(a.resume)["state"] in launch.active:
         if a.words:
             raise Refused(f"{a.resume} is running, so `{a.words}` cannot be applied: leave it out to watch "
                           "the run.")

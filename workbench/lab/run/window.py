@@ -26,7 +26,6 @@ from .monitor import bar, last_line, progress, progress_line
 from .plan_tables import metric_of
 from .results import Gallery
 from ..show import colours, part_colours
-from ..flowchart.stations import ACTIVE
 
 # %% ../../../nbs/lab/run/50_window.ipynb #panels
 def panels(
@@ -210,7 +209,7 @@ class RunWindow:
         here = stage in (None, status.get("stage", stage))
         valid = {k: c[2][-1] for (split, k), c in self.numbers.columns.items()
                  if split == "valid" and here and c[0][-1] >= first}
-        if status["state"] in ACTIVE:
+        if status["state"] in launch.active:
             share, left = progress(status, recent, self.chosen["train"]["minutes"], time.time())
             line = progress_line(status, recent, valid, metric_of(self.chosen, status.get("stage")), left)
             line = f"{status['state']} · {line}" if status["state"] != "running" else line
@@ -225,11 +224,11 @@ class RunWindow:
         state = status["state"]
         can = {"Pause": state == "running", "Go on": state == "paused",
                "Stop and save": state in ("running", "paused"),
-               "Resume": state not in ACTIVE and not self.busy, "TensorBoard": True}
+               "Resume": state not in launch.active and not self.busy, "TensorBoard": True}
         for name, button in self.buttons.items():
             if button.disabled == can[name]:
                 button.disabled = not can[name]
-        self.longer.disabled = state in ACTIVE
+        self.longer.disabled = state in launch.active
         resume = "Extend" if self.longer.value.strip() else "Resume"
         if self.buttons["Resume"].description != resume:
             self.buttons["Resume"].description = resume
