@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from itertools import takewhile
 
 # %% ../../nbs/lab/40_cli.ipynb #parser
 class Joined(argparse.Action):
@@ -197,14 +196,9 @@ def presets(options) -> int:
 # %% ../../nbs/lab/40_cli.ipynb #preset_table
 def preset_table():  # Table
     "The presets of the package and what each says of itself: the first sentence of its file."
-    from workbench.core.config.presets import find
     from workbench.core.config.presets import presets as names
+    from workbench.lab.flowchart.choices import about
     from workbench.lab.show import Table
-
-    def about(name):
-        lines = find(name).read_text(encoding="utf8").splitlines()
-        comment = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines))
-        return comment.partition(". ")[0].rstrip(".")
 
     return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 

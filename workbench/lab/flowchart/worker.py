@@ -21,7 +21,8 @@ from ...files import read_json, write_json
 from .cards import new_stamp, write_card
 from ..run.launch import log_tail
 from ..run.side_process import leave_with_parent, start_beside
-from .stations import home, key_of, last, named, place, source_mark
+from .stations import (
+    flowchart_folder, key_of, last_used, named, result_folder, source_mark)
 
 # %% ../../../nbs/lab/flowchart/30_worker.ipynb #Bench
 # all but the precision
@@ -31,15 +32,15 @@ keep_nets = ("notes", "asked", "preset", "check", "trackers*", "valid*", "train.
 class Bench:
     "A configuration, prepared once."
 
-    def __init__(self, tell=lambda phase: None):
+    def __init__(self, report=lambda phase: None):
         self.folder = Path(tempfile.mkdtemp(prefix="workbench-flowchart-"))
         self.cfg = self.key = self.prepared = None
-        self.tell = tell
+        self.report = report
 
     @property
     def last_run(self) -> Path | None:
         "The run that the flowchart was last used for."
-        run = last()["run"]
+        run = last_used()["run"]
         return Path(run) if run and Path(run).is_dir() else None
 
     def use(
@@ -64,7 +65,7 @@ class Bench:
         from workbench.core.train.loop import prepare
 
         if not self.prepared:
-            self.tell("data and model")
+            self.report("data and model")
             self.prepared = prepare(create(self.cfg, self.folder / new_stamp()))
         return self.prepared
 
@@ -89,7 +90,7 @@ def answer(
     "Run a station; its card is written, and returned."
     station, stamp, began = named[name], new_stamp(), time.monotonic()
     cfg = load(config, overrides)
-    folder = place(name, key_of(station, cfg, source_mark()))
+    folder = result_folder(name, key_of(station, cfg, source_mark()))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         bench.use(cfg)
@@ -116,7 +117,7 @@ def tidy(
     most: int = 200,  # results that are kept
 ):
     "Forget the oldest results."
-    found = sorted((home() / "results").glob("*"), key=lambda p: p.stat().st_mtime)
+    found = sorted((flowchart_folder() / "results").glob("*"), key=lambda p: p.stat().st_mtime)
     for folder in found[:-most]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -127,7 +128,7 @@ def main(
     "Answer requests, in the order of their numbers, until the parent is gone."
     folder = Path(folder)
 
-    def tell(phase, station=""):
+    def report(phase, station=""):
         write_json(folder / "doing.json",
                    {"phase": phase, "station": station, "since": time.time(), "pid": os.getpid()})
 
@@ -138,15 +139,15 @@ def main(
         shutil.rmtree(folder, ignore_errors=True)
 
     leave_with_parent(close)
-    tell("starting")
+    report("starting")
     import_module("workbench.core.train.loop")  # torch is there when the first station is asked for
     tidy()
-    tell("ready")
+    report("ready")
     while True:
         for path in sorted(folder.glob("ask-*.json")):
             ask = read_json(path)
-            bench.tell = lambda phase: tell(phase, ask["station"])
-            bench.tell("begins")
+            bench.report = lambda phase: report(phase, ask["station"])
+            bench.report("begins")
             try:
                 card = answer(bench, ask["station"], ask["config"], ask["overrides"])
                 said = {"station": ask["station"], "state": card["state"], "says": card["says"]}
@@ -154,7 +155,7 @@ def main(
                 said = {"station": ask["station"], "state": "failed", "says": str(e)}
             write_json(folder / path.name.replace("ask-", "done-"), said)
             path.unlink()
-            tell("ready")
+            report("ready")
         time.sleep(0.05)
 
 # %% ../../../nbs/lab/flowchart/30_worker.ipynb #Worker
@@ -165,33 +166,33 @@ class Worker:
         self.process, self.folder, self.count, self.waiting, self.mark = None, None, 0, {}, ""
 
     def start(self):
-        "Have a living process that has read the package as it is."
+        "See to a running process that has imported the package as it is."
         mark = source_mark()
         if self.process and self.process.poll() is None:
             if self.waiting or mark == self.mark:
                 return
             self.close()
         self.mark = mark
-        (home() / "workers").mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="w-", dir=home() / "workers"))
+        (flowchart_folder() / "workers").mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="w-", dir=flowchart_folder() / "workers"))
         self.process = start_beside("workbench.lab.flowchart.worker", str(self.folder),
                                     log=self.folder / "log.txt")
 
-    def ask(
+    def request(
         self,
         station: str,
         config: str,
         overrides: str,
     ):
-        "Have a station run after those that were asked for before."
+        "Request a station; it runs after those that were requested before."
         self.start()
         self.count += 1
         self.waiting[self.count] = station
         write_json(self.folder / f"ask-{self.count:06d}.json",
                    {"station": station, "config": config, "overrides": overrides})
 
-    def look(self) -> list[dict]:
-        "The answers since the last look, in order: station, state, says."
+    def answers(self) -> list[dict]:
+        "The answers since the last call, in order: station, state, says."
         out = []
         for number, station in list(self.waiting.items()):
             done = self.folder / f"done-{number:06d}.json"
@@ -201,22 +202,22 @@ class Worker:
             elif self.process.poll() is None:
                 break
             else:
-                out.append({"station": station, "state": "failed", "says": self.epitaph()})
+                out.append({"station": station, "state": "failed", "says": self.why_it_ended()})
             del self.waiting[number]
         return out
 
-    def epitaph(self) -> str:
-        "Why a dead worker is dead."
+    def why_it_ended(self) -> str:
+        "What ended the worker."
         why = (f"signal {-self.process.returncode}" if self.process.returncode < 0
                else f"exit {self.process.returncode}")
         return (f"The worker is gone ({why}; 9 may mean that memory ran out): "
                 f"{log_tail(self.folder, 3).strip() or 'it said nothing'}")
 
     def doing(self) -> dict:
-        "What it is at: phase, station, since."
+        "What the worker does: phase, station, since."
         return read_json(self.folder / "doing.json", {}) if self.folder else {}
 
-    def forget(self):
+    def cancel_rest(self):
         "Drop the requests that have not begun."
         first = next(iter(self.waiting), None)
         for number in [n for n in self.waiting if n != first]:
