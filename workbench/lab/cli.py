@@ -77,17 +77,17 @@ def watch(
     from workbench.lab.run.results import places, scores
     from workbench.lab.show import show
 
-    asked = []
+    interrupts = []
 
     def interrupt(number, frame):
-        asked.append(number)  # noted as well: a library may swallow what is raised
+        interrupts.append(number)  # noted as well: a library may swallow what is raised
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:
         show_plan(run)
-        follow(run, asked=asked)
+        follow(run, interrupts=interrupts)
     except KeyboardInterrupt:
         ask_to_stop(run)
     if (run.folder / "results.json").exists():
@@ -105,12 +105,12 @@ def ask_to_stop(
     print(f"\nStopping {run.folder}: it finishes its step and saves. Once more leaves it running.",
           file=sys.stderr,
           flush=True)
-    asked = [False]
+    stopped = [False]
 
-    def look(run):
-        asked[0] = asked[0] or stop(run.folder)
+    def stop_once(run):
+        stopped[0] = stopped[0] or stop(run.folder)
 
-    wait(run, look)
+    wait(run, stop_once)
 
 # %% ../../nbs/lab/40_cli.ipynb #train
 def train(options) -> int:

@@ -54,7 +54,8 @@ def label(
     backup: dict,  # of `backups`
 ) -> str:
     "A backup in the list."
-    return f"{backup['time']} · {backup['why'] or 'by hand'} · {backup['files']} files · {backup['folder'].name}"
+    why, count = backup["why"] or "by hand", backup["files"]
+    return f"{backup['time']} · {why} · {count} files · {backup['folder'].name}"
 
 
 def differences_html(
@@ -71,8 +72,8 @@ def restore_html(
 ) -> str:
     "Put a backup back; returns what is said of it."
     before = restore(folder)
-    return paragraph(f"Restored. What was there before is the backup {before.name}. Restart the kernel to use the "
-                     "restored source.")
+    return paragraph(f"Restored. What was there before is the backup {before.name}. "
+                     "Restart the kernel to use the restored source.")
 
 # %% ../../../nbs/lab/backup/20_panel.ipynb #in_thread
 def in_thread(

@@ -26,7 +26,8 @@ def pickers(
         tasks.setdefault("file", []).append((config, config))
     chosen = next(t for t, found in tasks.items() if config in [name for _, name in found])
     task = w.Dropdown(options=list(tasks), value=chosen, description="Task")
-    preset = w.Dropdown(options=tasks[chosen], value=config, description="Preset", layout=w.Layout(width="34em"))
+    preset = w.Dropdown(options=tasks[chosen], value=config, description="Preset",
+                        layout=w.Layout(width="34em"))
     task.observe(lambda change: setattr(preset, "options", tasks[change["new"]]), "value")
     return task, preset
 

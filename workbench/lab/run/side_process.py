@@ -23,9 +23,9 @@ def start_beside(
 ) -> subprocess.Popen:
     "Start a module in a process and a session of its own; returns the process."
     with open(log, "ab") as out:
-        return subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL, stdout=out,
-                                stderr=out, env={"OMP_WAIT_POLICY": "PASSIVE"} | environment(),
-                                start_new_session=True)
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=subprocess.DEVNULL,
+                                stdout=out, stderr=out, start_new_session=True,
+                                env={"OMP_WAIT_POLICY": "PASSIVE"} | environment())
 
 # %% ../../../nbs/lab/run/02_side_process.ipynb #leave_with_parent
 def leave_with_parent(
