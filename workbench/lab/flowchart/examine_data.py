@@ -96,8 +96,8 @@ def leaks_table(
         kinds = " or ".join(dict.fromkeys(leak["kind"] for leak in leaks)) or "ids"
         return words(f"No two splits share {kinds}.", "Leakage between splits")
     return table(["", "shared", "for example"], found, "Leakage between splits",
-                 "A shared text may be meant (a word that several people sign, one test made harder for another); a shared id of "
-                 "training and test seldom is.")
+                 "A shared text may be meant (a word that several people sign, one test made harder for "
+                 "another); a shared id of training and test seldom is.")
 
 # %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #batch_table
 def batch_table(

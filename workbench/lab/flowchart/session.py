@@ -7,7 +7,6 @@ __all__ = ['Session', 'configure', 'find_keys', 'watch_run', 'find_card', 'has_p
            'answered', 'keep_requests', 'marks_of', 'card_html', 'Buttons', 'buttons_of']
 
 # %% ../../../nbs/lab/flowchart/42_session.ipynb #imports
-import html
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -9,7 +9,7 @@ __all__ = ['dry_run']
 from ...core.stages.stages import complete
 from ...core.run.folder import settings, status_of
 from ...files import read_json
-from .parameters import asked
+from .parameters import read_parameters
 from .plan_tables import show_facts
 from ..show import Table, plainly
 from .stages_diagram import Stages, diagram
@@ -18,12 +18,12 @@ from .stages_diagram import Stages, diagram
 @plainly
 def dry_run(
     cells: list[str],  # `In`
-    *given,  # the notebook's parameters, in the order of `parameters.asked`
+    *given,  # the notebook's parameters, in the order of `read_parameters`
     **named,
 ) -> Stages | Table:
     """Show the plan with the memory of each stage and return its drawing.
     Raises `Refused` with every mistake, in one pass."""
-    a = asked(cells, *given, **named)
+    a = read_parameters(cells, *given, **named)
     if a.resume:
         status_of(a.resume)
         if found := read_json(a.resume / "plan.json"):
