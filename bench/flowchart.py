@@ -16,7 +16,7 @@ size = "train.max_steps=3000 valid.every=null train.checkpoint_every=1000 train.
 
 def quick():
     "Seconds from the start of a process, kernel and worker cold, to the card of the quick test."
-    code = "from workbench.lab.flowchart.headless import walk; walk('t5_tiny')"
+    code = "from workbench.lab.flowchart.headless import run_upto; run_upto('t5_tiny')"
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     print(f"| plan → quick test of t5_tiny, cold | {time.monotonic() - began:.1f} s | 25 s |", flush=True)
@@ -43,17 +43,17 @@ def resident():
 def poll():
     "Processor time of a look, twice a second; memory over 3,600 looks as fast as they go."
     from workbench.lab.run import launch
-    from workbench.lab.flowchart.app import Flowchart
+    from workbench.lab.flowchart.app import Flowchart, tick
 
     run = started()
     app = Flowchart("t5_tiny", size, str(run.folder))
-    app.diagram.chosen = "training"
+    app.widgets.diagram.chosen = "training"
     for _ in range(20):
-        app.tick()
+        tick(app)
         time.sleep(0.5)
     began, n = time.process_time(), 40
     for _ in range(n):
-        app.tick()
+        tick(app)
         time.sleep(0.5)
     used = time.process_time() - began
     print(f"| a look at a running training, every 0.5 s | {used / n * 1e3:.1f} ms, {used / n / 0.5:.1%} of a "
@@ -61,10 +61,10 @@ def poll():
     launch.stop(run.folder)
     launch.wait(run)
     for _ in range(200):
-        app.tick()
+        tick(app)
     before = resident()
     for _ in range(3600):
-        app.tick()
+        tick(app)
     print(f"| memory over 3,600 looks | {resident() - before:+.1f} MB on {before:.0f} MB | 0 |", flush=True)
     app.worker.close()
 

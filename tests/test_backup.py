@@ -13,6 +13,8 @@ from workbench.errors import Refused
 from workbench.core.run.folder import root, status_of
 from workbench.files import read_json, write_text
 from workbench.lab.backup import copies as backup
+from workbench.lab.backup import restore as restoring
+from workbench.lab.backup.restore import restore
 from workbench.lab.run import launch
 
 
@@ -37,7 +39,7 @@ def test_a_restored_run_goes_on_as_the_first_would_have(tmp_path, project):
     with surroundings(""):
         done(launch.resume(run, "train.epochs=5"))
     assert ("changed", "run/config.yaml") in backup.differences(kept)
-    backup.restore(kept, project)
+    restore(kept, project)
     again = project / "runs" / "first-restored"
     assert status_of(again)["state"] == "stopped" and "restored from" in status_of(again)["reason"]
     with surroundings(""):
@@ -54,7 +56,7 @@ def test_a_running_run_is_refused(tmp_path):
             backup.back_up(run.folder)
         kept = backup.back_up(None)  # the code alone
         with pytest.raises(Refused, match="stop it first"):
-            backup.restore(kept)  # its processes import from what would be replaced
+            restore(kept)  # its processes import from what would be replaced
         assert len(backup.backups()) == 1
     finally:
         launch.stop(run.folder)
@@ -78,7 +80,7 @@ def test_a_full_disk_leaves_no_half_backup(monkeypatch):
     calls = full(monkeypatch, shutil, "copy2", 20)
     with pytest.raises(Refused, match="No space left"):
         backup.back_up(None)
-    assert len(calls) == 20 and list(backup.place().iterdir()) == []
+    assert len(calls) == 20 and list(backup.backups_folder().iterdir()) == []
 
 
 @pytest.mark.parametrize("name, at", [("copy2", 30), ("replace", 30)])
@@ -86,15 +88,15 @@ def test_a_restoring_that_fails_changes_nothing(monkeypatch, project, name, at):
     kept, was = backup.back_up(None), everything(project)
     before = len(backup.backups())
     module = shutil if name == "copy2" else os
-    true = backup.write_backup
+    true = restoring.write_backup
 
     def then_full(*args, **kwargs):  # the disk is full after the present has been backed up
         folder = true(*args, **kwargs)
         full(monkeypatch, module, name, at)
         return folder
-    monkeypatch.setattr(backup, "write_backup", then_full)
+    monkeypatch.setattr(restoring, "write_backup", then_full)
     with pytest.raises(Refused, match="No space left.*Nothing was changed"):
-        backup.restore(kept, project)
+        restore(kept, project)
     assert everything(project) == was and sorted(p.name
                                                  for p in project.iterdir()) == ["settings.ini", "workbench"]
     assert len(backup.backups()) == before + 1
@@ -102,10 +104,10 @@ def test_a_restoring_that_fails_changes_nothing(monkeypatch, project, name, at):
 
 def test_what_is_replaced_can_be_had_back(project):
     kept, was = backup.back_up(None), everything(project)
-    first = backup.restore(kept, project)
+    first = restore(kept, project)
     assert ((project / "settings.ini").read_text() != "mine"
             and (project / "workbench/own.py").read_text() == "mine, too")
-    backup.restore(first, project)
+    restore(first, project)
     assert {p: b for p, b in everything(project).items() if p in was} == was
 
 
@@ -114,20 +116,20 @@ def test_damage_is_one_sentence(project):
     names = [n for n in read_json(kept / "manifest.json")["files"] if n.endswith(".py")]
     (kept / names[0]).unlink()
     with pytest.raises(Refused, match=f"{names[0]} is missing. Nothing was restored."):
-        backup.restore(kept, project)
+        restore(kept, project)
     (kept / names[0]).symlink_to(kept / names[1])
     with pytest.raises(Refused, match="is missing"):
-        backup.restore(kept, project)
+        restore(kept, project)
     with pytest.raises(Refused, match="not a backup"):
-        backup.restore(project)
+        restore(project)
     assert everything(project) == was
 
 
 def test_a_killed_backup_is_cleared_away(tmp_path):
-    code = ("import os, signal, shutil\nfrom workbench.lab import backup\ntrue, n = shutil.copy2, []\n"
+    code = ("import os, signal, shutil\nfrom workbench.lab.backup import copies as backup\ntrue, n = shutil.copy2, []\n"
             "def trap(*a):\n    n.append(a)\n    os.kill(os.getpid(), signal.SIGKILL) if len(n) == 9 else true(*a)\n"
             "shutil.copy2 = trap\nbackup.back_up(None)")
     subprocess.run([sys.executable, "-c", code])
-    assert len(list(backup.place().iterdir())) == 1 and backup.backups() == []
+    assert len(list(backup.backups_folder().iterdir())) == 1 and backup.backups() == []
     kept = backup.back_up(None)
-    assert list(backup.place().iterdir()) == [kept] and Path(backup.backups()[0]["folder"]) == kept
+    assert list(backup.backups_folder().iterdir()) == [kept] and Path(backup.backups()[0]["folder"]) == kept

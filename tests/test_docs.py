@@ -167,7 +167,7 @@ def test_a_word_is_found_in_a_browser(site, kind):
         assert page.evaluate("document.documentElement.dataset.theme") == theme  # it is kept
         for width in (700, 1600):
             page.set_viewport_size({"width": width, "height": 1000})
-            for name in ("index.html", "core/config.html"):
+            for name in ("index.html", "core/config/schema.html"):
                 page.goto(start + name)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (
                     f"{name} is wider than {width}")

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from itertools import takewhile
 
 # %% ../../nbs/lab/40_cli.ipynb #parser
 class Joined(argparse.Action):
@@ -78,17 +77,17 @@ def watch(
     from workbench.lab.run.results import places, scores
     from workbench.lab.show import show
 
-    asked = []
+    interrupts = []
 
     def interrupt(number, frame):
-        asked.append(number)  # noted as well: a library may swallow what is raised
+        interrupts.append(number)  # noted as well: a library may swallow what is raised
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     try:
         show_plan(run)
-        follow(run, asked=asked)
+        follow(run, interrupts=interrupts)
     except KeyboardInterrupt:
         ask_to_stop(run)
     if (run.folder / "results.json").exists():
@@ -106,12 +105,12 @@ def ask_to_stop(
     print(f"\nStopping {run.folder}: it finishes its step and saves. Once more leaves it running.",
           file=sys.stderr,
           flush=True)
-    asked = [False]
+    stopped = [False]
 
-    def look(run):
-        asked[0] = asked[0] or stop(run.folder)
+    def stop_once(run):
+        stopped[0] = stopped[0] or stop(run.folder)
 
-    wait(run, look)
+    wait(run, stop_once)
 
 # %% ../../nbs/lab/40_cli.ipynb #train
 def train(options) -> int:
@@ -197,14 +196,9 @@ def presets(options) -> int:
 # %% ../../nbs/lab/40_cli.ipynb #preset_table
 def preset_table():  # Table
     "The presets of the package and what each says of itself: the first sentence of its file."
-    from workbench.core.config.presets import find
     from workbench.core.config.presets import presets as names
+    from workbench.lab.flowchart.choices import about
     from workbench.lab.show import Table
-
-    def about(name):
-        lines = find(name).read_text(encoding="utf8").splitlines()
-        comment = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines))
-        return comment.partition(". ")[0].rstrip(".")
 
     return Table(["preset", "what it is"], [[name, about(name)] for name in names()])
 

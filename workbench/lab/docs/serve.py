@@ -47,7 +47,8 @@ def server(
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Quiet, directory=str(site)))
     except OSError as e:
-        raise Refused(f"Port {port} cannot be used ({e.strerror}): leave --port out, and a free one is taken.") from e
+        raise Refused(f"Port {port} cannot be used ({e.strerror}): leave --port out, and a free one is "
+                      "taken.") from e
 
 # %% ../../../nbs/lab/docs/50_serve.ipynb #serve_3
 def serve(

@@ -9,15 +9,13 @@ __all__ = ['Board', 'main']
 import html
 import os
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from ...core.config.modules import environment
 from ...files import read_json, write_json
-from ..flowchart.worker import leave_with_parent
+from .side_process import leave_with_parent, start_beside
 
 # %% ../../../nbs/lab/run/45_tensorboard.ipynb #Board
 class Board:
@@ -28,11 +26,8 @@ class Board:
         run: Path,
     ):
         self.run, self.folder = Path(run), Path(tempfile.mkdtemp(prefix="workbench-board-"))
-        with open(self.folder / "log.txt", "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.lab.run.tensorboard", str(self.run / "events"),
-                 str(self.folder / "at.json")],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True)
+        self.process = start_beside("workbench.lab.run.tensorboard", str(self.run / "events"),
+                                    str(self.folder / "at.json"), log=self.folder / "log.txt")
 
     def address(self) -> str:
         "Where it is; nothing until it is there."
