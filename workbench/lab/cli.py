@@ -35,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
 
     config = ("config", dict(metavar="CONFIG", help="a preset's name or the path of a YAML file"))
     run = ("run", dict(metavar="RUN", help="a run folder"))
-    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT", help='changes: "a.b=value '
-                                                                                     'c.d=value"'))
+    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT",
+                                     help='changes: "a.b=value c.d=value"'))
     nproc = ("--nproc", dict(type=int, metavar="N", help="processes: one GPU each, or CPU processes"))
-    task = ("--task-from", dict(action="append", default=[], metavar="MODULE", help="let this module or .py "
-                                                                                    "file be a task"))
+    task = ("--task-from", dict(action="append", default=[], metavar="MODULE",
+                                help="let this module or .py file be a task"))
     folder = ("--run-dir", dict(metavar="DIR", help="the run folder (default: runs/<preset>-<time>)"))
     command("train", "start a run and follow it", config, folder, overrides, nproc, task)
     command("resume", "continue a run from its last checkpoint", run, overrides, nproc, task)

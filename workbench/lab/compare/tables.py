@@ -245,8 +245,8 @@ def markdown(
     rows: list[dict],  # of `full_rows`
 ) -> str:
     "Rows as a table of Markdown, turned: a column a run."
-    cell = lambda v: html.escape(number(v), quote=False).replace("|",
-                                                                 "\\|").replace("\n", " ").replace("`", "\\`")
+    escapes = str.maketrans({"|": "\\|", "`": "\\`", "\n": " "})
+    cell = lambda value: html.escape(number(value), quote=False).translate(escapes)
     line = lambda cells: f"| {' | '.join(map(cell, cells))} |"
     shown = [row | dict(zip(heads, as_shown(row))) for row in rows]
     head, *body = [line([key, *(row[key] for row in shown)]) for key in shown[0]]

@@ -211,10 +211,8 @@ def evaluated(
     split = next(iter(found["splits"]))
     at, main = found["splits"][split], judged(run)[1]
     main = main if main in at["scores"] else next(iter(at["scores"]))
-    values = [f"{word} {at[kind][main]:.3f}"
-              for kind, word in (("scores", "this run"), ("baseline", "a trivial answer"),
-                                                                ("control", "inputs of other rows"))
-                                                                if main in at[kind]]
+    words_of = {"scores": "this run", "baseline": "a trivial answer", "control": "inputs of other rows"}
+    values = [f"{word} {at[kind][main]:.3f}" for kind, word in words_of.items() if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #exported

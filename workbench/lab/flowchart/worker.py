@@ -18,7 +18,7 @@ from pathlib import Path
 from ...errors import Refused
 from ...core.config.presets import load
 from ...files import read_json, write_json
-from .cards import new_stamp, write_card
+from .cards import new_stamp, words, write_card
 from ..run.launch import log_tail
 from ..run.side_process import leave_with_parent, start_beside
 from .stations import (
@@ -96,15 +96,13 @@ def answer(
         bench.use(cfg)
         state, says, parts = station.run(bench, lambda file: folder / f"{stamp}-{file}")
     except Refused as e:
-        state, says, parts = "failed", str(e).splitlines()[0], [{"kind": "words", "text": str(e),
-                                                                 "title": ""}]
+        state, says, parts = "failed", str(e).splitlines()[0], [words(str(e))]
         bench.drop()
     except Exception as e:  # a fault in a model or a task is what the flowchart is there to show
         traceback.print_exc()
         lines = "".join(traceback.format_exception(e)).splitlines()
         says = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
-        state, parts = "failed", [{"kind": "words", "text": "\n".join(lines[-20:]),
-                                   "title": "The last lines"}]
+        state, parts = "failed", [words("\n".join(lines[-20:]), "The last lines")]
         bench.drop()
     card = {"station": name, "state": state, "says": says, "parts": parts,
             "seconds": round(time.monotonic() - began, 2),

@@ -67,8 +67,8 @@ def last_validation(
     rows = of_stage(metrics_of(run, "valid"), stage_at_hand(run))
     if not rows:
         return {}
-    row, of = rows[-1], read_json(run / "plan.json", {}).get("splits",
-                                                             {}).get("valid", rows[-1].get("rows", 0))
+    row, splits = rows[-1], read_json(run / "plan.json", {}).get("splits", {})
+    of = splits.get("valid", row.get("rows", 0))
     kept = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     where = f"step {row['step']:,} on validation rows; the final evaluation was not reached"
     return {"checkpoint": where, "splits": {"valid": {"rows": row.get("rows", 0), "of": of, "scores": kept}}}
@@ -106,9 +106,8 @@ class Gallery:
         self.files, self.room, self.titles = files, room, titles or [p.stem for p in files]
 
     def __repr__(self) -> str:
-        said = (lambda p,
-                title: f"{title}: {p}" if p.suffix != ".txt" else f"{title}: {p.read_text(encoding='utf8')}")
-        return "\n".join(map(said, self.files, self.titles))
+        said = lambda path: path.read_text(encoding="utf8") if path.suffix == ".txt" else path
+        return "\n".join(f"{title}: {said(path)}" for path, title in zip(self.files, self.titles))
 
     def _repr_html_(self) -> str:
         out, left = [], self.room
@@ -219,9 +218,9 @@ def places(
     "What lies where, and how to go on."
     run, state = Path(run), status_of(Path(run))["state"]
     best = run / "checkpoints" / "best"
-    rows = [["folder", str(run)], ["best weights", f"{best.read_text().strip()}; in Python: "
-                                   f"nets, data = workbench.load({str(run)!r}, 'best')" if best.exists()
-                                   else "none"],
+    in_python = f"nets, data = workbench.load({str(run)!r}, 'best')"
+    rows = [["folder", str(run)],
+            ["best weights", f"{best.read_text().strip()}; in Python: {in_python}" if best.exists() else "none"],
             ["numbers", "metrics.jsonl, results.json, events/ (tensorboard --logdir)"],
             ["rows", "predictions/*.csv, rejected.csv"], ["log", "log.txt"]]
     if state != "finished":

@@ -121,8 +121,8 @@ def lane(
     "A net in a stage."
     total = max(1, found["trained"] + found["frozen"])
     part = f" of {amount(total)}" if 0 < found["trained"] < total else ""
-    says = f"{net}: {words[found['state']]}" + (f", {amount(found['trained'])}{part} parameters"
-                                                if found["trained"] else f", {amount(total)} parameters")
+    count = f"{amount(found['trained'])}{part}" if found["trained"] else amount(total)
+    says = f"{net}: {words[found['state']]}, {count} parameters"
     size = f"{amount(found['trained'])}{part}" if part else amount(total)
     fill = (f'<rect class="share" x="{x}" y="{y}" width="{wide * found["trained"] / total:.1f}" height="20" '
             'rx="3"/>' if found["trained"] else "")
@@ -228,5 +228,6 @@ def diagram(
 ) -> Stages | Table:
     "The pipeline of a run, with how far each stage is."
     plan = read_json(Path(run) / "plan.json")
-    return Stages(plan, stage_states(run)) if plan else Table([], [], "No plan yet: the run is "
-                                                                      f"{status_of(Path(run))['state']}.")
+    if not plan:
+        return Table([], [], f"No plan yet: the run is {status_of(Path(run))['state']}.")
+    return Stages(plan, stage_states(run))

@@ -154,10 +154,10 @@ class RunWindow:
         self.view = self.widgets.view
         self.widgets.steps.observe(
             lambda change: put(self.widgets.gallery, previews_at(self.run, str(change["new"]))), "value")
+        stopping = "stopping: it finishes its step and saves …"
         actions = {"Pause": lambda: act(self, "pausing after this step …", launch.pause),
                    "Go on": lambda: act(self, "going on …", launch.go_on),
-                   "Stop and save": lambda: act(self, "stopping: it finishes its step and saves …",
-                                                launch.stop),
+                   "Stop and save": lambda: act(self, stopping, launch.stop),
                    "Resume": lambda: resume(self),
                    "TensorBoard": lambda: open_board(self)}
         for name, action in actions.items():
