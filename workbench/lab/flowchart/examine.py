@@ -15,19 +15,19 @@ from pathlib import Path
 
 from ...core.config.presets import flat
 from .cards import checked, file, loud, table, verdict, words
-from .one_batch import backward, batch_of, losses, step_seconds
+from .micro_batch import backward, batch_of, losses, step_seconds
 from ..run.plan_tables import data_line, plan_table, random_instead, weights_line
 from ..show import amount, number, span
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #plan
 def plan(
-    bench,  # lab.worker.Bench
+    workspace,  # lab.flowchart.worker.Workspace
     new: Callable[[str], Path],  # name -> the path of a file of this card
 ) -> tuple[str, str, list[dict]]:
     "What will be trained on what, whether it fits, and how long it takes."
     from workbench.core.setup.plan import plan as planned
 
-    cfg, facts = bench.cfg, planned(bench.cfg)
+    cfg, facts = workspace.cfg, planned(workspace.cfg)
     chosen = cfg.model_dump()
     t = plan_table(facts, cfg.train.minutes)
     parts = ([table([], [["data", data_line(facts)]])]
@@ -40,7 +40,7 @@ def plan(
                              + " Activations come on top: the forward station measures them."]], "Memory"))
     if need > have:
         return "failed", f"This does not fit: {size}", parts
-    loop = bench.loop()
+    loop = workspace.loop()
     seconds = step_seconds(loop)
     parts.append(table([], time_rows(facts, seconds, cfg.train.minutes), "Time"))
     trained = sum(n["trained"] for n in facts["nets"])
@@ -87,7 +87,7 @@ def time_rows(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #criterion
 def criterion(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     "The losses of each objective, their weights, their formula, and the first values beside theory."
@@ -95,7 +95,7 @@ def criterion(
 
     from workbench.core.step.optim import set_modes
 
-    loop, parts = bench.loop(), []
+    loop, parts = workspace.loop(), []
     batch = batch_of(loop)
     set_modes(loop.nets, False)
     with torch.no_grad():
@@ -104,7 +104,8 @@ def criterion(
     for name, objective in loop.task.objectives(loop.stage.cfg).items():
         if name in found:
             trains = f"objective `{name}` trains {', '.join(objective.trains)}"
-            parts.append(words(f"{inspect.getdoc(objective.loss) or 'The loss function says nothing of itself.'}\n{trains}"))
+            about = inspect.getdoc(objective.loss) or "The loss function says nothing of itself."
+            parts.append(words(f"{about}\n{trains}"))
             for part, value in found[name].items():
                 low, high = expected.get(part, (None, None))
                 rows.append([name, part, float(value), "no expectation" if low is None else band(low, high)])
@@ -150,7 +151,7 @@ def bands(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #forward
 def forward(
-    bench,
+    workspace,
     new: Callable[[str], Path],
     rows: int = 4,  # held-out rows whose outputs are shown
 ) -> tuple[str, str, list[dict]]:
@@ -159,7 +160,7 @@ def forward(
     from workbench.core.step.optim import set_modes
     from workbench.core.memory.shapes import folded, traced
 
-    loop = bench.loop()
+    loop = workspace.loop()
     batch = batch_of(loop, 1.0)
     set_modes(loop.nets, False)
     losses(loop, batch)  # what is done once only, such as choosing kernels, is not measured
@@ -218,26 +219,26 @@ def first_outputs(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #quick
 def quick(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     "The quick tier of the reality checks: two real optimiser steps."
     from workbench.core.checks import quick as checks
 
-    found = checks.quick(bench.loop())
+    found = checks.quick(workspace.loop())
     return *verdict(found), [checked(found, "Quick tier: two real optimiser steps")]
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #deep
 def deep(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     """The deep tier: can it overfit, does the target matter, has generation collapsed; a tenth of the time
     budget."""
     from workbench.core.checks.overfit import deep as tier
 
-    cfg = bench.cfg
+    cfg = workspace.cfg
     seconds = max(30.0, 6.0 * cfg.train.minutes) if cfg.train.minutes else 60.0
-    began, found = time.monotonic(), tier(bench.loop(), seconds)
+    began, found = time.monotonic(), tier(workspace.loop(), seconds)
     took = f"Deep tier, {span(time.monotonic() - began)} of {span(seconds)}"
     return *verdict(found), [checked(found, took)]

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from .cards import file, table, words
-from .one_batch import batch_of
+from .micro_batch import batch_of
 from ..show import number
 
 # %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #data
 def data(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     """Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at
     it."""
     from workbench.core.step.evaluate import save_previews
 
-    d, loop = bench.loop().data, bench.loop()
+    d, loop = workspace.loop().data, workspace.loop()
     leaks, rejected = leakage(d), list(d.rejected)
     parts = [split_table(d), leaks_table(leaks)]
     parts.append(table(["row", "uid", "reason"], [[r["row"], r["uid"], r["reason"]] for r in rejected[:20]],

@@ -31,12 +31,12 @@ class Station:
     explains: str  # what is looked at here and why
     needs: tuple[str, ...] = ()  # stations that must have passed
     apart: tuple[str, ...] = ()  # patterns of keys that do not matter here
-    # (bench, new file) -> (state, sentence, parts); None: it is no work of the worker
+    # (workspace, new file) -> (state, sentence, parts); None: it is no work of the worker
     run: Callable | None = None
     hidden: bool = False  # without a box of its own
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #check_code
-def check_code(bench, new) -> tuple[str, str, list[dict]]:
+def check_code(workspace, new) -> tuple[str, str, list[dict]]:
     "Notebooks match the package, everything compiles; then a restorable copy of everything."
     from workbench.lab.backup.code_state import verify
     from workbench.lab.backup.copies import back_up
@@ -46,9 +46,9 @@ def check_code(bench, new) -> tuple[str, str, list[dict]]:
     parts = [checked(found, "Code")]
     if state == "failed":
         return state, says, parts
-    bench.report("backup")
-    run = bench.last_run if bench.last_run and status_of(bench.last_run)["state"] not in active else None
-    made = back_up(run, "flowchart")
+    workspace.report("backup")
+    run = workspace.last_run
+    made = back_up(run if run and status_of(run)["state"] not in active else None, "flowchart")
     parts.append(table([], [["copy", str(made)]], "Backup"))
     return state, f"{says} Backed up in {made.name}.", parts
 

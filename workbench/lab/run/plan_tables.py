@@ -240,7 +240,8 @@ def memory_of_stages(
         sizes = sorted(int(k.split()[0]) for k in found["table"][0] if k.endswith(" rows"))
         size = next((n for n in sizes if n >= stage["batch_size"]), sizes[-1])
         head += [x["device"] for x in found["table"] if x["device"] not in head]
-        fits = [f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} rows" for x in found["table"]]
+        fits = [f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} rows"
+                for x in found["table"]]
         rows.append([stage["name"], size, *fits])
     return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages",
                  " ".join(notes))

@@ -220,7 +220,8 @@ def places(
     best = run / "checkpoints" / "best"
     in_python = f"nets, data = workbench.load({str(run)!r}, 'best')"
     rows = [["folder", str(run)],
-            ["best weights", f"{best.read_text().strip()}; in Python: {in_python}" if best.exists() else "none"],
+            ["best weights", f"{best.read_text().strip()}; in Python: {in_python}" if best.exists()
+             else "none"],
             ["numbers", "metrics.jsonl, results.json, events/ (tensorboard --logdir)"],
             ["rows", "predictions/*.csv, rejected.csv"], ["log", "log.txt"]]
     if state != "finished":
