@@ -142,8 +142,8 @@ def plan(options) -> int:
 # %% ../../nbs/lab/40_cli.ipynb #all_kept
 @contextmanager
 def all_kept():
-    """Python looks for no circles of garbage: among the objects of a short process that is a third of the
-    time, and finds next to nothing."""
+    """Switch the garbage collector off.
+    Its search for cycles is a third of the time of a short process, and finds next to nothing."""
     was = gc.isenabled()
     gc.disable()
     atexit.register(gc.freeze)  # nor when it ends: another second

@@ -121,7 +121,7 @@ def compared(
 def check_export(
     home: Path,
 ) -> Check:
-    "Nobody trains on a stale export."
+    "Whether the package is what its notebooks export: nobody should train on a stale export."
     notebooks = notebooks_of(home)
     if not notebooks:
         return Check("export", "not proven",

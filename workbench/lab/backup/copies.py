@@ -70,8 +70,8 @@ def keep(
     path: Path,
     copy: Path,
 ):
-    """A copy of a file. Tensors are never changed once they are written, so a hard link serves where the disk
-    has them."""
+    """Copy a file; tensors as a hard link where the disk has links.
+    They are never changed once they are written."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         try:

@@ -233,8 +233,8 @@ def deep(
     workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    """The deep tier: can it overfit, does the target matter, has generation collapsed; a tenth of the time
-    budget."""
+    """The deep tier of the reality checks, in a tenth of the time budget.
+    Can the model overfit, does the target matter, has generation collapsed?"""
     from workbench.core.checks.overfit import deep as tier
 
     cfg = workspace.cfg

@@ -21,8 +21,8 @@ def data(
     workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    """Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at
-    it."""
+    """The data station: what the rows are, and one batch.
+    Counts, lengths, padding, rows shared by splits, rejected rows."""
     from workbench.core.step.evaluate import save_previews
 
     d, loop = workspace.loop().data, workspace.loop()

@@ -26,7 +26,7 @@ from ..run.launch import active
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #Station
 @dataclass(frozen=True)
 class Station:
-    "A stop on the way."
+    "A step of the flowchart."
     name: str
     explains: str  # what is looked at here and why
     needs: tuple[str, ...] = ()  # stations that must have passed

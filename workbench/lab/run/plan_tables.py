@@ -51,8 +51,8 @@ def stage_at_hand(
 def judged(
     run: Path,
 ) -> tuple[str | None, str, str]:
-    """(stage, metric, min or max) by which `best` of a run is chosen: those of the stage at hand, in a
-    finished run of the last one."""
+    """(stage, metric, min or max) by which `best` of a run is chosen.
+    Those of the stage at hand, in a finished run of the last stage."""
     stage = stage_at_hand(run)
     planned = next((s["best"] for s in read_json(Path(run) / "plan.json", {}).get("stages", [])
                     if s["name"] == stage and "best" in s), None)

@@ -34,8 +34,8 @@ def checks(
 def scores(
     run: str | Path,
 ) -> Table:
-    """The final scores of every split beside the trivial answer and the control; before them, the last
-    validation."""
+    """The final scores of every split beside the trivial answer and the control.
+    Before the final evaluation, the last validation."""
     run = Path(run)
     results = read_json(run / "results.json", {}) or last_validation(run)
     if not results:
@@ -95,7 +95,7 @@ def sound(
 
 # %% ../../../nbs/lab/run/40_results.ipynb #Gallery
 class Gallery:
-    "Previews of a run, for a notebook; a terminal is told where they are."
+    "Previews of a run: drawn in a notebook; a terminal prints texts, and the paths of the rest."
 
     def __init__(
         self,
@@ -127,8 +127,8 @@ class Gallery:
 def previews(
     run: str | Path,
 ) -> Gallery | Table:
-    """The previews of the best weights, before the final evaluation the last ones; a line of text where there
-    are none."""
+    """The previews of the best weights; a line of text where there are none.
+    Before the final evaluation, the last ones."""
     folders = sorted(p for p in (Path(run) / "previews").glob("step_*") if any(p.iterdir()))
     if not folders:
         return Table([], [], "No previews: they are made at each validation, and none was reached.")
@@ -232,8 +232,8 @@ def places(
 def ways_on(
     run: str | Path,
 ) -> Table:
-    """The commands that run a stage again in a run of its own, and that go on with more epochs or another
-    stage."""
+    """Commands for a stage again, and for more of the same run.
+    A stage is run again in a run of its own; a run goes on with more epochs or another stage."""
     run, rows, before = Path(run), [], ""
     planned = read_json(run / "plan.json", {}).get("stages", [])
     names = [s["name"] for s in planned]
