@@ -97,8 +97,8 @@ def test_a_restoring_that_fails_changes_nothing(monkeypatch, project, name, at):
     monkeypatch.setattr(restoring, "write_backup", then_full)
     with pytest.raises(Refused, match="No space left.*Nothing was changed"):
         restore(kept, project)
-    assert everything(project) == was and sorted(p.name
-                                                 for p in project.iterdir()) == ["settings.ini", "workbench"]
+    assert everything(project) == was
+    assert sorted(p.name for p in project.iterdir()) == ["settings.ini", "workbench"]
     assert len(backup.backups()) == before + 1
 
 
@@ -126,9 +126,21 @@ def test_damage_is_one_sentence(project):
 
 
 def test_a_killed_backup_is_cleared_away(tmp_path):
-    code = ("import os, signal, shutil\nfrom workbench.lab.backup import copies as backup\ntrue, n = shutil.copy2, []\n"
-            "def trap(*a):\n    n.append(a)\n    os.kill(os.getpid(), signal.SIGKILL) if len(n) == 9 else true(*a)\n"
-            "shutil.copy2 = trap\nbackup.back_up(None)")
+    code = """
+import os, signal, shutil
+from workbench.lab.backup import copies
+
+true, calls = shutil.copy2, []
+
+
+def trap(*arguments):
+    calls.append(arguments)
+    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 9 else true(*arguments)
+
+
+shutil.copy2 = trap
+copies.back_up(None)
+"""
     subprocess.run([sys.executable, "-c", code])
     assert len(list(backup.backups_folder().iterdir())) == 1 and backup.backups() == []
     kept = backup.back_up(None)

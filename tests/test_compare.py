@@ -72,8 +72,8 @@ def test_runs_as_text_and_unfinished_ones(two, tmp_path):
     half = done(go(tmp_path / "half", "train.max_steps=6 valid.every=null", "term:3"), "stopped")
     code, said, notebook = papermill(tmp_path / "out.ipynb", "-p", "runs", f"fast {half}")
     assert code == 0, said
-    assert ("half is stopped at step" in outputs(notebook)
-            and "what there is of it is compared" in outputs(notebook))
+    text = outputs(notebook)
+    assert "half is stopped at step" in text and "what there is of it is compared" in text
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -132,8 +132,14 @@ def test_text_of_data_is_escaped(tmp_path):
 
 
 def test_the_kernel_loads_no_torch(two):
-    code = ("import sys\nfrom workbench.lab.compare.page import begin\nc = begin([], 'slow fast')\n"
-            "for s in ('runs', 'curves', 'settings', 'previews', 'scores', 'table'):\n    c.show(s)._repr_html_()\n"
-            "print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])")
+    code = """
+import sys
+from workbench.lab.compare.page import begin, sections
+
+c = begin([], "slow fast")
+for section in sections:
+    c.show(section)._repr_html_()
+print([m for m in ("torch", "transformers", "matplotlib") if m in sys.modules])
+"""
     out = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

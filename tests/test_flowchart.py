@@ -16,7 +16,8 @@ from workbench.lab.run import launch
 home = Path(__file__).parents[1]
 here = Path(__file__).parent
 toy = """task: spelled
-train: {max_steps: 400, epochs: null, minutes: null, batch_size: 8, log_every: 2, checkpoint_every: 100, lr: 1e-2}
+train: {max_steps: 400, epochs: null, minutes: null, batch_size: 8, log_every: 2, checkpoint_every: 100,
+        lr: 1e-2}
 valid: {every: 100, metric: error, mode: min}
 trackers: []
 """

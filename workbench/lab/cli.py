@@ -35,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
 
     config = ("config", dict(metavar="CONFIG", help="a preset's name or the path of a YAML file"))
     run = ("run", dict(metavar="RUN", help="a run folder"))
-    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT", help='changes: "a.b=value '
-                                                                                     'c.d=value"'))
+    overrides = ("--overrides", dict(action=Joined, default="", metavar="TEXT",
+                                     help='changes: "a.b=value c.d=value"'))
     nproc = ("--nproc", dict(type=int, metavar="N", help="processes: one GPU each, or CPU processes"))
-    task = ("--task-from", dict(action="append", default=[], metavar="MODULE", help="let this module or .py "
-                                                                                    "file be a task"))
+    task = ("--task-from", dict(action="append", default=[], metavar="MODULE",
+                                help="let this module or .py file be a task"))
     folder = ("--run-dir", dict(metavar="DIR", help="the run folder (default: runs/<preset>-<time>)"))
     command("train", "start a run and follow it", config, folder, overrides, nproc, task)
     command("resume", "continue a run from its last checkpoint", run, overrides, nproc, task)
@@ -142,8 +142,8 @@ def plan(options) -> int:
 # %% ../../nbs/lab/40_cli.ipynb #all_kept
 @contextmanager
 def all_kept():
-    """Python looks for no circles of garbage: among the objects of a short process that is a third of the
-    time, and finds next to nothing."""
+    """Switch the garbage collector off.
+    Its search for cycles is a third of the time of a short process, and finds next to nothing."""
     was = gc.isenabled()
     gc.disable()
     atexit.register(gc.freeze)  # nor when it ends: another second

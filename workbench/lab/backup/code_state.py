@@ -121,11 +121,11 @@ def compared(
 def check_export(
     home: Path,
 ) -> Check:
-    "Nobody trains on a stale export."
+    "Whether the package is what its notebooks export: nobody should train on a stale export."
     notebooks = notebooks_of(home)
     if not notebooks:
-        return Check("export", "not proven", "The package was installed without its notebooks: there is "
-                                             "nothing to compare.")
+        return Check("export", "not proven",
+                     "The package was installed without its notebooks: there is nothing to compare.")
     if not find_spec("nbdev"):
         return Check("export", "not proven", "nbdev is not installed: pip install 'workbench[dev]'.")
     return compared(home, notebooks,

@@ -70,8 +70,8 @@ def keep(
     path: Path,
     copy: Path,
 ):
-    """A copy of a file. Tensors are never changed once they are written, so a hard link serves where the disk
-    has them."""
+    """Copy a file; tensors as a hard link where the disk has links.
+    They are never changed once they are written."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         try:
@@ -126,8 +126,8 @@ def write_backup(
         for name, path in files.items():
             keep(path, hidden / name)
         sums = {name: sha256(hidden / name) for name in files}
-        write_json(hidden / "manifest.json", {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts,
-                                              "git": git_state(home()), "files": sums})
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(hidden / "manifest.json", {"time": now, **facts, "git": git_state(home()), "files": sums})
         for n in range(1, 1000):
             folder = backups_folder() / (stamp if n == 1 else f"{stamp}-{n}")
             if not folder.exists():

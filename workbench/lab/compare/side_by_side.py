@@ -127,8 +127,8 @@ def same_step(
     runs: list[Path],
     step: int | None = None,  # the one that is wanted; None: the last
 ) -> list[tuple[int, Path] | None]:
-    """(step, folder) for each run: the common step nearest to the wanted one, else each one's nearest; None:
-    no previews."""
+    """(step, folder) for each run, None where it has no previews.
+    The common step nearest to the wanted one; without a common step, each one's nearest."""
     steps = [preview_steps(run) for run in runs]
     having = [s for s in steps if s]
     if not having:

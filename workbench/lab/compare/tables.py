@@ -178,8 +178,8 @@ def as_yaml(
 def config_rows(
     runs: list[Path],
 ) -> list[list[str]]:
-    """[key, value in each run] of the keys that differ, notes and what was asked apart; – where a run has no
-    such key."""
+    """[key, value in each run] of the keys that differ; – where a run has no such key.
+    Notes and the record of what was asked for are left out."""
     trees = [{k: v for k, v in flat(settings(run)).items() if k not in ("notes", "asked")} for run in runs]
     keys = dict.fromkeys(k for tree in trees for k in tree)
     rows = [[key, *(as_yaml(t[key]) if key in t else "–" for t in trees)] for key in keys]
@@ -217,8 +217,8 @@ def score_rows(
 def scores_table(
     runs: list[Path],
 ) -> Table:
-    """What the runs score, and beside their metrics the trivial answer and the control; without an
-    evaluation, the last validation."""
+    """The scores of the runs, beside their metrics the trivial answer and the control.
+    Of a run without an evaluation, the last validation."""
     metrics = {judged(run)[1] for run in runs}
     rows = [r for r in score_rows(runs)
             if "," not in r[0] or r[0].partition(",")[0].partition(" ")[2] in metrics]
@@ -245,8 +245,8 @@ def markdown(
     rows: list[dict],  # of `full_rows`
 ) -> str:
     "Rows as a table of Markdown, turned: a column a run."
-    cell = lambda v: html.escape(number(v), quote=False).replace("|",
-                                                                 "\\|").replace("\n", " ").replace("`", "\\`")
+    escapes = str.maketrans({"|": "\\|", "`": "\\`", "\n": " "})
+    cell = lambda value: html.escape(number(value), quote=False).translate(escapes)
     line = lambda cells: f"| {' | '.join(map(cell, cells))} |"
     shown = [row | dict(zip(heads, as_shown(row))) for row in rows]
     head, *body = [line([key, *(row[key] for row in shown)]) for key in shown[0]]

@@ -53,23 +53,21 @@ def arguments(
     node: ast.FunctionDef,
     notes: dict[int, str],  # comments by line
 ) -> list[Row]:
-    """The arguments of a function without `self`; what it returns is the row `returns`, where a comment says
-    it."""
+    "The arguments of a function without `self`; a comment on what it returns is the row `returns`."
     a = node.args
     plain = a.posonlyargs + a.args
     defaults = [None] * (len(plain) - len(a.defaults)) + a.defaults
-    given = [(x.arg, x, d) for x, d in zip(plain, defaults)] + [(f"*{x.arg}", x, None)
-                                                                for x in (a.vararg,) if x]
-    given += [(x.arg, x, d) for x, d in zip(a.kwonlyargs,
-                                            a.kw_defaults)] + [(f"**{x.arg}", x, None)
-                                                               for x in (a.kwarg,) if x]
+    given = [(x.arg, x, d) for x, d in zip(plain, defaults)]
+    given += [(f"*{x.arg}", x, None) for x in (a.vararg,) if x]
+    given += [(x.arg, x, d) for x, d in zip(a.kwonlyargs, a.kw_defaults)]
+    given += [(f"**{x.arg}", x, None) for x in (a.kwarg,) if x]
     # several on a line: the comment is the last one's
     last = {(d or x).end_lineno: name for name, x, d in given}
     rows = [Row(name, words(x.annotation), words(d), notes.get(line, "") if last[line] == name else "")
             for name, x, d in given for line in [(d or x).end_lineno]]
     said = notes.get(node.returns.end_lineno) if node.returns else None
-    return [r for r in rows
-            if r.name not in ("self", "cls")] + [Row("returns", words(node.returns), "", said)] * bool(said)
+    returned = [Row("returns", words(node.returns), "", said)] if said else []
+    return [r for r in rows if r.name not in ("self", "cls")] + returned
 
 # %% ../../../nbs/lab/docs/20_entries.ipynb #fields
 def fields(

@@ -63,8 +63,8 @@ def names_in(
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = ".".join([*above[:-node.level], *filter(None,
-                                                           [node.module])]) if node.level else node.module
+            named = [node.module] if node.module else []
+            base = ".".join([*above[:-node.level], *named]) if node.level else node.module
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return found
 

@@ -94,8 +94,8 @@ def read_page(
     module = [words[0] for c in code for key, words in c.metadata.directives.items() if key == "default_exp"]
     exported = "\n".join(c.source for c in code if "export" in c.metadata.directives)
     text = "\n\n".join(c.source for c in book.cells if c.cell_type == "markdown")
-    title, says = re.search(r"^# (.+)", text, re.M), re.search(r"^# .+\n+((?:>.*\n?)+|[^#|\s].*(?:\n\S.*)*)",
-                                                               text, re.M)
+    title = re.search(r"^# (.+)", text, re.M)
+    says = re.search(r"^# .+\n+((?:>.*\n?)+|[^#|\s].*(?:\n\S.*)*)", text, re.M)
     return Page(path, url_of(path), title[1].strip() if title else path.stem,
                 " ".join(says[1].replace(">", " ").split()) if says else "", module[0] if module else "",
                 tuple(dict.fromkeys(defined(exported))), imported("\n".join(c.source for c in code)), book)

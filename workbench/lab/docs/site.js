@@ -3,7 +3,8 @@ const root = document.body.dataset.root;
 const field = document.querySelector("#search input");
 const hits = document.querySelector("#hits");
 
-// The words of all pages are a script, read when the search is first used: a page opened as a file may not fetch them.
+// The words of all pages are a script, read when the search is first used: a page opened as a file may not
+// fetch them.
 let loading = null;
 function load() {
   loading ||= new Promise((done, failed) => {
@@ -33,7 +34,8 @@ function score(section, wanted) {
 
 // Text with the wanted words marked, around the first of them.
 function around(text, wanted) {
-  const first = Math.max(0, Math.min(...wanted.map((w) => text.toLowerCase().indexOf(w)).filter((n) => n >= 0), text.length) - 50);
+  const places = wanted.map((w) => text.toLowerCase().indexOf(w)).filter((n) => n >= 0);
+  const first = Math.max(0, Math.min(...places, text.length) - 50);
   const from = first && first < text.length ? text.indexOf(" ", first) + 1 : 0;
   const piece = (from ? "… " : "") + text.slice(from, from + 160);
   const span = document.createElement("span");
@@ -65,7 +67,8 @@ async function search() {
   if (!wanted.length) return close();
   const all = await load();
   if (field.value !== asked) return;
-  const found = all.map((s) => [score(s, wanted), s]).filter(([n]) => n).sort((a, b) => b[0] - a[0]).slice(0, 20);
+  const scored = all.map((s) => [score(s, wanted), s]).filter(([n]) => n);
+  const found = scored.sort((a, b) => b[0] - a[0]).slice(0, 20);
   const none = document.createElement("li");
   none.className = "none";
   none.textContent = "Nothing is found.";
@@ -131,4 +134,5 @@ for (const heading of document.querySelectorAll("main :is(h2, h3, h4)[id]")) {
 
 const current = document.querySelector("nav [aria-current]");
 const list = document.querySelector("nav");
-if (current && list.scrollHeight > list.clientHeight) list.scrollTop = current.offsetTop - list.clientHeight / 2;
+if (current && list.scrollHeight > list.clientHeight)
+  list.scrollTop = current.offsetTop - list.clientHeight / 2;

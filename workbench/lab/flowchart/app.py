@@ -57,7 +57,7 @@ class Flowchart:
 def connect(
     app: Flowchart,
 ):
-    "Let widgets call what they are for."
+    "Connect each widget with its function."
     seen, chosen = app.widgets, lambda: app.widgets.diagram.chosen
     seen.preset.observe(lambda _: read_choice(app), "value")
     seen.overrides.observe(lambda _: read_choice(app), "value")

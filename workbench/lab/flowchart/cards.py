@@ -178,5 +178,5 @@ class Card:
         return "\n\n".join([self.line, *(printed(p, self.folder) for p in self.content["parts"])])
 
     def _repr_html_(self) -> str:
-        return "".join([f"<p><b>{html.escape(self.line)}</b></p>", *(drawn(p, self.folder)
-                                                                     for p in self.content["parts"])])
+        parts = [drawn(part, self.folder) for part in self.content["parts"]]
+        return "".join([f"<p><b>{html.escape(self.line)}</b></p>", *parts])

@@ -84,7 +84,8 @@ function render({ model, el }) {
       button.title = b.says;
       button.children[0].textContent = b.glyph;
       button.children[1].textContent = b.name;
-      button.children[2].textContent = b.when ? `${b.state} ${b.when}${b.took ? ", " + b.took : ""}` : b.state;
+      const took = b.took ? `, ${b.took}` : "";
+      button.children[2].textContent = b.when ? `${b.state} ${b.when}${took}` : b.state;
       if (parts[i].state && parts[i].state !== b.state)
         live.textContent = `${b.name}: ${b.state}. ${b.says}`;
       parts[i].state = b.state;

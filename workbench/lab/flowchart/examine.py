@@ -15,19 +15,19 @@ from pathlib import Path
 
 from ...core.config.presets import flat
 from .cards import checked, file, loud, table, verdict, words
-from .one_batch import backward, batch_of, losses, step_seconds
+from .micro_batch import backward, batch_of, losses, step_seconds
 from ..run.plan_tables import data_line, plan_table, random_instead, weights_line
 from ..show import amount, number, span
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #plan
 def plan(
-    bench,  # lab.worker.Bench
+    workspace,  # lab.flowchart.worker.Workspace
     new: Callable[[str], Path],  # name -> the path of a file of this card
 ) -> tuple[str, str, list[dict]]:
     "What will be trained on what, whether it fits, and how long it takes."
     from workbench.core.setup.plan import plan as planned
 
-    cfg, facts = bench.cfg, planned(bench.cfg)
+    cfg, facts = workspace.cfg, planned(workspace.cfg)
     chosen = cfg.model_dump()
     t = plan_table(facts, cfg.train.minutes)
     parts = ([table([], [["data", data_line(facts)]])]
@@ -40,8 +40,8 @@ def plan(
                              + " Activations come on top: the forward station measures them."]], "Memory"))
     if need > have:
         return "failed", f"This does not fit: {size}", parts
-    loop = bench.loop()
-    seconds = step_seconds(loop)
+    setup = workspace.setup()
+    seconds = step_seconds(setup)
     parts.append(table([], time_rows(facts, seconds, cfg.train.minutes), "Time"))
     trained = sum(n["trained"] for n in facts["nets"])
     says = (f"{amount(trained)} trained parameters on {facts['splits']['train']:,} rows, {seconds:.2f} s a "
@@ -87,7 +87,7 @@ def time_rows(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #criterion
 def criterion(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     "The losses of each objective, their weights, their formula, and the first values beside theory."
@@ -95,29 +95,30 @@ def criterion(
 
     from workbench.core.step.optim import set_modes
 
-    loop, parts = bench.loop(), []
-    batch = batch_of(loop)
-    set_modes(loop.nets, False)
+    setup, parts = workspace.setup(), []
+    batch = batch_of(setup)
+    set_modes(setup.nets, False)
     with torch.no_grad():
-        found = losses(loop, batch)
-    expected, rows, odd = bands(loop, batch), [], []
-    for name, objective in loop.task.objectives(loop.stage.cfg).items():
+        found = losses(setup, batch)
+    expected, rows, odd = bands(setup, batch), [], []
+    for name, objective in setup.task.objectives(setup.stage.cfg).items():
         if name in found:
             trains = f"objective `{name}` trains {', '.join(objective.trains)}"
-            parts.append(words(f"{inspect.getdoc(objective.loss) or 'The loss function says nothing of itself.'}\n{trains}"))
+            about = inspect.getdoc(objective.loss) or "The loss function says nothing of itself."
+            parts.append(words(f"{about}\n{trains}"))
             for part, value in found[name].items():
                 low, high = expected.get(part, (None, None))
                 rows.append([name, part, float(value), "no expectation" if low is None else band(low, high)])
                 if low is not None and not low <= float(value) <= high:
                     odd.append(f"{part} is {float(value):.3f}, theory says {band(low, high)}.")
-    section = getattr(loop.stage.cfg, "loss", None)
+    section = getattr(setup.stage.cfg, "loss", None)
     if section is not None:
         weights = [[f"loss.{k}", v] for k, v in flat(section.model_dump()).items()]
         parts.append(table(["key", "value"], weights, "Weights", inspect.getdoc(type(section)) or ""))
     parts.append(table(["objective", "part", "at the start", "theory"], rows,
                        "First values, on one real micro-batch"))
     if odd:
-        loaded = (loop.task.origin(loop.nets) if loop.task.origin else {}).get("kind") == "pretrained"
+        loaded = (setup.task.origin(setup.nets) if setup.task.origin else {}).get("kind") == "pretrained"
         return ("warned" if loaded else "failed"), odd[0], parts
     says = ", ".join(f"{r[1]} {number(r[2])}" for r in rows)
     return "passed", says + (": as theory says." if expected else ": finite."
@@ -134,7 +135,7 @@ def band(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #bands
 def bands(
-    loop,
+    setup,
     batch: dict,
 ) -> dict[str, tuple[float, float]]:
     "What theory expects of the first loss parts."
@@ -142,15 +143,15 @@ def bands(
 
     from workbench.core.step.ranks import to_device
 
-    device = loop.accelerator.device
-    ctx = loop.ctx(training=False, counts=loop.data.counts(batch),
-                   generator=torch.Generator(device).manual_seed(loop.cfg.seed))
+    device = setup.accelerator.device
+    ctx = setup.ctx(training=False, counts=setup.data.counts(batch),
+                   generator=torch.Generator(device).manual_seed(setup.cfg.seed))
     with torch.no_grad():
-        return loop.task.expect(loop.nets, to_device(batch, device), ctx)
+        return setup.task.expect(setup.nets, to_device(batch, device), ctx)
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #forward
 def forward(
-    bench,
+    workspace,
     new: Callable[[str], Path],
     rows: int = 4,  # held-out rows whose outputs are shown
 ) -> tuple[str, str, list[dict]]:
@@ -159,16 +160,16 @@ def forward(
     from workbench.core.step.optim import set_modes
     from workbench.core.memory.shapes import folded, traced
 
-    loop = bench.loop()
-    batch = batch_of(loop, 1.0)
-    set_modes(loop.nets, False)
-    losses(loop, batch)  # what is done once only, such as choosing kernels, is not measured
-    modules, seconds, kept, found = traced(loop.nets, lambda: losses(loop, batch))
-    backward(loop, found)
-    asked = {p.split(".")[0] for n in loop.stage.objectives
-             for p in loop.task.objectives(loop.stage.cfg)[n].trains}
+    setup = workspace.setup()
+    batch = batch_of(setup, 1.0)
+    set_modes(setup.nets, False)
+    losses(setup, batch)  # what is done once only, such as choosing kernels, is not measured
+    modules, seconds, kept, found = traced(setup.nets, lambda: losses(setup, batch))
+    backward(setup, found)
+    asked = {p.split(".")[0] for n in setup.stage.objectives
+             for p in setup.task.objectives(setup.stage.cfg)[n].trains}
     other = set().union(*({p.split(".")[0] for p in o.trains}
-                          for o in loop.task.objectives(loop.stage.cfg).values())) - asked
+                          for o in setup.task.objectives(setup.stage.cfg).values())) - asked
     # those of other stages
     idle = [m.name for m in modules if m.depth == 0 and not m.calls and m.parameters and m.name not in other
             and not any(x.calls for x in modules if x.name.startswith(m.name + "."))]
@@ -181,12 +182,12 @@ def forward(
                    "the backward pass. A dash: not called as a module (its parts may be).")]
     values = {k: float(v) for parts_ in found.values() for k, v in parts_.items()}
     parts.append(table(["part", "value"], [[k, v] for k, v in values.items()], "First loss"))
-    parts += first_outputs(loop, rows)
+    parts += first_outputs(setup, rows)
     stamp = new("x").name.partition("-")[0]
     folder = new("x").parent
     save_previews(folder,
                   {f"{stamp}-{k}": v
-                   for k, v in loop.task.preview(loop.nets, loop.data, loop.ctx(training=False)).items()})
+                   for k, v in setup.task.preview(setup.nets, setup.data, setup.ctx(training=False)).items()})
     parts += [file(p.name, p.stem.partition("-")[2]) for p in sorted(folder.glob(f"{stamp}-*"))]
     odd = [k for k, v in values.items() if not math.isfinite(v)]
     if odd or idle:
@@ -197,7 +198,7 @@ def forward(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #first_outputs
 def first_outputs(
-    loop,
+    setup,
     rows: int,
 ) -> list[dict]:
     "What the model makes of some held-out rows before it is trained."
@@ -205,11 +206,11 @@ def first_outputs(
 
     from workbench.core.step.ranks import autocast, to_device
 
-    split = loop.data.datasets["valid"]
-    batch = to_device(loop.data.collate([split[i, 0] for i in range(min(rows, len(split)))]),
-                      loop.accelerator.device)
-    with torch.no_grad(), autocast(loop.accelerator):
-        found = loop.task.predict(loop.nets, batch, loop.ctx(training=False))
+    split = setup.data.datasets["valid"]
+    batch = to_device(setup.data.collate([split[i, 0] for i in range(min(rows, len(split)))]),
+                      setup.accelerator.device)
+    with torch.no_grad(), autocast(setup.accelerator):
+        found = setup.task.predict(setup.nets, batch, setup.ctx(training=False))
     cut = lambda thing: said if len(said := str(thing)) <= 120 else said[:119] + "…"
     return [table(["uid", "target", "first output"],
                   [[r["uid"], cut(r["reference"]), cut(r["hypothesis"])] for r in found],
@@ -218,26 +219,26 @@ def first_outputs(
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #quick
 def quick(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
     "The quick tier of the reality checks: two real optimiser steps."
     from workbench.core.checks import quick as checks
 
-    found = checks.quick(bench.loop())
+    found = checks.quick(workspace.setup())
     return *verdict(found), [checked(found, "Quick tier: two real optimiser steps")]
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #deep
 def deep(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    """The deep tier: can it overfit, does the target matter, has generation collapsed; a tenth of the time
-    budget."""
+    """The deep tier of the reality checks, in a tenth of the time budget.
+    Can the model overfit, does the target matter, has generation collapsed?"""
     from workbench.core.checks.overfit import deep as tier
 
-    cfg = bench.cfg
+    cfg = workspace.cfg
     seconds = max(30.0, 6.0 * cfg.train.minutes) if cfg.train.minutes else 60.0
-    began, found = time.monotonic(), tier(bench.loop(), seconds)
+    began, found = time.monotonic(), tier(workspace.setup(), seconds)
     took = f"Deep tier, {span(time.monotonic() - began)} of {span(seconds)}"
     return *verdict(found), [checked(found, took)]

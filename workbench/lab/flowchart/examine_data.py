@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from .cards import file, table, words
-from .one_batch import batch_of
+from .micro_batch import batch_of
 from ..show import number
 
 # %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #data
 def data(
-    bench,
+    workspace,
     new: Callable[[str], Path],
 ) -> tuple[str, str, list[dict]]:
-    """Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at
-    it."""
+    """The data station: what the rows are, and one batch.
+    Counts, lengths, padding, rows shared by splits, rejected rows."""
     from workbench.core.run.previews import save_previews
 
-    d, loop = bench.loop().data, bench.loop()
+
+    d, setup = workspace.setup().data, workspace.setup()
     leaks, rejected = leakage(d), list(d.rejected)
     parts = [split_table(d), leaks_table(leaks)]
     parts.append(table(["row", "uid", "reason"], [[r["row"], r["uid"], r["reason"]] for r in rejected[:20]],
@@ -34,10 +35,10 @@ def data(
                        else f"and {len(rejected) - 20:,} more; rejected.csv of a run has all.")
                  if rejected else words("Every row could be read.", "No rejected rows"))
     path = new("lengths.png")
-    share = draw_lengths(loop, path)
+    share = draw_lengths(setup, path)
     parts.append(file(path.name, f"Lengths and padding: {share:.1%} of the padded positions of an epoch hold "
                                  "nothing"))
-    batch = batch_of(loop)
+    batch = batch_of(setup)
     parts.append(batch_table(batch, d.targets))
     if d.show:
         seen = d.show(batch)
@@ -119,7 +120,7 @@ def batch_table(
 
 # %% ../../../nbs/lab/flowchart/05_examine_data.ipynb #draw_lengths
 def draw_lengths(
-    loop,
+    setup,
     path: Path,  # PNG
 ) -> float:
     "Histograms of every padded dimension and of the padding of the batches; returns the padding of an epoch."
@@ -129,8 +130,8 @@ def draw_lengths(
     from workbench.core.setup.state import batch_plan
     from workbench.lab.show import colours
 
-    lengths = np.asarray(loop.data.lengths["train"]).reshape(len(loop.data.datasets["train"]), -1)
-    steps = batch_plan(loop)(0)
+    lengths = np.asarray(setup.data.lengths["train"]).reshape(len(setup.data.datasets["train"]), -1)
+    steps = batch_plan(setup)(0)
     each = [100 * padding_share(lengths, [[slot]]) for step in steps for slot in step if len(slot)]
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     axes = figure.subplots(1, lengths.shape[1] + 1)

@@ -105,9 +105,8 @@ def begin(
 ):
     "Show the flowchart to a person; without one, run the stations up to one. Raises `Refused` or `Failed`."
     check_names(injected(cells), ["config", "overrides", "upto", "resume"])
-    config, overrides, upto, resume = (text(n, v)
-                                       for n, v in (("config", config), ("overrides", overrides),
-                                                    ("upto", upto), ("resume", resume)))
+    given = {"config": config, "overrides": overrides, "upto": upto, "resume": resume}
+    config, overrides, upto, resume = (text(name, value) for name, value in given.items())
     if resume:
         config_of(Path(resume))
     if not attended():

@@ -26,17 +26,17 @@ from ..run.launch import active
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #Station
 @dataclass(frozen=True)
 class Station:
-    "A stop on the way."
+    "A step of the flowchart."
     name: str
     explains: str  # what is looked at here and why
     needs: tuple[str, ...] = ()  # stations that must have passed
     apart: tuple[str, ...] = ()  # patterns of keys that do not matter here
-    # (bench, new file) -> (state, sentence, parts); None: it is no work of the worker
+    # (workspace, new file) -> (state, sentence, parts); None: it is no work of the worker
     run: Callable | None = None
     hidden: bool = False  # without a box of its own
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #check_code
-def check_code(bench, new) -> tuple[str, str, list[dict]]:
+def check_code(workspace, new) -> tuple[str, str, list[dict]]:
     "Notebooks match the package, everything compiles; then a restorable copy of everything."
     from workbench.lab.backup.code_state import verify
     from workbench.lab.backup.copies import back_up
@@ -46,9 +46,9 @@ def check_code(bench, new) -> tuple[str, str, list[dict]]:
     parts = [checked(found, "Code")]
     if state == "failed":
         return state, says, parts
-    bench.report("backup")
-    run = bench.last_run if bench.last_run and status_of(bench.last_run)["state"] not in active else None
-    made = back_up(run, "flowchart")
+    workspace.report("backup")
+    run = workspace.last_run
+    made = back_up(run if run and status_of(run)["state"] not in active else None, "flowchart")
     parts.append(table([], [["copy", str(made)]], "Backup"))
     return state, f"{says} Backed up in {made.name}.", parts
 
@@ -211,10 +211,8 @@ def evaluated(
     split = next(iter(found["splits"]))
     at, main = found["splits"][split], judged(run)[1]
     main = main if main in at["scores"] else next(iter(at["scores"]))
-    values = [f"{word} {at[kind][main]:.3f}"
-              for kind, word in (("scores", "this run"), ("baseline", "a trivial answer"),
-                                                                ("control", "inputs of other rows"))
-                                                                if main in at[kind]]
+    words_of = {"scores": "this run", "baseline": "a trivial answer", "control": "inputs of other rows"}
+    values = [f"{word} {at[kind][main]:.3f}" for kind, word in words_of.items() if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #exported

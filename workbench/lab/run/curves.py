@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pixels', 'thin', 'column', 'points', 'parts_of', 'rates_of', 'draw_losses', 'draw_parts', 'draw_metric', 'draw_rates',
-           'tidy', 'curves']
+           'finish_axes', 'curves']
 
 # %% ../../../nbs/lab/run/30_curves.ipynb #86fb7247
 from pathlib import Path
@@ -25,8 +25,8 @@ def thin(
     values: np.ndarray,  # [N]; NaN and infinity are left out
     pixels: int = pixels,  # columns of the drawing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest point of each column, and the first and last of all: at most 2 × pixels + 2
-    points."""
+    """The lowest and the highest point of each column of pixels, and the first and last of all.
+    At most 2 × pixels + 2 points."""
     steps, values = np.asarray(steps, float), np.asarray(values, float)
     finite = np.isfinite(values)
     if not finite.all():
@@ -134,8 +134,8 @@ def draw_rates(
                   label=name.removeprefix("lr/"))
     axes.set_ylabel("learning rate")
 
-# %% ../../../nbs/lab/run/30_curves.ipynb #tidy
-def tidy(
+# %% ../../../nbs/lab/run/30_curves.ipynb #finish_axes
+def finish_axes(
     axes,
     train: list[dict],
 ):
@@ -179,7 +179,7 @@ def curves(
                                 layout="constrained")
     for axes, panel in zip(grid.flat, panels):
         panel(axes)
-        tidy(axes, train)
+        finish_axes(axes, train)
     for axes in list(grid.flat)[len(panels):]:
         axes.remove()
     loud = " · RANDOM WEIGHTS" if fell_back(run) else ""

@@ -81,8 +81,8 @@ def launch(
     module = ["-m", "workbench.core.train.loop", str(folder)]
     many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     command = [sys.executable, *(many if nproc > 1 else []), *module]
-    env = {"OMP_WAIT_POLICY": "PASSIVE"} | environment() | {"PYTHONUNBUFFERED": "1",
-                                                            "WORKBENCH_TICKET": ticket}
+    own = {"PYTHONUNBUFFERED": "1", "WORKBENCH_TICKET": ticket}
+    env = {"OMP_WAIT_POLICY": "PASSIVE"} | environment() | own
     with open(folder / "log.txt", "ab") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                                  start_new_session=True)
@@ -156,8 +156,8 @@ def go_on_from(
     found = checkpoint.find(folder)
     state = checkpoint.state_of(found) if found else {}
     said = changes(cfg, changed, position_in(state))
-    if state and not state.get("data") and (place := [line
-                                                      for line in said if any(key in line for key in moved)]):
+    place = [line for line in said if any(key in line for key in moved)]
+    if state and not state.get("data") and place:
         raise Refused(f"{place[0]}: {folder} is of an older build, whose checkpoint does not say which rows "
                       "it was trained on, so nothing can tell whether these are the same. Put the data back "
                       "where it was.")

@@ -143,8 +143,9 @@ def screen():
         handle = display({"text/plain": ""}, raw=True, display_id=True)
         return lambda share, line, important: handle.update(bar(share, line), raw=True)
     if sys.stderr.isatty():
-        return lambda share, line, important: print(f"\r\x1b[2K{printable(line[:150])}", end="",
-                                                    file=sys.stderr, flush=True)
+        over = "\r\x1b[2K"  # back to the start of the line, which is cleared
+        return lambda share, line, important: print(f"{over}{printable(line[:150])}", end="", file=sys.stderr,
+                                                    flush=True)
     said = [0.0]
 
     def sparse(share, line, important):

@@ -30,8 +30,8 @@ def panels(
     metric: str,  # valid.metric
     device: list[tuple],  # (minutes, cores in use, GB) of the last minutes
 ) -> str:
-    """Train and validation loss, the loss's parts, the metric, learning rates, speed, and what the process
-    uses."""
+    """The charts of a run as HTML.
+    Loss in training and validation, its parts, the metric, learning rates, speed, what the processes use."""
     keys = log.keys("train")
     parts = parts_of([dict.fromkeys(keys, 0.0)])
     rates = [k for k in keys if k == "lr" or k.startswith("lr/")]

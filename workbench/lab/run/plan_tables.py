@@ -51,8 +51,8 @@ def stage_at_hand(
 def judged(
     run: Path,
 ) -> tuple[str | None, str, str]:
-    """(stage, metric, min or max) by which `best` of a run is chosen: those of the stage at hand, in a
-    finished run of the last one."""
+    """(stage, metric, min or max) by which `best` of a run is chosen.
+    Those of the stage at hand, in a finished run of the last stage."""
     stage = stage_at_hand(run)
     planned = next((s["best"] for s in read_json(Path(run) / "plan.json", {}).get("stages", [])
                     if s["name"] == stage and "best" in s), None)
@@ -240,8 +240,9 @@ def memory_of_stages(
         sizes = sorted(int(k.split()[0]) for k in found["table"][0] if k.endswith(" rows"))
         size = next((n for n in sizes if n >= stage["batch_size"]), sizes[-1])
         head += [x["device"] for x in found["table"] if x["device"] not in head]
-        rows.append([stage["name"], size, *(f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} "
-                                            "rows" for x in found["table"])])
+        fits = [f"{x[f'{size} rows']:g} GB, at most {phrase(x['largest batch'])} rows"
+                for x in found["table"]]
+        rows.append([stage["name"], size, *fits])
     return Table(head, [[*row, *["–"] * (len(head) - len(row))] for row in rows], "Memory of the stages",
                  " ".join(notes))
 

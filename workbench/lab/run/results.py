@@ -34,8 +34,8 @@ def checks(
 def scores(
     run: str | Path,
 ) -> Table:
-    """The final scores of every split beside the trivial answer and the control; before them, the last
-    validation."""
+    """The final scores of every split beside the trivial answer and the control.
+    Before the final evaluation, the last validation."""
     run = Path(run)
     results = read_json(run / "results.json", {}) or last_validation(run)
     if not results:
@@ -67,8 +67,8 @@ def last_validation(
     rows = of_stage(metrics_of(run, "valid"), stage_at_hand(run))
     if not rows:
         return {}
-    row, of = rows[-1], read_json(run / "plan.json", {}).get("splits",
-                                                             {}).get("valid", rows[-1].get("rows", 0))
+    row, splits = rows[-1], read_json(run / "plan.json", {}).get("splits", {})
+    of = splits.get("valid", row.get("rows", 0))
     kept = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
     where = f"step {row['step']:,} on validation rows; the final evaluation was not reached"
     return {"checkpoint": where, "splits": {"valid": {"rows": row.get("rows", 0), "of": of, "scores": kept}}}
@@ -95,7 +95,7 @@ def sound(
 
 # %% ../../../nbs/lab/run/40_results.ipynb #Gallery
 class Gallery:
-    "Previews of a run, for a notebook; a terminal is told where they are."
+    "Previews of a run: drawn in a notebook; a terminal prints texts, and the paths of the rest."
 
     def __init__(
         self,
@@ -106,9 +106,8 @@ class Gallery:
         self.files, self.room, self.titles = files, room, titles or [p.stem for p in files]
 
     def __repr__(self) -> str:
-        said = (lambda p,
-                title: f"{title}: {p}" if p.suffix != ".txt" else f"{title}: {p.read_text(encoding='utf8')}")
-        return "\n".join(map(said, self.files, self.titles))
+        said = lambda path: path.read_text(encoding="utf8") if path.suffix == ".txt" else path
+        return "\n".join(f"{title}: {said(path)}" for path, title in zip(self.files, self.titles))
 
     def _repr_html_(self) -> str:
         out, left = [], self.room
@@ -128,8 +127,8 @@ class Gallery:
 def previews(
     run: str | Path,
 ) -> Gallery | Table:
-    """The previews of the best weights, before the final evaluation the last ones; a line of text where there
-    are none."""
+    """The previews of the best weights; a line of text where there are none.
+    Before the final evaluation, the last ones."""
     folders = sorted(p for p in (Path(run) / "previews").glob("step_*") if any(p.iterdir()))
     if not folders:
         return Table([], [], "No previews: they are made at each validation, and none was reached.")
@@ -219,9 +218,10 @@ def places(
     "What lies where, and how to go on."
     run, state = Path(run), status_of(Path(run))["state"]
     best = run / "checkpoints" / "best"
-    rows = [["folder", str(run)], ["best weights", f"{best.read_text().strip()}; in Python: "
-                                   f"nets, data = workbench.load({str(run)!r}, 'best')" if best.exists()
-                                   else "none"],
+    in_python = f"nets, data = workbench.load({str(run)!r}, 'best')"
+    rows = [["folder", str(run)],
+            ["best weights", f"{best.read_text().strip()}; in Python: {in_python}" if best.exists()
+             else "none"],
             ["numbers", "metrics.jsonl, results.json, events/ (tensorboard --logdir)"],
             ["rows", "predictions/*.csv, rejected.csv"], ["log", "log.txt"]]
     if state != "finished":
@@ -232,8 +232,8 @@ def places(
 def ways_on(
     run: str | Path,
 ) -> Table:
-    """The commands that run a stage again in a run of its own, and that go on with more epochs or another
-    stage."""
+    """Commands for a stage again, and for more of the same run.
+    A stage is run again in a run of its own; a run goes on with more epochs or another stage."""
     run, rows, before = Path(run), [], ""
     planned = read_json(run / "plan.json", {}).get("stages", [])
     names = [s["name"] for s in planned]

@@ -72,8 +72,8 @@ def stages_table(
 # %% ../../../nbs/lab/run/35_stages_diagram.ipynb #style
 style = """
 .wb-stages { --ink: var(--jp-ui-font-color1, #222); --pale: var(--jp-ui-font-color2, #5f5f5f);
-  --paper: var(--jp-layout-color1, #fff); --fill: var(--jp-brand-color1, #1976d2); max-width: 760px; width: 100%;
-  height: auto; font-family: var(--jp-ui-font-family, sans-serif); }
+  --paper: var(--jp-layout-color1, #fff); --fill: var(--jp-brand-color1, #1976d2); max-width: 760px;
+  width: 100%; height: auto; font-family: var(--jp-ui-font-family, sans-serif); }
 @media (prefers-color-scheme: dark) {
   .wb-stages { --ink: var(--jp-ui-font-color1, #e6e6e6); --pale: var(--jp-ui-font-color2, #b0b0b0);
     --paper: var(--jp-layout-color1, #1b1b1b); --fill: var(--jp-brand-color1, #64a8f0); } }
@@ -121,8 +121,8 @@ def lane(
     "A net in a stage."
     total = max(1, found["trained"] + found["frozen"])
     part = f" of {amount(total)}" if 0 < found["trained"] < total else ""
-    says = f"{net}: {words[found['state']]}" + (f", {amount(found['trained'])}{part} parameters"
-                                                if found["trained"] else f", {amount(total)} parameters")
+    count = f"{amount(found['trained'])}{part}" if found["trained"] else amount(total)
+    says = f"{net}: {words[found['state']]}, {count} parameters"
     size = f"{amount(found['trained'])}{part}" if part else amount(total)
     fill = (f'<rect class="share" x="{x}" y="{y}" width="{wide * found["trained"] / total:.1f}" height="20" '
             'rx="3"/>' if found["trained"] else "")
@@ -173,7 +173,8 @@ def arrow(
     y: float,
 ) -> str:
     "The arrow under a stage."
-    return (f'<path class="arrow" d="M24 {y}V{y + gap - 6}"/><path class="head" d="M19 {y + gap - 8}h10l-5 7z"/>'
+    return (f'<path class="arrow" d="M24 {y}V{y + gap - 6}"/>'
+            f'<path class="head" d="M19 {y + gap - 8}h10l-5 7z"/>'
             f'<text class="pale" x="36" y="{y + gap / 2 + 4}"><title>{html.escape(says)}</title>'
             f'{cut(says, across - 50, 6.1)}</text>')
 
@@ -228,5 +229,6 @@ def diagram(
 ) -> Stages | Table:
     "The pipeline of a run, with how far each stage is."
     plan = read_json(Path(run) / "plan.json")
-    return Stages(plan, stage_states(run)) if plan else Table([], [], "No plan yet: the run is "
-                                                                      f"{status_of(Path(run))['state']}.")
+    if not plan:
+        return Table([], [], f"No plan yet: the run is {status_of(Path(run))['state']}.")
+    return Stages(plan, stage_states(run))

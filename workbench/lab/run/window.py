@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['newest', 'state_line', 'usable', 'put', 'RunWidgets', 'enable', 'list_previews', 'previews_at', 'RunWindow', 'act',
-           'resume', 'resumed', 'open_board', 'sample', 'draw', 'update']
+           'resume', 'resumed', 'open_tensorboard', 'sample', 'draw', 'update']
 
 # %% ../../../nbs/lab/run/50_window.ipynb #imports
 import asyncio
@@ -23,7 +23,7 @@ from .monitor import bar, last_line, progress, progress_line
 from .panels import panels, tail, usage
 from .plan_tables import metric_of
 from .results import Gallery
-from .tensorboard import Board
+from .tensorboard import TensorBoardProcess
 from ..show import paragraph
 
 # %% ../../../nbs/lab/run/50_window.ipynb #newest
@@ -148,18 +148,18 @@ class RunWindow:
     "One run, live: its widgets, and what has been read of it so far."
 
     def __init__(self):
-        self.run = self.handle = self.board = self.numbers = None
+        self.run = self.handle = self.tensorboard = self.numbers = None
         self.resuming = False
         self.widgets = RunWidgets()
         self.view = self.widgets.view
         self.widgets.steps.observe(
             lambda change: put(self.widgets.gallery, previews_at(self.run, str(change["new"]))), "value")
+        stopping = "stopping: it finishes its step and saves …"
         actions = {"Pause": lambda: act(self, "pausing after this step …", launch.pause),
                    "Go on": lambda: act(self, "going on …", launch.go_on),
-                   "Stop and save": lambda: act(self, "stopping: it finishes its step and saves …",
-                                                launch.stop),
+                   "Stop and save": lambda: act(self, stopping, launch.stop),
                    "Resume": lambda: resume(self),
-                   "TensorBoard": lambda: open_board(self)}
+                   "TensorBoard": lambda: open_tensorboard(self)}
         for name, action in actions.items():
             self.widgets.buttons[name].on_click(lambda _, action=action: action())
 
@@ -169,9 +169,9 @@ class RunWindow:
         handle: launch.Run | None = None,  # where this process started it
     ):
         "Show a run, or none."
-        if self.board:
-            self.board.close()
-        self.run, self.handle, self.board = run, handle, None
+        if self.tensorboard:
+            self.tensorboard.close()
+        self.run, self.handle, self.tensorboard = run, handle, None
         self.numbers = Log(run / "metrics.jsonl") if run else None
         self.device, self.processes, self.began = deque(maxlen=450), {}, time.time()
         self.drawn_at = self.drawing = self.sampled = 0.0
@@ -225,14 +225,14 @@ async def resumed(
     finally:
         window.resuming = False
 
-# %% ../../../nbs/lab/run/50_window.ipynb #open_board
-def open_board(
+# %% ../../../nbs/lab/run/50_window.ipynb #open_tensorboard
+def open_tensorboard(
     window: RunWindow,
 ):
     "Start TensorBoard on the run, once, and show it."
-    window.board = window.board or Board(window.run)
+    window.tensorboard = window.tensorboard or TensorBoardProcess(window.run)
     window.widgets.below.selected_index = 2
-    put(window.widgets.frame, window.board.frame())
+    put(window.widgets.frame, window.tensorboard.frame())
 
 # %% ../../../nbs/lab/run/50_window.ipynb #sample
 def sample(
@@ -250,7 +250,7 @@ def draw(
     window: RunWindow,
     status: dict,
 ):
-    "Draw the curves anew, where there are new numbers and the last drawing has paid for itself."
+    "Draw the curves anew, where there are new numbers and the last drawing is long enough ago."
     now = time.monotonic()
     if not window.fresh or now - window.drawn_at <= max(1.0, 20 * window.drawing):
         return
@@ -280,6 +280,6 @@ def update(
     if widgets.below.selected_index == 1:
         end = html.escape(tail(window.run / "log.txt"))
         put(widgets.log, f'<pre style="max-height:20em;overflow:auto">{end}</pre>')
-    if widgets.below.selected_index == 2 and window.board:
-        put(widgets.frame, window.board.frame())
+    if widgets.below.selected_index == 2 and window.tensorboard:
+        put(widgets.frame, window.tensorboard.frame())
     return status
