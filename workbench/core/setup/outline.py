@@ -13,7 +13,7 @@ from ..config.presets import flat
 from .state import Setup, batch_plan
 from ..stages.stage import Stage, last_epoch
 from ..step.optim import freeze, named_parameters
-from ..step.schedule import in_words
+from ..step.schedule import described
 from ..task import Objective, matches
 
 # %% ../../../nbs/core/setup/30_outline.ipynb #trained_names
@@ -59,7 +59,7 @@ def optimizers_and_schedulers(
                 continue
             spec = train.optimizers.get(own, train.optimizer)
             optimizers[own] = {"type": spec.type, "lr": spec.lr or train.lr, "steps": list(prefixes)}
-            schedulers[own] = in_words(train.schedulers.get(own, train.scheduler), total, stage.mode)
+            schedulers[own] = described(train.schedulers.get(own, train.scheduler), total, stage.mode)
     return optimizers, schedulers
 
 # %% ../../../nbs/core/setup/30_outline.ipynb #rows_differ

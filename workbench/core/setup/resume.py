@@ -22,7 +22,7 @@ from ..run.folder import config_of, metrics_size, status_in
 from .state import Optimisation, Setup
 from ..stages.stages import Position, position_in, stages
 from ..step.optim import named_parameters, set_modes
-from ..step.schedule import restore as restore_schedule
+from ..step.schedule import restore_schedule
 from ..task import get
 from ...errors import Failed, Refused
 from ...files import sync

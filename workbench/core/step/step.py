@@ -18,7 +18,7 @@ from torch import nn
 from ...errors import Refused
 from .optim import (
     check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all)
-from .schedule import make_scheduler, waits
+from .schedule import make_scheduler, steps_on_validation
 from ..stages.stage import Stage
 from ..task import Ctx, Objective, matches
 
@@ -208,7 +208,7 @@ def step_optimizers(
         o.lr = o.scheduler.get_last_lr()[0]
         o.optimizer.step()
         restore_rows(o)
-        if not o.optimizer.step_was_skipped and not waits(o.scheduler):
+        if not o.optimizer.step_was_skipped and not steps_on_validation(o.scheduler):
             o.scheduler.step()
         o.optimizer.zero_grad(set_to_none=True)
         norms["grad_norm" if alone and len(objective.optimizers) == 1

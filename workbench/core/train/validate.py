@@ -22,7 +22,7 @@ from ..setup.state import Optimisation, Setup
 from ..stages.stages import Position, ended, improves
 from ..step.evaluate import control
 from ..step.optim import named_parameters, set_modes, swap
-from ..step.schedule import waits
+from ..step.schedule import steps_on_validation
 from .log import record
 from .training import Training
 from ...files import read_json, write_json
@@ -60,7 +60,7 @@ def validate(
     record(training.attempt, setup, row)
     value = measured(setup, scores)
     for scheduler in (o.scheduler for a in training.optimisation.active for o in a.optimizers.values()):
-        if waits(scheduler):
+        if steps_on_validation(scheduler):
             scheduler.step(value)
     training.budget.evaluation, at.validated = time.monotonic() - began, at.step
     return improves(at, setup.stage, value, scores["loss"])
