@@ -145,7 +145,7 @@ def read_rows(
             table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))
             rows, rejected = read_folder(folder, d.captions,
                                          cache / f"pictures-{key}.json", *[d.column] * bool(table))
-    except (ValueError, OSError) as e:
+    except (Refused, ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
     if not rows.get("train"):
@@ -183,7 +183,7 @@ def tokenizer_of(
     Raises `Refused`."""
     from workbench.parts.shared.hub import fetch, locate
     from workbench.parts.text.tokenizer import load_tokenizer, train_tokenizer
-    from workbench.parts.text.written import check_writes
+    from workbench.parts.text.coverage import check_coverage
 
     t = cfg.model.text
     name = t.tokenizer if t.tokenizer != "own" else t.encoder
@@ -196,14 +196,14 @@ def tokenizer_of(
                 source = fetch(source, "tokenizer")
                 tok = load_tokenizer(source.at)
                 # a caption is read, not written: a rare letter may be unknown
-                check_writes(tok, captions, 0.1)
+                check_coverage(tok, captions, 0.1)
                 return tok, source.record()
             origin = source.record()
         else:
             origin = {"kind": "scratch", "why": "learnt from the training captions"}
         letters = len({c for text in captions for c in text})
         return train_tokenizer(captions, "bpe", max(t.vocab, letters + 8)), origin
-    except (ValueError, OSError) as e:
+    except (Refused, OSError) as e:
         raise Refused(f"model.text: {e}") from e
 
 # %% ../../../nbs/tasks/flow/10_data.ipynb #encode
