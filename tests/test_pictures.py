@@ -22,7 +22,7 @@ import workbench
 from workbench.errors import Refused
 from workbench.parts.shared import fetch
 from workbench.parts.image import shards
-from workbench.parts.image.examined import examined
+from workbench.parts.image.picture_cache import examine_files
 from workbench.parts.image.rows import read_folder
 from workbench.parts.image.files import (
     RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels)
@@ -118,7 +118,7 @@ def test_a_grey_of_32_bit_integers_and_one_of_floats(tmp_path):
     Image.fromarray(np.full((2, 3), 65535, np.int32)).save(tmp_path / "i.tif")
     assert read_picture(tmp_path / "i.tif").getpixel((0, 0)) == (255, 255, 255)
     Image.fromarray(np.ones((2, 3), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(ValueError, match="f.tif: .*floats"):
+    with pytest.raises(Refused, match="f.tif: .*floats"):
         read_picture(tmp_path / "f.tif")
 
 
@@ -130,7 +130,7 @@ def test_a_picture_cut_off_anywhere_is_named_and_never_half_grey(kind, tmp_path)
         (tmp_path / "p").write_bytes(data[:cut])
         try:  # without its end mark alone a picture has all pixels
             assert np.array_equal(read_picture(tmp_path / "p"), read_picture(data)) and cut > len(data) - 40
-        except ValueError as e:
+        except Refused as e:
             assert str(e).startswith(f"{tmp_path}/p: ") and str(e).count("\n") == 0 and "0x" not in str(e)
 
 
@@ -144,7 +144,7 @@ def test_damaged_bytes_are_a_picture_or_a_sentence():
             for work in (read_picture, size_of):
                 try:
                     work(bytes(data))
-                except ValueError as e:
+                except Refused as e:
                     assert str(e).startswith("the picture: ")
 
 
@@ -155,7 +155,7 @@ def test_a_bomb_is_refused_by_its_header(width, height):
     bomb[16:24] = struct.pack(">II", width, height)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     for work in (size_of, read_picture):
-        with pytest.raises(ValueError, match="pixels"):
+        with pytest.raises(Refused, match="pixels"):
             work(bytes(bomb))
 
 
@@ -190,7 +190,7 @@ def test_buckets_hold_for_any_picture():
     for _ in range(2000):
         h, w, a, b = (rng.randint(1, 60) for _ in range(4))
         assert fit(PHOTO.resize((w, h)), a, b).shape == (a, b, 3)
-    with pytest.raises(ValueError, match="write 64 for 70"):
+    with pytest.raises(Refused, match="write 64 for 70"):
         bucket(9, 9, [70], 16)
 
 
@@ -234,7 +234,7 @@ def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
 
 
 def sizes_of(path, cache):
-    return [(f.height, f.width) for f in examined([path], cache).values()]
+    return [(f.height, f.width) for f in examine_files([path], cache).values()]
 
 
 def test_the_cache_of_sizes_survives_being_torn_and_sees_a_changed_file(tmp_path):
@@ -328,7 +328,7 @@ def test_what_is_examined_is_what_training_can_read():
             for work in (examine, read_picture):
                 try:
                     outcomes.append(bool(work(bytes(data))))
-                except ValueError:
+                except Refused:
                     outcomes.append(False)
             assert outcomes[0] == outcomes[1], kind
 
@@ -410,7 +410,7 @@ def test_keys_suffixes_and_captions_as_a_user_names_them(tmp_path):
         rows, rejected = shards.index([path], **keys)
         assert [(r.uid, r.caption) for r in rows] == [("d.1/x", caption)] and not rejected
     assert shards.read_member(shards.index([path], "y.png;jpg", "txt")[0][0].where)[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="image_key"):
+    with pytest.raises(Refused, match="image_key"):
         shards.index([path], image_key=" ; ")
 
 
@@ -455,7 +455,7 @@ def test_threads_and_forked_workers_read_the_same_bytes(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(digest, wheres, chunksize=7) == expected
     Path(found[0].where[0]).write_bytes(b"short")
-    with pytest.raises(ValueError, match="it has changed"):
+    with pytest.raises(Refused, match="it has changed"):
         shards.read_member(found[0].where)
 
 
@@ -486,7 +486,7 @@ def test_webdataset_reads_what_is_written_and_the_other_way_round(tmp_path):
 
 def test_two_rows_of_one_key_are_refused(tmp_path):
     rows = read_folder(PACK)[0]["valid"]
-    with pytest.raises(ValueError, match="would have the key"):
+    with pytest.raises(Refused, match="would have the key"):
         shards.write_shards([rows[0], rows[0]], tmp_path)
 
 
@@ -555,7 +555,7 @@ def test_what_does_not_pass_ends_in_one_sentence_and_leaves_nothing(codes, tries
 def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
     with pytest.raises(Refused, match="after 2 tries"):
         fetch.fetch("http://127.0.0.1:9/x.tar", tmp_path, retries=1, wait=0.001)
-    with pytest.raises(ValueError, match="needs a cache folder"):
+    with pytest.raises(Refused, match="needs a cache folder"):
         shards.index(["http://127.0.0.1:9/x.tar"])
 
 

@@ -10,9 +10,11 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from ...errors import Refused
+
 # %% ../../../nbs/parts/image/40_byte_range.ipynb #Handle
 class Handle:
-    "An open file that closes with its last user."
+    "An open file, closed when nothing refers to it any more."
     def __init__(self, path: str):
         self.fd, self.path = os.open(path, os.O_RDONLY), path
 
@@ -25,9 +27,9 @@ handle = lru_cache(maxsize=64)(Handle)
 
 # %% ../../../nbs/parts/image/40_byte_range.ipynb #read_member
 def read_member(
-    where: str | tuple[str, int, int],  # of a row: a path; or shard, first byte, bytes
+    where: str | tuple[str, int, int],  # a row's: a path; or (shard, first byte, bytes)
 ) -> bytes:
-    "The bytes of a picture. Raises ValueError where the shard has become shorter."
+    "The bytes of a picture. Raises `Refused` where the shard is shorter than when it was indexed."
     if isinstance(where, str):
         return Path(where).read_bytes()
     shard, start, size = where
@@ -35,12 +37,12 @@ def read_member(
 
 # %% ../../../nbs/parts/image/40_byte_range.ipynb #read_at
 def read_at(file: Handle, start: int, size: int) -> bytes:
-    "A stretch of an open file, all of it."
+    "The whole range. Raises `Refused` where the file ends before it does."
     parts, left = [], size
     while left and (part := os.pread(file.fd, left, start + size - left)):
         parts.append(part)
         left -= len(part)
     if left:
-        raise ValueError(f"{file.path}: it ends {left} bytes before the end of a member at byte {start}; "
+        raise Refused(f"{file.path}: it ends {left} bytes before the end of a member at byte {start}; "
                          "it has changed, index it again.")
     return b"".join(parts)

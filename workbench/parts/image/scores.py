@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import Refused
+
 # %% ../../../nbs/parts/image/90_scores.ipynb #mse
 def mse(
     a: Tensor,  # [B, C, H, W]
@@ -35,9 +37,9 @@ def ssim(
     a: Tensor,  # [B, C, H, W] in [-1, 1]
     b: Tensor,  # [B, C, H, W] in [-1, 1]
 ) -> Tensor:  # [B], at most 1
-    "Structural similarity. Raises ValueError where a picture is smaller than the window."
+    "Structural similarity. Raises `Refused` where a picture is smaller than the window."
     if min(a.shape[2:]) < 11:
-        raise ValueError(f"pictures of {a.shape[2]} × {a.shape[3]} pixels, and SSIM's window is 11 × 11.")
+        raise Refused(f"pictures of {a.shape[2]} × {a.shape[3]} pixels, and SSIM's window is 11 × 11.")
     place = torch.arange(11, device=a.device) - 5.0
     bell = (-place.square() / (2 * 1.5**2)).exp()
     bell = bell / bell.sum()
@@ -92,9 +94,9 @@ def frechet(
     shrink: float = 0.0,  # share of the mean variance, times the identity, in both covariances
 ) -> float:
     """The Fréchet distance of two Gaussians, squared.
-    Raises ValueError where a set has fewer than two pictures."""
+    Raises `Refused` where a set has fewer than two pictures."""
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"sets of {len(a)} and {len(b)} pictures, and a covariance needs two at least.")
+        raise Refused(f"sets of {len(a)} and {len(b)} pictures, and a covariance needs two at least.")
     a, b = a.double(), b.double()
     covs = [torch.atleast_2d(torch.cov(x.T)) for x in (a, b)]
     covs = [(1 - shrink) * c + shrink * c.trace() / len(c) * torch.eye(len(c)).to(c) for c in covs]
@@ -110,17 +112,18 @@ def retrieval(
     real: Tensor,  # [N, F] features of the captions' real pictures
     captions: list[str],  # N
 ) -> dict[str, float]:
-    "How often, and how nearly, a drawn picture finds its caption's real one."
+    """How often, and how nearly, a drawn picture is nearest to its caption's real one.
+    Raises `Refused` where all captions are the same."""
     right = torch.tensor([[one == other for other in captions] for one in captions], device=real.device)
     if not len(captions) or right.all():
-        raise ValueError(f"retrieval among {len(captions)} pictures of one caption: give it two captions at "
+        raise Refused(f"retrieval among {len(captions)} pictures of one caption: give it two captions at "
                          "least.")
     mean, std = real.mean(0), real.std(0, correction=0)
     scale = torch.where(std > 1e-6, std, 1.0)
     drawn, real = ((x - mean).double() / scale for x in (drawn, real))
-    far = torch.cdist(drawn, real, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(drawn, real, compute_mode="donot_use_mm_for_euclid_dist")
     tops, ranks = {1: [], 5: []}, []
-    for row, own in zip(far, right):
+    for row, own in zip(distances, right):
         if own.all():
             continue
         below = (row[~own] < row[own][:, None]).double() + 0.5 * (row[~own] == row[own][:, None]).double()
@@ -140,17 +143,17 @@ def perceptual(
     net: str = "vgg",  # vgg | alex | squeeze
     device="cpu",
 ) -> Callable:  # (a, b [B, 3, H, W] in [-1, 1]) -> [B]; gradients flow through both
-    "LPIPS. Raises ValueError where the library or the weights are not at hand."
+    "LPIPS. Raises `Refused` where the library or the weights are not at hand."
     if net not in BACKBONES:
-        raise ValueError(f"`{net}` is no backbone of LPIPS: take one of {', '.join(BACKBONES)}.")
+        raise Refused(f"`{net}` is no backbone of LPIPS: take one of {', '.join(BACKBONES)}.")
     for library in ("lpips", "torchvision"):
         if not find_spec(library):
-            raise ValueError(f"LPIPS needs the library `{library}`: install it, or set `use_lpips: false`.")
+            raise Refused(f"LPIPS needs the library `{library}`: install it, or set `use_lpips: false`.")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     files = sorted(folder.glob(f"{BACKBONES[net]}-*.pth"))
     if not files:
         name = f"{BACKBONES[net]}-*.pth"
-        raise ValueError(f"LPIPS needs weights, {name} in {folder}: put them there, or set `use_lpips: "
+        raise Refused(f"LPIPS needs weights, {name} in {folder}: put them there, or set `use_lpips: "
                          "false`.")
     from lpips import LPIPS
 
