@@ -16,7 +16,8 @@ from workbench.errors import Refused
 from workbench.core.data.batches import evaluation_plan
 from workbench.core.setup.state import record
 from workbench.core.data.metrics import direction, text_scores
-from workbench.core.stages.stages import Position, complete, stages
+from workbench.core.stages.position import Position
+from workbench.core.stages.stages import complete, stages
 from workbench.core.train.validate import measured
 from workbench.core.run.folder import config_of, create, metrics_of, status_of
 from workbench.files import read_json, write_json, write_text

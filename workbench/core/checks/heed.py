@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ..config.schema import run_and_stage
+from ..config.values import run_and_stage
 from ...errors import Refused
 from ..step.evaluate import collect
 from ..stages.idle import unread
 from ..setup.state import Loop
 from ..step.optim import set_modes
 from ..setup.outline import rows_differ
-from ..config.presets import read_yaml
+from ..config.yaml12 import read_yaml
 from .questions import Check
 
 # %% ../../../nbs/core/checks/10_heed.ipynb #begun_from

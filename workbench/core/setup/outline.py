@@ -12,7 +12,7 @@ from torch import nn
 
 from .state import Loop
 from ..step.optim import freeze, named_parameters
-from ..config.presets import flat
+from ..config.merging import flat
 from ..step.schedule import in_words
 from ..stages.stage import Stage, last_epoch
 from ..task import Objective, matches

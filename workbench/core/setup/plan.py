@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from ..checks.quick import quick
-from ..config.schema import run_and_stage
+from ..config.values import run_and_stage
 from ..checks.overfit import deep
 from ..checks.heed import demand_known
 from .state import Loop, make_accelerator
 from ..step.optim import freeze, named_parameters
 from .outline import rows_differ
-from ..stages.stages import Position, stages
+from ..stages.position import Position
+from ..stages.stages import stages
 from ..checks.questions import Check
 from ..train.validate import prove_metric, write_plan
 from .resume import adopt_assets, beginning
@@ -100,12 +101,13 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
-        for stage in stages(cfg):
+        steps = stages(cfg, run / "assets")
+        for stage in steps:
             if stage.begin_from and run_and_stage(stage.begin_from.run)[0]:  # else it is this run
                 beginning(stage.begin_from)  # it must be there
             if stage.begin_from and stage.index == 0:
                 adopt_assets(stage.begin_from, run / "assets")
-        loop = Loop(run, cfg, get(cfg.task), stages(cfg, run / "assets"), make_accelerator(cfg, run),
+        loop = Loop(run, cfg, get(cfg.task), steps, make_accelerator(cfg, run),
                     Position(), 1, 1)
         use_data(loop)
         with torch.device("meta"), loop.reads.during(loop.stage):

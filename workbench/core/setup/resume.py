@@ -15,12 +15,15 @@ import torch
 from safetensors import SafetensorError
 
 from ..run import checkpoint
-from ..config.schema import BeginFrom, nearest, run_and_stage
+from ..config.schema import BeginFrom
+from ..config.wording import nearest
+from ..config.values import run_and_stage
 from ...errors import Failed, Refused
 from ..data.batches import data_changes
 from .state import Loop, flush, last_good
 from ..step.optim import named_parameters, set_modes
-from ..stages.stages import position_in, stages
+from ..stages.position import position_in
+from ..stages.stages import stages
 from ..run.folder import config_of, metrics_size, status_in
 from ...files import sync
 from ..step.schedule import restore as restore_schedule

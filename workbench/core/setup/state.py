@@ -19,9 +19,10 @@ from ..run import checkpoint
 
 from ..run import trackers
 from ..step.evaluate import collect
-from ..stages.stages import Position, check_trackers
+from ..stages.position import Position
+from ..stages.stages import check_trackers
 from ..config.presets import device_kind
-from ..config.reads import Reads
+from ..config.read_keys import ReadKeys
 from ..run.folder import append_metrics, update_status
 from ..stages.stage import Stage
 from ..step.step import Work
@@ -60,7 +61,7 @@ class Loop:
     heartbeat: float = 0.0
     evaluation_seconds: float = 0.0  # of the last validation
     tracking: bool = False
-    reads: Reads = field(default_factory=Reads)  # keys of the configuration that the task has looked at
+    reads: ReadKeys = field(default_factory=ReadKeys)  # keys of the configuration that the task has looked at
     began: int = 0  # the step that this attempt began at
 
     @property

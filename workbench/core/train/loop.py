@@ -25,7 +25,8 @@ from ..checks.heed import demand_known
 from ..run.lock import hold, process
 from ..setup.state import Loop, agree, flush, log, make_accelerator, update
 from ..step.optim import freeze, named_parameters, set_modes, update_ema
-from ..stages.stages import due, ended, next_stage, position_in, stages, watch
+from ..stages.position import due, ended, next_stage, position_in, note_metric
+from ..stages.stages import stages
 from workbench.core.train.validate import (
     final_evaluation, memory_held, prove_metric, record_stage, reserve_seconds, reset_peak, validate,
     write_plan)
@@ -213,7 +214,7 @@ def after_step(
     "What is due after an optimiser step: transition, log line, validation, checkpoint, heartbeat."
     at, cfg = loop.at, loop.stage.cfg
     if loop.stage.transition:
-        watch(at, loop.stage, {part: v[-1] for part, v in flush(loop).items()})
+        note_metric(at, loop.stage, {part: v[-1] for part, v in flush(loop).items()})
     if at.step % cfg.train.log_every == 0 or at.stage_step == 1:
         log(loop)
         update(loop)

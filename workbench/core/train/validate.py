@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..run import checkpoint
-from ..config.schema import nearest
+from ..config.wording import nearest
 from ...errors import Refused
 from ..data.batches import padding_share
 from ..step.evaluate import control, held_out_loss, predict_rows, save_predictions, save_previews
@@ -26,7 +26,7 @@ from ..run.lines import last_row
 from ..setup.state import Loop, record
 from ..step.optim import named_parameters, set_modes, swap
 from ..setup.outline import outline, short_of_warmup
-from ..stages.stages import ended, improves
+from ..stages.position import ended, improves
 from ..data.rows import shared_rows
 from ..stages.stage import reports
 from ..run.folder import metrics_of, write_manifest

@@ -9,7 +9,7 @@ __all__ = ['attended', 'ask', 'walk', 'begin']
 import time
 from pathlib import Path
 
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...errors import Failed, Refused
 from ...core.config.presets import load
 from ...core.run.folder import config_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...errors import Refused
 from ...core.data.metrics import signatures
 from ...core.data.rows import check_rejected, hold_out
