@@ -22,7 +22,8 @@ import librosa
 import numpy as np
 import torch
 
-from workbench.parts.speech.mel_cache import Clip, features
+from workbench.parts.speech.clips import Clip
+from workbench.parts.speech.mel_cache import features
 from workbench.parts.speech.mel import Mel, log_mels
 from workbench.parts.speech.wave import read_wave, write_wave
 

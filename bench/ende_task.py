@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import ende
 from torch.nn import functional as F
 
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 from workbench.core.data.metrics import constant_scores, text_scores
 from workbench.core.task import Data, Objective, Task
 

@@ -18,7 +18,8 @@ from workbench.core.setup.state import Job, Setup
 from workbench.core.train.log import record
 from workbench.core.train.training import Attempt
 from workbench.core.data.metrics import direction, text_scores
-from workbench.core.stages.stages import Position, complete, stages
+from workbench.core.stages.position import Position
+from workbench.core.stages.stages import complete, stages
 from workbench.core.setup.scores import measured
 from workbench.core.run.folder import config_of, create, metrics_of, status_of
 from workbench.files import read_json, write_json, write_text

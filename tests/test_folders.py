@@ -9,12 +9,11 @@ import time
 import pytest
 from runs import config
 
-from workbench.core.run import checkpoint
+from workbench.core.run import checkpoint, lock
 
-from workbench.core.run import lock
 from workbench.core.train import loop as training
 from workbench.errors import Refused
-from workbench.core.run.lock import demand_inside
+from workbench.core.run.inside import demand_inside
 from workbench.core.stages.stages import complete
 from workbench.core.setup.resume import load
 from workbench.core.run.folder import create, metrics_of, status_of

@@ -218,10 +218,10 @@ def test_the_check_and_the_run_end_with_2(tmp_path, capsys):
 
 def test_a_row_in_another_process_reads_the_same_configuration():
     "The sections are pickled as ever, also while they are watched."
-    from workbench.core.config.reads import Reads
+    from workbench.core.config.read_keys import ReadKeys
 
     stage = stages(sixth("power=3"))[0]
-    with Reads().during(stage), multiprocessing.get_context("spawn").Pool(1) as pool:
+    with ReadKeys().during(stage), multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(repr, (stage.cfg.look,)) == repr(stage.cfg.look)
 
 
@@ -326,11 +326,11 @@ def test_the_plan_judges_what_data_and_nets_read(tmp_path):
 def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
     """Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it
     counts for nothing."""
-    from workbench.core.config.reads import Reads
+    from workbench.core.config.read_keys import ReadKeys
     from workbench.tasks.sign.data import tokenizer_of
 
     for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
-        stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], Reads()
+        stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], ReadKeys()
         with reads.during(stage), contextlib.suppress(Refused):  # the hub is not at hand
             tokenizer_of(stage.cfg, None, ["a text"])
         assert ("model.tokenizer_kind" in reads.keys["train"]) == read

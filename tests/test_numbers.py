@@ -7,7 +7,8 @@ num2words = pytest.importorskip("num2words", reason="speech needs num2words: pip
 from babel.numbers import format_decimal  # noqa: E402
 
 from workbench.parts.speech.numerals import words_of  # noqa: E402
-from workbench.parts.speech.readings import numbers, reading_of  # noqa: E402
+from workbench.parts.speech.readings import numbers# noqa: E402
+from workbench.parts.speech.separators import reading_of
 from workbench.parts.speech.normalise import normalise  # noqa: E402
 
 WRITTEN = ["12", "3,5", "1.234", "1,234.56", "1.234,56", "1 234", "1\u202f234,5", "1'234", "12,34,567",

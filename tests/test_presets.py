@@ -11,7 +11,8 @@ import yaml
 from workbench.core.config import presets
 from workbench.errors import Refused
 from workbench.core.config.mistakes import keys_of
-from workbench.core.stages.stages import stages
+from workbench.core.run.folder import config_of, create
+from workbench.core.stages.stages import configured, stages
 from workbench.parts.shared import hub
 from workbench.parts.text import model_config
 from workbench.parts.text.seq2seq import embed_width
@@ -19,6 +20,7 @@ from workbench.parts.text.tokenizer import train_tokenizer
 from workbench.parts.text.translator import build_model, find_model
 from workbench.tasks.flow import task as flow
 from workbench.tasks.flow import config as flow_config
+from workbench.tasks.flow import dialect
 from workbench.tasks.sign import task as sign
 from workbench.tasks.tts import task as tts
 from workbench.tasks.tts import config as tts_config
@@ -295,3 +297,34 @@ def test_lengths_that_a_model_has_no_positions_for_are_refused():
     with pytest.raises(Refused, match="512 positions and a source can be 600 long: lower data.max_frames"):
         with torch.device("meta"):
             sign.nets(cfg, sign.data(cfg, stage), True)
+
+
+def calls(monkeypatch, made):
+    "How often `made` reads a file, translates a configuration and validates one."
+    count = {"read": 0, "translated": 0, "validated": 0}
+
+    def counted(what, real):
+        def call(*args, **how):
+            count[what] += 1
+            return real(*args, **how)
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(presets, "read_yaml", counted("read", presets.read_yaml))
+        patch.setattr(presets, "validate", counted("validated", presets.validate))
+        patch.setattr(dialect, "translate", counted("translated", dialect.translate))
+        made()
+    return tuple(count.values())
+
+
+def test_a_file_becomes_stages_in_one_pass(tmp_path, monkeypatch):
+    """Each file is read once, translated once (what the user set once more, for its keys alone) and validated
+    once; a stage that changes keys once more. A run's config.yaml is in our words: nothing is translated."""
+    assert calls(monkeypatch, lambda: configured("t5_small")) == (2, 1, 1)  # it extends t5_base
+    assert calls(monkeypatch, lambda: configured("flow_tiny")) == (1, 1, 1 + 3)
+    assert calls(monkeypatch, lambda: configured("flow_tiny", "pipeline.only=[flow]")) == (1, 2, 1 + 3)
+    (tmp_path / "mine.yaml").write_text("extends: flow_tiny\nseed: 3\n")
+    assert calls(monkeypatch, lambda: configured(str(tmp_path / "mine.yaml"))) == (2, 2, 1 + 3)
+    run = create(presets.load("flow_tiny"), tmp_path / "run")
+    assert calls(monkeypatch, lambda: stages(config_of(run))) == (0, 0, 1 + 3)  # `settings` reads it
+    assert config_of(run) == presets.load("flow_tiny")

@@ -16,7 +16,8 @@ from workbench.core.train import loop as train
 from workbench.core.stages.changes import changes
 from workbench.errors import Refused
 from workbench.core.data.batches import data_changes, data_print
-from workbench.core.stages.stages import Position, complete
+from workbench.core.stages.position import Position
+from workbench.core.stages.stages import complete
 from workbench.core.run.folder import create, metrics_of, status_of
 from workbench.files import read_json, write_json
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 from workbench.core.task import Data, Objective, Task
 
 

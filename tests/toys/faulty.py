@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.utils.rnn import pad_sequence
 
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 from workbench.core.checks.questions import chance_band
 from workbench.core.task import Data, Objective, Task
 

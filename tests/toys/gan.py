@@ -2,7 +2,7 @@
 import torch
 from torch import nn
 
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 from workbench.core.task import Data, Objective, Task
 
 

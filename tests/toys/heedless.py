@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 import curve
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 
 
 class Look(Section):

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.core.run import checkpoint
-from workbench.core.config.presets import merge, parse_overrides
+from workbench.core.config.merging import merge
+from workbench.core.config.presets import parse_overrides
 from workbench.core.run.folder import metrics_of
 from workbench.lab.run import launch
 

@@ -5,7 +5,7 @@ import torch
 from curve import trap
 from torch import nn
 
-from workbench.core.config.schema import Section
+from workbench.core.config.section import Section
 from workbench.core.task import Data, Objective, Sound, Task
 
 

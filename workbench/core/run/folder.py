@@ -81,9 +81,9 @@ def config_of(
     run: Path,
 ):
     "The configuration of a run, exactly as it was resolved. Raises `Refused` where there is no run."
-    from workbench.core.config.presets import resolve
+    from workbench.core.config.presets import reread
 
-    return resolve(settings(run), str(Path(run) / "config.yaml"))
+    return reread(settings(run), str(Path(run) / "config.yaml"))
 
 # %% ../../../nbs/core/run/30_folder.ipynb #settings
 def settings(

@@ -9,7 +9,7 @@ __all__ = ['warmed', 'trained_names', 'net_states', 'optimizers_and_schedulers',
 # %% ../../../nbs/core/setup/30_outline.ipynb #20b02677
 from torch import nn
 
-from ..config.presets import flat
+from ..config.merging import flat
 from .state import Setup, batch_plan
 from ..stages.stage import Stage, last_epoch
 from ..step.optim import freeze, named_parameters

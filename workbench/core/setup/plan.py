@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config.schema import run_and_stage
+from ..config.values import run_and_stage
 from ..data.batches import padding_share
 from ..data.rows import shared_rows
 from ..run.folder import create, write_manifest

@@ -10,8 +10,8 @@ __all__ = ['use_data', 'make_nets', 'begun_from', 'share_reads', 'require_read',
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config.presets import read_yaml
-from ..config.schema import run_and_stage
+from ..config.yaml12 import read_yaml
+from ..config.values import run_and_stage
 from ..data.batches import data_print
 from ..run import checkpoint
 from ..run.folder import config_of, cut_metrics
@@ -20,7 +20,8 @@ from .resume import (
     adopt_assets, load_beginning, require_assets, require_checkpoint, require_same_data)
 from .state import DataOrigin, Job, Model, Setup, make_accelerator
 from ..stages.idle import unread
-from ..stages.stages import Position, position_in, stages
+from ..stages.position import Position, position_in
+from ..stages.stages import stages
 from ..step.optim import freeze, named_parameters, set_modes
 from ..step.ranks import collect
 from ..task import get

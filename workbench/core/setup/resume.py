@@ -15,12 +15,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from ..config.schema import BeginFrom, nearest, run_and_stage
+from ..config.schema import BeginFrom
+from ..config.wording import nearest
+from ..config.values import run_and_stage
 from ..data.batches import data_changes
 from ..run import checkpoint
 from ..run.folder import config_of, metrics_size, status_in
 from .state import Optimisation, Setup
-from ..stages.stages import Position, position_in, stages
+from ..stages.position import Position, position_in
+from ..stages.stages import stages
 from ..step.optim import named_parameters, set_modes
 from ..step.schedule import restore_schedule
 from ..task import get

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from fnmatch import fnmatch
 
-from ..config.schema import nearest
+from ..config.wording import nearest
 from .state import Setup
 from ..stages.stage import reports
 from ..step.evaluate import held_out_loss, predict_rows

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from ..config.presets import device_kind
-from ..config.reads import Reads
+from ..config.read_keys import ReadKeys
 from ..data.batches import planned
+
 from ..stages.stage import Stage
-from ..stages.stages import Position, check_trackers
+from ..stages.position import Position
+from ..stages.stages import check_trackers
 from ..step.step import ActiveObjective
 from ..task import Ctx, Data, Task
 from ...errors import Failed, Refused
@@ -58,7 +60,7 @@ class Setup:
     data: Data | None = None
     data_origin: DataOrigin = DataOrigin()
     model: Model = field(default_factory=Model)
-    reads: Reads = field(default_factory=Reads)  # the keys of the configuration that the task has read
+    reads: ReadKeys = field(default_factory=ReadKeys)  # the keys of the configuration that the task has read
 
     @property
     def cfg(self):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import BeginFrom, StageSpec, Transition, nearest
+from ..config.schema import BeginFrom, StageSpec, Transition
+from ..config.wording import nearest
 from ..data.metrics import better, direction
 from ..task import Objective, matches
 

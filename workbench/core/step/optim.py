@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config.schema import Optimizer, nearest
+from ..config.schema import Optimizer
+from ..config.wording import nearest
 from ...errors import Refused
 from ..task import matches
 

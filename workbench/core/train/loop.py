@@ -19,7 +19,7 @@ from ..run.lock import hold, process
 from ..setup.plan import write_plan
 from ..setup.prepare import prepare, start_stage, use_data
 from ..setup.scores import prove_metric
-from ..stages.stages import next_stage
+from ..stages.position import next_stage
 from .ending import die_with_parent, explain, give_up, gone, stop_on_signals
 from .stage import close_stage, end_stage, save, train_stage
 from .training import Attempt, Budget, Status, Training

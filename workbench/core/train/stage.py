@@ -19,7 +19,8 @@ from ..run import checkpoint
 from ..setup import resume
 from ..setup.outline import total_steps
 from ..setup.state import Optimisation, batch_plan
-from ..stages.stages import due, ended, watch
+from ..stages.position import due, ended
+from ...lab.cli import watch
 from ..step.optim import freeze, named_parameters, set_modes, update_ema
 from ..step.ranks import add, to_device
 from ..step.step import build, optimiser_step, require_gradients
@@ -170,7 +171,7 @@ def after_step(
     setup, at, cfg = training.setup, training.setup.at, training.setup.stage.cfg
     if setup.stage.transition:
         fresh = flush(training.window, setup, training.run)
-        watch(at, setup.stage, {part: v[-1] for part, v in fresh.items()})
+        note_metric(at, setup.stage, {part: v[-1] for part, v in fresh.items()})
     if at.step % cfg.train.log_every == 0 or at.stage_step == 1:
         log(training)
         training.write_status()

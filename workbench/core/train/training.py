@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..run.folder import update_status
 from ..setup.state import Optimisation, Setup
-from ..stages.stages import Position
+from ..stages.position import Position
 
 # %% ../../../nbs/core/train/00_training.ipynb #training-attempt
 @dataclass

@@ -19,7 +19,7 @@ from ..run.previews import save_predictions, save_previews
 from ..run.trackers import to_tensorboard
 from ..setup.scores import evaluate, final_splits, measured
 from ..setup.state import Optimisation, Setup
-from ..stages.stages import Position, ended, improves
+from ..stages.position import Position, ended, improves
 from ..step.evaluate import control
 from ..step.optim import named_parameters, set_modes, swap
 from ..step.schedule import steps_on_validation

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...errors import Refused
 from ...core.run.lines import parsed
-from ...core.config.presets import flat
+from ...core.config.merging import flat
 from ...core.run.folder import root, settings, status_of
 from ...files import read_json, write_rows, write_text
 from ..run.chart import Log

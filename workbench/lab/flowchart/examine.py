@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...core.config.presets import flat
+from ...core.config.merging import flat
 from .cards import checked, file, loud, table, verdict, words
 from .micro_batch import backward, batch_of, losses, step_seconds
 from ..run.plan_tables import data_line, plan_table, random_instead, weights_line

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ...core.config.presets import load
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...core.run.folder import config_of
 from ...errors import Failed, Refused
 from .cards import Card, new_stamp, read_card, write_card

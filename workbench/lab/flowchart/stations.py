@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ...core.config.presets import flat, presets_folder
+from ...core.config.merging import flat
+from ...core.config.presets import presets_folder
 from ...core.run.folder import root, status_of
 from ...core.stages.changes import harmless
 from ...files import read_json, write_json
@@ -221,7 +222,7 @@ def exported(
     run: Path | None,
 ) -> tuple[str, str, list[dict]]:
     "What is missing for an export."
-    from workbench.core.config.presets import task_module
+    from workbench.core.config.modules import task_module
 
     task, rows = task_module(cfg.task).task, []
     rows.append(["a trained run", str(run) if run else "missing: train one"])

@@ -26,7 +26,8 @@ from ...core.stages.changes import changes, moved
 from ...core.run.lines import last_row
 from ...core.run.lock import acquire, alive, elsewhere, process, release
 from ...core.config.modules import environment
-from ...core.stages.stages import check_trackers, complete, position_in, stages
+from ...core.stages.stages import check_trackers, complete, stages
+from ...core.stages.position import position_in
 from ...core.run.folder import config_of, create, make_folders, status_of, update_status
 from ...files import read_json, write_json, write_text
 from ...errors import Failed, Refused
@@ -103,8 +104,11 @@ def start(
     nproc: int = 1,
 ) -> Run:
     "Begin a new run. Raises `Refused` for a mistake in the configuration, before anything is made."
-    cfg = complete(config, overrides) if isinstance(config, (str, dict)) else config
-    stages(cfg)
+    if isinstance(config, (str, dict)):
+        cfg = complete(config, overrides)
+    else:
+        cfg = config
+        stages(cfg)
     check_trackers(cfg)
     check_processes(nproc)
     folder = create(cfg, run_dir)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...errors import Refused
 from ...core.run.folder import status_of
 from . import launch

@@ -11,7 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ...core.config.schema import Named, Place, Section, Train
+from ...core.config.values import Named, Place
+from ...core.config.section import Section
+from ...core.config.schema import Train
 from ...core.config.section import heads_fit
 
 # %% ../../../nbs/tasks/flow/00_config.ipynb #a_list

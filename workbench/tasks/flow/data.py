@@ -24,7 +24,8 @@ from ...files import read_json, write_json
 from ...core.task import Data
 from ...parts.image.rows import PictureRow, read_folder
 from ...parts.image.files import RATIOS, bucket, fit, grid, read_picture, scaled
-from ...parts.image.shards import index, read_member
+from ...parts.image.shards import index
+from ...parts.image.byte_range import read_member
 from ...parts.shared.tables import split_tables
 from .evaluation import judge
 from .sampling import padded

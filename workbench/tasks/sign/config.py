@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ...core.config.schema import Named, Place, Section, from_here
+from ...core.config.values import Named, Place, from_here
+from ...core.config.section import Section
 from ...errors import Refused
 
 # %% ../../../nbs/tasks/sign/00_config.ipynb #Augment

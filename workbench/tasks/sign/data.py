@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.config.schema import nearest
+from ...core.config.wording import nearest
 from ...errors import Refused
 from ...core.data.metrics import signatures
 from ...core.data.rows import check_rejected, hold_out
@@ -95,7 +95,8 @@ def read_rows(
 ) -> tuple[dict, list[dict], object, str, dict]:
     """(split -> rows, rejected, clips, fingerprint of tables and poses, what is said of rows held out).
     Raises `Refused`."""
-    from workbench.parts.pose.rows import load_clips, read_table, readable
+    from workbench.parts.pose.clips import load_clips
+    from workbench.parts.pose.rows import read_table, readable
 
     splits, poses = tables(data)
     rows, rejected, total, digest = {}, [], 0, hashlib.sha256()

@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ...core.config.schema import Named, Place, Section
+from ...core.config.values import Named, Place
+from ...core.config.section import Section
 from ...core.config.section import heads_fit
 
 # %% ../../../nbs/tasks/tts/00_config.ipynb #Mel
