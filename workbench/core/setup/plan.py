@@ -115,12 +115,13 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
-        for stage in stages(cfg):
+        steps = stages(cfg, run / "assets")
+        for stage in steps:
             if stage.begin_from and run_and_stage(stage.begin_from.run)[0]:  # else it is this run
                 beginning(stage.begin_from)  # it must be there
             if stage.begin_from and stage.index == 0:
                 adopt_assets(stage.begin_from, run / "assets")
-        job = Job(cfg, get(cfg.task), stages(cfg, run / "assets"))
+        job = Job(cfg, get(cfg.task), steps)
         setup = Setup(job, make_accelerator(cfg, run))
         use_data(setup)
         with torch.device("meta"):

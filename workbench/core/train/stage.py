@@ -19,8 +19,7 @@ from ..run import checkpoint
 from ..setup import resume
 from ..setup.outline import total_steps
 from ..setup.state import Optimisation, batch_plan
-from ..stages.position import due, ended
-from ...lab.cli import watch
+from ..stages.position import due, ended, note_metric
 from ..step.optim import freeze, named_parameters, set_modes, update_ema
 from ..step.ranks import add, to_device
 from ..step.step import build, optimiser_step, require_gradients
