@@ -27,7 +27,7 @@ STAGES = [{"name": "a", "train": {"epochs": 1}}, {"name": "b", "data": {"rows": 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     "A run in the middle of an epoch of 16 steps; made in this process, so that the rows can be changed."
-    monkeypatch.setattr(train, "listen", list)
+    monkeypatch.setattr(train, "stop_on_signals", list)
     run = create(presets.load(config("train.max_steps=10 train.checkpoint_every=9")), tmp_path / "run")
     assert train.main(run) == 0
     cfg = (run / "config.yaml").read_text()
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
 
 
 def test_each_stage_has_rows_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "listen", list)
+    monkeypatch.setattr(train, "stop_on_signals", list)
     cfg = config() | {"pipeline": {"steps": STAGES}}
     cfg["train"].pop("epochs")
     run = create(presets.load(cfg), tmp_path / "run")
