@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...files import read_json, write_json
-from ..run.results import picture, sound, sounds
+from ..run.gallery import file_html
 from ..show import Loud, Table, span
 
 # %% ../../../nbs/lab/flowchart/00_cards.ipynb #table
@@ -112,16 +112,10 @@ def drawn_file(
     path: Path,
     title: str,
 ) -> str:
-    "A file of a card as HTML; what is in it is escaped."
+    """A file of a card as HTML; what is in it is escaped.
+    Only its title, where another window has made the card anew."""
     said = f"<p><b>{html.escape(title)}</b></p>" if title else ""
-    if not path.exists():  # another window has made the card anew
-        return said
-    if path.suffix == ".png":
-        return said + picture(path)
-    if path.suffix in sounds:
-        return said + sound(path)
-    text = html.escape(path.read_text(encoding="utf8", errors="replace"))
-    return f'{said}<pre dir="auto" style="unicode-bidi:plaintext;white-space:pre-wrap">{text}</pre>'
+    return said + file_html(path) if path.exists() else said
 
 # %% ../../../nbs/lab/flowchart/00_cards.ipynb #drawn
 def drawn(

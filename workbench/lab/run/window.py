@@ -19,10 +19,10 @@ from ...core.run.folder import settings, status_of
 from ...errors import Failed, Refused
 from . import launch
 from .chart import Log
+from .gallery import Gallery
 from .monitor import bar, last_line, progress, progress_line
 from .panels import panels, tail, usage
 from .plan_tables import metric_of
-from .results import Gallery
 from .tensorboard import TensorBoardProcess
 from ..show import paragraph
 
