@@ -74,7 +74,7 @@ def text_encoder(
         read = (AutoModel.from_pretrained if load_weights
                 else lambda at, **_: AutoModel.from_config(AutoConfig.from_pretrained(at)))
         return HubEncoder(read(source.at, local_files_only=True))
-    except (OSError, Refused) as e:
+    except (Refused, OSError) as e:
         raise Refused(f"model.text.encoder: {e}") from e
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #vae_loss
