@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from workbench.errors import Refused
 from workbench.parts.speech import scores as S
 
 RATE = 22050
@@ -96,16 +97,16 @@ def test_long_sound_is_heard_in_windows(tmp_path, monkeypatch):
     ("faster-whisper:/nowhere", "faster-whisper needs")])
 def test_a_listener_that_is_not_there(name, wants, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=wants):
+    with pytest.raises(Refused, match=wants):
         S.listener(name)
 
 
 def test_a_folder_that_is_no_whisper(tmp_path):
-    with pytest.raises(ValueError, match="is no whisper that can be read"):
+    with pytest.raises(Refused, match="is no whisper that can be read"):
         S.listener(str(tmp_path))
     folder = taught(tmp_path / "whisper")
     (tmp_path / "whisper/model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is no whisper that can be read"):
+    with pytest.raises(Refused, match="is no whisper that can be read"):
         S.listener(folder)
 
 
@@ -115,10 +116,10 @@ def test_faster_whisper_says_what_it_lacks(tmp_path, monkeypatch):
     import types
 
     monkeypatch.setitem(sys.modules, "faster_whisper", types.SimpleNamespace(WhisperModel=None))
-    with pytest.raises(ValueError, match="needs a folder with model.bin"):
+    with pytest.raises(Refused, match="needs a folder with model.bin"):
         S.listener(f"faster-whisper:{tmp_path}")
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(ValueError, match="pip install faster-whisper"):
+    with pytest.raises(Refused, match="pip install faster-whisper"):
         S.listener(f"faster-whisper:{tmp_path}")
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import workbench
-from workbench.parts.speech.phone_times import durations_of, read_times
-from workbench.parts.speech.phones import available, phones, read_phones
 from workbench.parts.speech.normalise import leftovers, normalise
+from workbench.parts.speech.phone_times import durations_of, read_times
+from workbench.parts.speech.phones import missing_espeak, phones, read_phones
 from workbench.parts.speech.symbols import is_pause
 
 soundfile = pytest.importorskip("soundfile",
@@ -102,7 +102,7 @@ def test_every_text_has_its_phones(lang):
     assert set(known) == texts
     for text, sequence in known.items():
         assert sum(not is_pause(p) for p in sequence) >= 1 and not leftovers(normalise(text, lang)), text
-    if available() or not find_spec("espeakng_loader"):
+    if missing_espeak() or not find_spec("espeakng_loader"):
         pytest.skip("the pack's own espeak-ng is not installed: pip install espeakng-loader")
     some = sorted(texts)[::7]
     assert [known[t] for t in some] == [phones(normalise(t, lang), VOICES[lang]) for t in some]
