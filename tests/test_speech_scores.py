@@ -1,4 +1,4 @@
-"A listener that knows two words, taught here, and the scores of what he hears."
+"A listener that is trained here on two words, and the scores of its transcripts."
 import numpy as np
 import pytest
 import torch
@@ -22,8 +22,7 @@ def tokenizer(folder, multilingual):
     letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz"]
     languages = ["<|en|>", "<|am|>"] if multilingual else []
     special = ["<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>",
-               "<|startoflm|>",
-               "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+               "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters + special[:1])}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tok = WhisperTokenizer.from_pretrained(folder)
@@ -45,10 +44,8 @@ def taught(folder, multilingual=False):
     model = WhisperForConditionalGeneration(WhisperConfig(
         vocab_size=len(tok), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20,
-        max_source_positions=50,
-        max_target_positions=16, pad_token_id=eos, bos_token_id=eos, eos_token_id=eos,
-        decoder_start_token_id=sot,
-        suppress_tokens=None, begin_suppress_tokens=None))
+        max_source_positions=50, max_target_positions=16, pad_token_id=eos, bos_token_id=eos,
+        eos_token_id=eos, decoder_start_token_id=sot, suppress_tokens=None, begin_suppress_tokens=None))
     gen = {"decoder_start_token_id": sot, "eos_token_id": eos, "pad_token_id": eos, "max_length": 16,
            "is_multilingual": multilingual, "no_timestamps_token_id": ids["<|notimestamps|>"],
            "return_timestamps": False}

@@ -14,8 +14,7 @@ from workbench.parts.speech.phone_times import durations_of, read_times
 from workbench.parts.speech.phones import missing_espeak, phones, read_phones
 from workbench.parts.speech.symbols import is_pause
 
-soundfile = pytest.importorskip("soundfile",
-                                reason="reading the clips needs soundfile: pip install soundfile")
+soundfile = pytest.importorskip("soundfile", reason="reading clips needs soundfile: pip install soundfile")
 PACKS = Path(workbench.__file__).parent / "samples/tts"
 COUNTS = {"en": (462, 30, 32), "am": (265, 25, 35)}
 VOICES = {"en": "en-us", "am": "am"}
@@ -133,6 +132,10 @@ def test_the_amharic_times_fit_the_sound():
         wave, rate = soundfile.read(PACKS / "am" / clip)
         for phone, start, end in times[Path(clip).stem]:
             piece = wave[int(start * rate):int(end * rate)]
-            if end - start > 0.02: (loud if set(phone) & set("aeiouəɨ") else silent if not phone
-                                    else []).append(piece.std())
+            if end - start <= 0.02:
+                continue
+            if set(phone) & set("aeiouəɨ"):
+                loud.append(piece.std())
+            elif not phone:
+                silent.append(piece.std())
     assert np.median(loud) > 20 * np.median(silent) and len(silent) > 5

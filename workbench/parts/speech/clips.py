@@ -53,7 +53,7 @@ def prepare_clip(
     clip: Clip,
     recipe: Recipe,
     check: Callable | None = None,  # check(wave, rate, facts, uid) -> why it is refused, or ""
-) -> tuple[np.ndarray, dict]:  # [N] at the recipe's rate; facts of `read_part`, "from" and "to": s in the clip
+) -> tuple[np.ndarray, dict]:  # [N] at the recipe's rate; facts of `read_part`, and "from", "to": s
     "The wave a model learns from. Raises `Refused` with the reason where the clip is of no use."
     rate = recipe.mel.rate
     wave, facts = read_part(file, rate, clip.start, clip.end)
@@ -63,7 +63,8 @@ def prepare_clip(
         raise Refused(reason)
     first, end = (0, len(wave)) if recipe.trim is None else trim(wave, rate, recipe.trim)
     if end - first < SHORTEST * rate:
-        raise Refused(f"shorter than {SHORTEST} s: {(end - first) / rate:.2f} s without the silence at its ends")
+        raise Refused(f"shorter than {SHORTEST} s: {(end - first) / rate:.2f} s "
+                      "without the silence at its ends")
     db = loudness(wave, rate)  # of the whole clip
     wave = wave[first:end] if recipe.level is None else level(wave[first:end], rate, recipe.level, db)
     return wave, facts | {"from": first / rate, "to": end / rate}

@@ -62,7 +62,7 @@ class Features:
         return shard.pitch[a:b]
 
     def facts(self, uid: str) -> dict:
-        "rate, channels, seconds and clipped share as recorded; `from` and `to`: the kept part, s in the clip."
+        "Rate, channels, seconds and clipped share as recorded; `from` and `to`: the kept part, in s."
         at, row = self.places[uid]
         return self.shards[at].facts[row]
 

@@ -16,24 +16,27 @@ from decimal import Decimal
 from .number_format import NumberFormat, number_format
 from .numerals import point_word, words_of
 from .verbalise import (
-    CURRENCIES, HOURS, JOIN, LOCAL, SCALES, UNITS, clock, dated, day, decade, decimal, fraction, hours, minus,
-    money, ordinal, plain, telephone, unit)
+    CURRENCIES, HOURS, JOIN, LOCAL, SCALES, UNITS, clock, dated, day, decade, decimal, fraction, hours,
+    minus, money, ordinal, plain, telephone, unit)
 
 # %% ../../../nbs/parts/speech/43_number_rules.ipynb #rule_words
 Rules = list[tuple[str, str | Callable]]  # pattern, and what its matches become
-TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till", "da": "til",
-      "no": "til", "pl": "do", "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да", "ro": "până la",
-      "id": "sampai", "vi": "đến", "sr": "do", "sl": "do"}
+TO = {"de": "bis", "nl": "tot", "fr": "à", "es": "a", "it": "a", "pt": "a", "ca": "a", "sv": "till",
+      "da": "til", "no": "til", "pl": "do", "cs": "až", "sk": "až", "ru": "до", "uk": "до", "be": "да",
+      "ro": "până la", "id": "sampai", "vi": "đến", "sr": "do", "sl": "do"}
 # between the parts of a version, which are no decimals
 DOT = {"de": "Punkt", "nl": "punt", "fr": "point", "es": "punto", "it": "punto", "pt": "ponto", "ca": "punt",
-       "ro": "punct", "ru": "точка", "uk": "крапка", "pl": "kropka", "cs": "tečka", "sk": "bodka", "sv": "punkt",
-       "da": "punktum", "no": "punktum", "fi": "piste", "hu": "pont", "tr": "nokta", "id": "titik", "vi": "chấm"}
+       "ro": "punct", "ru": "точка", "uk": "крапка", "pl": "kropka", "cs": "tečka", "sk": "bodka",
+       "sv": "punkt", "da": "punktum", "no": "punktum", "fi": "piste", "hu": "pont", "tr": "nokta",
+       "id": "titik", "vi": "chấm"}
+# before a time of day
 AT = {"sv": r"kl\.?", "da": r"kl\.?", "no": r"kl\.?", "fi": r"klo\.?", "id": "pukul|jam", "tr": "saat",
-      "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}  # before a time of day
+      "it": "ore|alle|dalle", "es": "las", "pt": "às", "pl": r"godz\.?|godzinie"}
 
 # %% ../../../nbs/parts/speech/43_number_rules.ipynb #rule_ordinals
 ORDINALS = {"en": "(?:st|nd|rd|th)\\b", "am": "ኛ", "fr": "(?:er|re|ère|ème|e|nde?)\\b", "es": r"\.?[ºª]",
-            "pt": r"\.?[ºª]", "it": "[º°ª]", "nl": "(?:ste|de|e)\\b", "ca": "(?:r|n|t|è|a)\\b", "sv": ":[ae]\\b"}
+            "pt": r"\.?[ºª]", "it": "[º°ª]", "nl": "(?:ste|de|e)\\b", "ca": "(?:r|n|t|è|a)\\b",
+            "sv": ":[ae]\\b"}
 # the point after a day marks an ordinal
 DOTTED = ("de", "da", "no", "fi", "cs", "sk", "is", "sl", "sr", "hu", "lv", "tr", "pl")
 OBLIQUE = "am|dem|den|des|im|vom|zum|zur|beim|einen|einem"  # German words after which an ordinal ends with n
@@ -175,7 +178,8 @@ def decimals(fmt: NumberFormat) -> Rules:
     n, p = rf"(?:{fmt.whole})", fmt.point
     if fmt.base in JOIN:
         return [(rf"(?:{n})?\.\d+", lambda m: decimal(fmt, m[0])),
-                (r"(?<![\d,])(?:1[1-9]|20)\d\d(?![\d,]\d|\d)", lambda m: words_of(int(m[0]), fmt.code, "year"))]
+                (r"(?<![\d,])(?:1[1-9]|20)\d\d(?![\d,]\d|\d)",
+                 lambda m: words_of(int(m[0]), fmt.code, "year"))]
     return [(rf"(?<!\d{p})(?:{n}){p}\d+(?!{p}?\d)", lambda m: decimal(fmt, m[0])),
             (rf"(?:{n})\.\d\d?(?!\.?\d)", lambda m: decimal(fmt, m[0])),
             (rf"{fmt.grouped}", lambda m: plain(fmt, m[0])), (r"\d+\.\d+", lambda m: decimal(fmt, m[0]))]
@@ -187,7 +191,8 @@ def rules(
     "The rules of a language."
     to = JOIN.get(fmt.base, {}).get("to") or TO.get(fmt.base)
     return [*telephones(fmt), *ranges(to or "–"), *dates(fmt), *amounts(fmt), *units(fmt), *times(fmt),
-            *signed(fmt, to), *ordinals(fmt), *dotted(fmt, to), *fractions(fmt), *versions(fmt), *decimals(fmt),
+            *signed(fmt, to), *ordinals(fmt), *dotted(fmt, to), *fractions(fmt), *versions(fmt),
+            *decimals(fmt),
             (rf"(?:{fmt.whole})", lambda m: plain(fmt, m[0]))]
 
 # %% ../../../nbs/parts/speech/43_number_rules.ipynb #mixed

@@ -23,12 +23,14 @@ MONEY = {
     "am": {"$": ("ዶላር", "ዶላር", "ሳንቲም", "ሳንቲም"), "€": ("ዩሮ", "ዩሮ", "ሳንቲም", "ሳንቲም"),
            "£": ("ፓውንድ", "ፓውንድ", "ሳንቲም", "ሳንቲም")}}
 CURRENCIES = {
-    "$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB", "₺": "TRY", "₴": "UAH", "₪": "ILS",
-    "₩": "KRW", "₫": "VND", "฿": "THB", "₸": "KZT", "₦": "NGN", "US$": "USD", "R$": "BRL", "A$": "AUD",
-    "AU$": "AUD", "C$": "CAD", "CA$": "CAD", "NZ$": "NZD", "HK$": "HKD", "S$": "SGD", "NT$": "TWD", "MX$": "MXN",
-    **{code: code for code in ("EUR", "USD", "GBP", "CHF", "JPY")}}
-LOCAL = {"pl": {"zł": "PLN"}, "cs": {"Kč": "CZK"}, "hu": {"Ft": "HUF"}, "sv": {"kr": "SEK"}, "da": {"kr": "DKK"},
-         "no": {"kr": "NOK"}, "ru": {"руб": "RUB"}, "uk": {"грн": "UAH"}, "id": {"Rp": "IDR"}}  # of one language
+    "$": "USD", "€": "EUR", "£": "GBP", "¥": "JPY", "₹": "INR", "₽": "RUB", "₺": "TRY", "₴": "UAH",
+    "₪": "ILS", "₩": "KRW", "₫": "VND", "฿": "THB", "₸": "KZT", "₦": "NGN", "US$": "USD",
+    "R$": "BRL", "A$": "AUD", "AU$": "AUD", "C$": "CAD", "CA$": "CAD", "NZ$": "NZD", "HK$": "HKD",
+    "S$": "SGD", "NT$": "TWD", "MX$": "MXN", **{code: code for code in ("EUR", "USD", "GBP", "CHF", "JPY")}}
+# signs of one language
+LOCAL = {"pl": {"zł": "PLN"}, "cs": {"Kč": "CZK"}, "hu": {"Ft": "HUF"}, "sv": {"kr": "SEK"},
+         "da": {"kr": "DKK"}, "no": {"kr": "NOK"}, "ru": {"руб": "RUB"}, "uk": {"грн": "UAH"},
+         "id": {"Rp": "IDR"}}
 # powers of ten
 SCALES = {"k": 3, "m": 6, "mn": 6, "mio": 6, "mln": 6, "bn": 9, "b": 9, "mrd": 9, "md": 9, "mld": 9, "tn": 12,
           "trn": 12}
@@ -185,7 +187,8 @@ def ordinal(fmt: NumberFormat, written: str, ending: str = "") -> str:
 # %% ../../../nbs/parts/speech/42_verbalise.ipynb #fractions
 def minus(fmt: NumberFormat) -> str:
     "The word before a negative number."
-    return JOIN.get(fmt.base, {}).get("minus") or words_of(-7, fmt.code).replace(words_of(7, fmt.code), "").strip()
+    own = JOIN.get(fmt.base, {}).get("minus")
+    return own or words_of(-7, fmt.code).replace(words_of(7, fmt.code), "").strip()
 
 
 def fraction(fmt: NumberFormat, written: str) -> str:

@@ -103,7 +103,8 @@ def read_config(
     try:
         config = json.loads(path.read_text(encoding="utf8"))
     except FileNotFoundError:
-        raise Refused(f"{folder}: has no config.json; a HiFi-GAN's folder has one beside its weights.") from None
+        lacking = f"{folder}: has no config.json; a HiFi-GAN's folder has one beside its weights."
+        raise Refused(lacking) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise Refused(f"{path}: cannot be read ({e}).") from e
     if not isinstance(config, dict):
@@ -172,7 +173,8 @@ def hifigan(
     net, absent = (from_transformers(folder) if "model_in_dim" in config
                    else from_authors(folder, config, mel))
     if absent := sorted(set(absent) - set(STANDARDISES)):
-        raise Refused(f"{folder}: the weights do not fit the network, {len(absent)} differ, {absent[0]} first.")
+        raise Refused(f"{folder}: the weights do not fit the network, {len(absent)} differ, "
+                      f"{absent[0]} first.")
     return net.eval().requires_grad_(False)
 
 # %% ../../../nbs/parts/speech/32_vocoder.ipynb #vocoder
