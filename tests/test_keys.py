@@ -327,7 +327,7 @@ def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
     """Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it
     counts for nothing."""
     from workbench.core.config.read_keys import ReadKeys
-    from workbench.tasks.sign.data import tokenizer_of
+    from workbench.tasks.sign.texts import tokenizer_of
 
     for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
         stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], ReadKeys()

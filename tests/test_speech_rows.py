@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from workbench.parts.speech.clip_check import check_clip
+from workbench.errors import Refused
+from workbench.parts.speech.clip_check import check_clip, check_sound
 from workbench.parts.speech.rows import read_source
 from workbench.parts.speech.wave import read_wave
 
@@ -28,7 +29,7 @@ def reasons(folder):
 
 def judged(path, text="Good morning."):
     wave, facts = read_wave(path, 22050)
-    return check_clip(wave, 22050, facts, text)
+    return check_sound(wave, 22050, facts) or check_clip(wave, 22050, facts, text)
 
 
 def table(folder, *lines):
@@ -93,16 +94,16 @@ def test_files_that_are_not_utf8(tmp_path):
     (tmp_path / "a.txt").write_bytes("café".encode("latin1"))
     assert "not UTF-8 at byte 3" in reasons(tmp_path)[1]["a.txt"]
     (tmp_path / "metadata.csv").write_bytes("a|café".encode("latin1"))
-    with pytest.raises(ValueError, match="metadata.csv is not UTF-8 at byte 5"):
+    with pytest.raises(Refused, match="metadata.csv is not UTF-8 at byte 5"):
         read_source(tmp_path)
 
 
 def test_folders_that_are_no_source(tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(Refused, match="no such folder"):
         read_source(tmp_path / "gone")
     noise(tmp_path / "LJSpeech/wavs/a.wav")
     table(tmp_path / "LJSpeech", "a|Good morning.")
-    with pytest.raises(ValueError, match="LJSpeech/metadata.csv: give that folder"):
+    with pytest.raises(Refused, match="LJSpeech/metadata.csv: give that folder"):
         read_source(tmp_path)
 
 
@@ -247,7 +248,7 @@ def test_columns_are_known_by_their_content(layout, tmp_path):
      "path|text|speaker|other")])
 def test_columns_that_could_be_two_things_are_refused_with_the_line_to_write(columns, mend, tmp_path):
     table = voices(tmp_path, columns) / "metadata.csv"
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Refused) as caught:
         read_source(tmp_path)
     assert (f"write a first line with the names, for example `{mend}`" in str(caught.value)
             and "metadata.csv" in str(caught.value))
@@ -290,7 +291,7 @@ def test_names_meet_across_folders_and_unicode_forms(tmp_path):
 
 
 def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
-    from workbench.parts.speech.mp3 import frames_in
+    from workbench.parts.speech.mp3 import frame_starts
 
     wave = np.random.default_rng(0).normal(size=16000 * 6) * np.repeat([0.1, 1e-4, 0.1], 32000)
     for name in ("a", "b"):
@@ -299,7 +300,7 @@ def test_an_mp3_without_a_count_of_its_frames_is_read_whole(tmp_path):
             file.write(wave)
         (tmp_path / f"{name}.txt").write_text("Good morning to all of you.")
     data = (tmp_path / "a.mp3").read_bytes()
-    (tmp_path / "a.mp3").write_bytes(data[frames_in(data)[1]:])
+    (tmp_path / "a.mp3").write_bytes(data[frame_starts(data)[1]:])
     assert sf.info(tmp_path / "a.mp3").frames < 0.7 * len(wave)
     rows, rejected = read_source(tmp_path)
     assert not rejected and all(abs(r.seconds - 6) < 0.15 for r in rows)
@@ -317,13 +318,13 @@ def test_lists_with_bars_under_other_names(tmp_path):
     assert (not rejected and sorted(r.text for r in rows) == sorted(SAID)
             and [r.split for r in rows] == ["valid"] * 2 + ["train"] * 10)
     (tmp_path / "train.2.txt").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="train.2.txt and train_list.txt are both for `train`"):
+    with pytest.raises(Refused, match="train.2.txt and train_list.txt are both for `train`"):
         read_source(tmp_path)
     assert len(read_source(voices(tmp_path / "one", ["path", "text"], "transcripts.txt"))[0]) == len(SAID)
     (tmp_path / "one/SPEAKERS.txt").write_text("ID|SEX\n19|F\n")
     assert len(read_source(tmp_path / "one")[0]) == len(SAID)
     deep = voices(tmp_path / "three/by/one", ["path", "text"])
-    with pytest.raises(ValueError, match="by/one/metadata.csv: give that folder"):
+    with pytest.raises(Refused, match="by/one/metadata.csv: give that folder"):
         read_source(deep.parents[1])
 
 

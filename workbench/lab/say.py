@@ -125,7 +125,7 @@ def say(
     for i, sentence in enumerate(spoken(run, text, speed, vocoder, speaker, checkpoint)):
         try:
             append(out, sentence) if i else write_wave(out, sentence.wave, sentence.rate)
-        except (OSError, ValueError, RuntimeError) as e:
+        except (OSError, RuntimeError) as e:
             raise Refused(f"{out}: {e}") from e
         made, took = made + sentence.seconds, took + sentence.took
         print(sentence, flush=True)

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import Refused
 from .picture_cache import examine_files
-from ..speech.files import walk
+from ..shared.folders import walk
+
 from ..shared.tables import check_one_split, columns, read_cells, split_of, split_tables
 
 # %% ../../../nbs/parts/image/30_rows.ipynb #nfc
