@@ -60,7 +60,7 @@ def heard(options):
     from workbench.tasks.tts.evaluation import vocoder_of
 
     data, cfg, found = answers(options.run, options.rows)
-    language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own["mels"]
+    language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own.mels
     listen = listener(options.listener, language)
     make_wave = vocoder_of(cfg.speak.vocoder, mel)
     groups = {"training": found["train"],
@@ -105,7 +105,7 @@ def speed(options):
     from workbench.lab.say import spoken, voice_of
 
     voice = voice_of(options.run)
-    texts = [t for split, texts in voice.data.own["texts"].items() if split != "train" for t in texts]
+    texts = [t for split, texts in voice.data.texts.items() if split != "train" for t in texts]
     list(spoken(voice, texts[0]))
     rounds, first = [], []
     for _ in range(options.rounds):

@@ -19,7 +19,7 @@ from workbench.errors import Refused
 from workbench.core.setup.plan import plan
 from workbench.core.data.rows import shared_rows
 from workbench.core.run.folder import metrics_of
-from workbench.files import read_json
+from workbench.files import read_json, samples
 from workbench.lab import cli
 from workbench.lab.run import launch
 from workbench.parts.image.rows import read_folder
@@ -48,15 +48,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def home(folder):
     "Forty real pictures with captions, twelve of them held out."
-    home, rows = folder / "pictures", (flow_data.samples()
-                                       / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
+    home, pack = folder / "pictures", samples("emoji")
+    rows = (pack / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
     (home / "images").mkdir(parents=True)
     for split, part in (("train", rows[100:128]), ("valid", rows[300:306]), ("test", rows[400:406])):
         (home / f"{split}.tsv").write_text("image\tcaption\n"
                                            + "".join("\t".join(r.split("\t")[:2]) + "\n" for r in part),
                                            encoding="utf8")
         for row in part:
-            shutil.copy(flow_data.samples() / row.split("\t")[0], home / "images")
+            shutil.copy(pack / row.split("\t")[0], home / "images")
     return home
 
 

@@ -161,4 +161,4 @@ def test_a_run_of_another_task_cannot_speak(tmp_path, capsys):
     assert main(["say", str(tmp_path / "none"),
                  "Hello."]) == 2 and "not a run folder" in capsys.readouterr().err
     with pytest.raises(Refused, match="not those of a run of text to speech"):
-        say.voice_of(({}, type("Data", (), {"own": {}})()))
+        say.voice_of(({}, type("Data", (), {"own": None})()))

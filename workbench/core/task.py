@@ -56,7 +56,7 @@ class Sound:
     rate: int  # Hz
 
 # %% ../../nbs/core/10_task.ipynb #Data
-@dataclass
+@dataclass(kw_only=True)
 class Data:
     "What a task knows of its data."
     datasets: dict[str, Any]  # split -> dataset[i, epoch] -> item; "train" and "valid" at least
@@ -67,24 +67,26 @@ class Data:
     uids: dict[str, Sequence[str]]  # split -> the id of each row
     targets: Sequence[str] = ()  # batch fields that are targets
     padding: dict[str, str] = field(default_factory=dict)  # padded field -> its mask field
+    # split -> the target text of each row, for the checks; {}: the targets are no texts
+    texts: dict[str, Sequence[str]] = field(default_factory=dict)
     show: Callable | None = None  # batch -> what a person looks at (a figure)
     save: Callable | None = None  # (folder) -> None: tokenizer, statistics; resume and export read them back
     rejected: Sequence[dict] = ()  # {"row", "uid", "reason"} of every row left out
     # what the plan says of the data: counts, origin, vocabulary
     facts: dict[str, Any] = field(default_factory=dict)
     assets: Any = None  # the folder of saved assets, where there is a run
-    own: dict[str, Any] = field(default_factory=dict)  # what only the task knows: a tokenizer, statistics
+    own: Any = None  # what only the task reads (a tokenizer, statistics): a frozen dataclass of its own
     # split -> int array [N]: rows of two groups never share a batch
     groups: dict[str, Any] = field(default_factory=dict)
     # split -> int array [N]: the shard that a row stands in
     blocks: dict[str, Any] = field(default_factory=dict)
-    # split -> what each row is made of: equal ones are one row; {}: told by uid
+    # split -> what each row is made of: equal ones are one row; {}: rows with one uid are one row
     contents: dict[str, Sequence] = field(default_factory=dict)
     # what decides the batches -> (epoch -> its steps), once made
     plans: dict[tuple, Callable] = field(default_factory=dict)
 
 # %% ../../nbs/core/10_task.ipynb #Task
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     "One system: everything the loop, the notebooks and the exports need to know of it."
     config: type  # its sections of the configuration

@@ -34,7 +34,7 @@ def voice_of(
     if isinstance(run, Voice):
         return run
     if isinstance(run, tuple):
-        if not {"symbols", "lexicon"} <= run[1].own.keys():
+        if not hasattr(run[1].own, "lexicon"):
             raise Refused("These nets and data are not those of a run of text to speech.")
         return Voice(*run, Speak())
     cfg = config_of(run)
@@ -84,11 +84,11 @@ def spoken(
         raise Refused("there is nothing to say in the text.")
     voice = voice_of(voice, checkpoint)
     own, began = voice.data.own, time.perf_counter()
-    parts = [text] if text in own["lexicon"] else sentences(text)
+    parts = [text] if text in own.lexicon else sentences(text)
     waves = synthesise(voice.nets, voice.data, text, speed, vocoder or voice.speak.vocoder, speaker,
                        voice.speak.steps)
     for part, wave in zip(parts, waves, strict=True):
-        yield Sentence(part, np.clip(wave, -1, 1), own["mel"].rate, time.perf_counter() - began)
+        yield Sentence(part, np.clip(wave, -1, 1), own.mel.rate, time.perf_counter() - began)
         began = time.perf_counter()
 
 # %% ../../nbs/lab/86_say.ipynb #append

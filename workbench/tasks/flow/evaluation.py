@@ -134,7 +134,7 @@ def baseline(
     means = {size: np.mean([train.pixels(i) for i in some if train.sizes[i] == size]
                            or [np.full((*size, 3), 255)], 0).round().astype(np.uint8)
              for size in set(held.sizes)}
-    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own["draws"]),
+    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own.draws),
              "real": held.pixels(i)}
             for i, (row, size) in enumerate(zip(held.rows, held.sizes))]
     return score(rows, data)
@@ -193,7 +193,7 @@ def drawings(
     if wrong:
         raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of "
                       f"{factor}.")
-    ids, mask = padded([data.own["encode"](text) for text in captions])
+    ids, mask = padded([data.own.encode(text) for text in captions])
     text, out, ways = to_device({"ids": ids, "mask": mask}, device), {}, []
     for k, (h, w) in enumerate(sizes):
         noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0]

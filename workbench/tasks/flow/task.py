@@ -61,7 +61,7 @@ def text_encoder(
     "The reader of captions: our own, or a model of transformers. Raises ValueError or `Refused`."
     from workbench.parts.text.encoder import CaptionEncoder, HubEncoder
 
-    tok, length = data.own["tokenizer"], data.own["length"]
+    tok, length = data.own.tokenizer, data.own.length
     if t.encoder == "own":
         return CaptionEncoder(max(len(tok), t.vocab), t.width, t.layers, t.heads, length, t.dropout)
     from transformers import AutoConfig, AutoModel

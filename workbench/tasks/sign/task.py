@@ -42,7 +42,7 @@ def nets(
     reader = Reader(data.facts["numbers_per_frame"], embed_width(translator), m.hidden,
                     0.1 if m.dropout is None else m.dropout, tuple(m.strides), m.kernel, m.positions,
                     embed_rms(translator) if pretrained else 1.0)
-    set_statistics(reader, *(torch.tensor(data.own["statistics"][k]) for k in ("mean", "std")))
+    set_statistics(reader, *(torch.tensor(data.own.statistics[k]) for k in ("mean", "std")))
     head = {"ctc": torch.nn.Linear(hidden_width(translator), data.facts["vocabulary"])} if m.ctc else {}
     return {"reader": reader, "translator": translator} | head
 
@@ -56,7 +56,7 @@ def translator_of(
     from workbench.parts.text.pretrained import fp16_unsafe
     from workbench.parts.text.translator import check_positions, describe, make
 
-    m, tok, kept = cfg.model, data.own["tokenizer"], data.assets
+    m, tok, kept = cfg.model, data.own.tokenizer, data.assets
     if load_weights:
         config, origin = describe(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
         if origin["kind"] == "pretrained" and data.facts["tokenizer"]["kind"] == "scratch":
@@ -146,16 +146,15 @@ def predict(
     from workbench.parts.text.seq2seq import encode, generate
     from workbench.parts.text.tokenizer import decode_texts
 
-    model, g, tok = nets["translator"], ctx.cfg.generate, ctx.data.own["tokenizer"]
+    model, g, tok = nets["translator"], ctx.cfg.generate, ctx.data.own.tokenizer
     embeds, mask, lengths = nets["reader"](batch["frames"], batch["frame_lengths"])
     hidden, more = encode(model, embeds, mask), {}
     if "ctc" in nets and g.ctc > 0:
         free = tuple(i for i in tok.all_special_ids if i not in (tok.eos_token_id, blank_id(model)))
         more["logits_processor"] = [JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc,
                                                 blank_id(model), free)]
-    language = ctx.data.own["language_id"]
     ids = generate(model, hidden, mask, g.max_length, g.num_beams, g.length_penalty,
-                   ctx.data.own["no_repeat_ngram"], language, **more)
+                   ctx.data.own.no_repeat_ngram, ctx.data.own.language_id, **more)
     return [{"uid": u, "reference": t, "hypothesis": h}
             for u, t, h in zip(batch["uid"], batch["text"], decode_texts(tok, ids))]
 
@@ -165,7 +164,7 @@ def score(
     data: Data,
 ) -> dict[str, float]:
     "BLEU-1..4, chrF, ROUGE-L, WER, CER, distinct-n, exact match."
-    return text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows], data.own["bleu"])
+    return text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows], data.own.bleu)
 
 
 def scores(cfg) -> list[str]:
@@ -179,7 +178,7 @@ def baseline(
     split: str,
 ) -> dict[str, float]:
     "The best constant answer, found on the training texts."
-    return constant_scores(data.own["texts"]["train"], data.own["texts"][split], data.own["bleu"])
+    return constant_scores(data.texts["train"], data.texts[split], data.own.bleu)
 
 # %% ../../../nbs/tasks/sign/30_task.ipynb #expect
 def expect(

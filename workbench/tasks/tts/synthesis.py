@@ -181,13 +181,13 @@ def batch_of_texts(
 
     from workbench.tasks.tts.rows import sayable
 
-    known, speakers = data.own["symbols"], data.own["speakers"]
+    known, speakers = data.own.symbols, data.own.speakers
     sequences = [sayable(q, known) for q in sequences]
     for q in sequences:
         if unknown := known.unknown(q):
             raise Refused(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it was trained on "
-                          f"{len(known)} symbols of `data.text.kind={data.own['text'].kind}`, language "
-                          f"{data.own['text'].language}.")
+                          f"{len(known)} symbols of `data.text.kind={data.own.text.kind}`, language "
+                          f"{data.own.text.language}.")
     if speaker is not None and speaker not in speakers:
         raise Refused(f"there is no speaker `{speaker}`: {', '.join(speakers)}.")
     ids = [torch.tensor(known.encode(q)) for q in sequences]
@@ -208,7 +208,7 @@ def synthesise(
 ) -> Iterator[np.ndarray]:  # waves [N], a sentence each
     """Speech, sentence by sentence: the first can be heard before the last is made. Raises `Refused` for a text that cannot be said.
 
-    `nets, data = workbench.load(run)`; the rate is `data.own["mel"].rate`."""
+    `nets, data = workbench.load(run)`; the rate is `data.own.mel.rate`."""
     from workbench.parts.speech.mel import Mel
     from workbench.parts.speech.normalise import sentences
     from workbench.parts.speech.vocoder import vocoder as make
@@ -216,9 +216,9 @@ def synthesise(
 
     try:
         make_wave = make(vocoder,
-                         Mel(**data.own["mel"].model_dump())) if isinstance(vocoder, str) else vocoder
-        parts = [text] if text in data.own["lexicon"] else sentences(text)
-        sequences = [sequence_of(part, data.own["text"], data.own["lexicon"]) for part in parts]
+                         Mel(**data.own.mel.model_dump())) if isinstance(vocoder, str) else vocoder
+        parts = [text] if text in data.own.lexicon else sentences(text)
+        sequences = [sequence_of(part, data.own.text, data.own.lexicon) for part in parts]
     except ValueError as e:
         raise Refused(str(e)) from e
     device = device_of(nets)

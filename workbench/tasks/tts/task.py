@@ -28,11 +28,11 @@ def nets(
 
     from workbench.parts.speech.nets import Added, MelDecoder, Predictor, TextEncoder
 
-    m, d, statistics = cfg.model, cfg.model.decoder, data.own["statistics"]
+    m, d, statistics = cfg.model, cfg.model.decoder, data.own.statistics
     torch.manual_seed(cfg.seed)
-    out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet,
+    out = {"encoder": TextEncoder(data.own.table, m.width, m.heads, m.layers, m.hidden, m.prenet,
                                   m.dropout,
-                                  len(data.own["speakers"])),
+                                  len(data.own.speakers)),
            "durations": Predictor(m.width, m.dropout, start=statistics["log_duration"]),
            "decoder": MelDecoder(m.width, d.width, d.blocks, d.kernel, cfg.data.mel.bands, d.kind == "flow",
                                  d.together)}
@@ -46,7 +46,7 @@ def nets(
         getattr(out["decoder"], k).copy_(torch.tensor(statistics["mel"][k])[:, None])
     if m.base and load_weights:
         begin_from(out, Path(m.base).expanduser())
-    if (old := data.own["base_rows"]) and m.freeze_base_rows:
+    if (old := data.own.base_rows) and m.freeze_base_rows:
         out["encoder"].embed.weight.frozen_rows = slice(0, old)
     out["encoder"].origin = {"kind": "pretrained" if m.base else "scratch", "where": m.base or "", "why": ""}
     return out
@@ -103,7 +103,7 @@ def forward(
     real, means = align(nets, batch, encoded)
     out = {"encoder_outputs": encoded, "durations": nets["durations"](encoded, mask), "real_durations": real,
            "means": means,
-           "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own["statistics"])}
+           "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own.statistics)}
     out |= {name: nets[name](encoded, mask) for name in out["melody"]}
     x, place, frames = spread(colour(nets, encoded, out["melody"]), real, batch["mel"].shape[2])
     target, given = decoder.standardise(batch["mel"]), ()
