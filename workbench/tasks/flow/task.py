@@ -17,6 +17,7 @@ from .evaluation import baseline, predict, preview, score, scores
 from .config import FlowConfig
 from .data import data, in_shards
 from .sampling import chance, latents
+from .use import use
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #nets
 def nets(
@@ -303,6 +304,6 @@ def idle(
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline,
             expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,
-            idle=idle,
+            idle=idle, use=use, settings=("sample",),
             better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max",
                     "retrieval_rank": "min"})

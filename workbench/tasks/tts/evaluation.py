@@ -198,8 +198,8 @@ def preview(
         out[f"valid_{i}_recorded"] = Sound(data.own.mels.wave(batch["uid"][0]), data.own.mel.rate)
     for i, text in enumerate(cfg.speak.sentences):
         try:
-            batch = batch_of_texts([sequence_of(text, data.own.text, data.own.lexicon)], data, None,
-                                   device)
+            batch = batch_of_texts([sequence_of(text, data.own.text, data.own.lexicon)], data,
+                                   cfg.speak.speaker, device)
         except (ValueError, Refused) as e:
             out[f"sentence_{i}"] = f"{text}: {e}"
             continue

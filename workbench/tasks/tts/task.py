@@ -14,6 +14,7 @@ from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores
 from .config import TtsConfig
 from .data import data
+from .use import use
 
 # %% ../../../nbs/tasks/tts/50_task.ipynb #nets
 def nets(
@@ -194,6 +195,7 @@ def idle(
 # %% ../../../nbs/tasks/tts/50_task.ipynb #task
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
+            use=use, settings=("speak",),
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
                                   "voicing_error", "asr_wer",
                                   "asr_cer"), "min"))
