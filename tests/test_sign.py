@@ -36,6 +36,7 @@ from workbench.core.run.folder import metrics_of
 from workbench.files import read_json
 from workbench.core.step.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
+from workbench.lab import cli
 from workbench.lab.run import launch
 from workbench.parts.text import pretrained
 from workbench.parts.text.tokenizer import decode_texts, load_tokenizer, save_tokenizer, train_tokenizer
@@ -703,6 +704,28 @@ def test_predictions_are_tables_in_every_script(runs, spoilt):
         assert {r["uid"]: r["reference"] for r in rows} == dict(zip(d.uids["valid"], d.texts["valid"]))
     test = table(run / "predictions/test.csv")
     assert {r["reference"] for r in test} == {f"{t} {t}" for _, t in signs.TEXTS[:5]}
+
+
+def test_a_persons_files_are_read_as_the_rows_are(runs, spoilt, tmp_path, capsys):
+    "Files of three formats, a table and a folder; what cannot be read is named, and the others go on."
+    run, poses = runs["hard"].result(), spoilt.home / "poses"
+    wanted = {r["uid"]: r["hypothesis"] for r in table(run / "predictions/test.csv")}
+    files = {uid: next(poses.glob(f"{uid}.*")) for uid in wanted}
+    assert {p.suffix for p in files.values()} == {".pose", ".npy", ".pkl"}
+    bad = [str(poses / "evil.pkl"), str(poses / "truncated.pose"), str(tmp_path / "none.pose")]
+    assert cli.main(["use", str(run), *map(str, files.values()), *bad, "--out", str(tmp_path / "read.csv")]) == 2
+    rows = table(tmp_path / "read.csv")
+    assert [r["answer"] for r in rows] == [*wanted.values(), "", "", ""]
+    assert [r["given"] for r in rows if r["refused"]] == bad and not spoilt.flag.exists()
+    said = capsys.readouterr()
+    assert "refused, it asks for posix.system" in said.err and "there is no file or folder" in said.err
+    signs.write(spoilt.home / "list.csv", [[uid, ""] for uid in wanted])
+    found = list(workbench.use(run, str(spoilt.home / "list.csv")))
+    assert [(a.given, a.made) for a in found] == list(wanted.items())
+    assert {a.given for a in workbench.use(run, str(poses / "isr"))} == {str(p) for p in (poses / "isr").iterdir()}
+    one = next(iter(wanted))
+    greedy = next(workbench.use(run, str(files[one]), overrides="generate.num_beams=1 generate.max_length=2"))
+    assert len(greedy.made) <= 2 and not greedy.refused
 
 
 @pytest.mark.parametrize("name", ["hard", "two", "one"])
