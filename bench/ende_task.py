@@ -107,4 +107,5 @@ def objectives(cfg) -> dict:
     return {"translate": Objective(["model"], loss)}
 
 
-task = Task(Config, data, nets, objectives, predict, score, baseline, expect, preview)
+task = Task(config=Config, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
+            baseline=baseline, expect=expect, preview=preview)

@@ -2,7 +2,7 @@
 
     python bench/tts.py heard RUN --listener faster-whisper:FOLDER # error rates: speech, recordings, vocoder
     python bench/tts.py scores RUN                                # its scores beside those of trivial answers
-    python bench/tts.py speed RUN                                 # real-time factor of `workbench say`
+    python bench/tts.py speed RUN                                 # real-time factor of `workbench use`
     python bench/tts.py align RUN                                 # alignment search beside the reference
     python bench/tts.py loop [--preset tts_tiny]                  # frames a second beside a bare torch loop
 
@@ -61,7 +61,7 @@ def heard(options):
     from workbench.tasks.tts.evaluation import vocoder_of
 
     data, cfg, found = answers(options.run, options.rows)
-    language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own["mels"]
+    language, mel, mels = cfg.data.text.language, cfg.data.mel, data.own.mels
     listen = listener(options.listener, language)
     make_wave = vocoder_of(cfg.speak.vocoder, mel)
     groups = {"training": found["train"],
@@ -103,18 +103,18 @@ def scores(options):
 
 def speed(options):
     "Real-time factor over the held-out texts, one sentence at a time, text to wave."
-    from workbench.lab.say import spoken, voice_of
+    from workbench.lab.use import open_run, use
 
-    voice = voice_of(options.run)
-    texts = [t for split, texts in voice.data.own["texts"].items() if split != "train" for t in texts]
-    list(spoken(voice, texts[0]))
+    voice = open_run(options.run)
+    texts = [t for split, texts in voice.data.texts.items() if split != "train" for t in texts]
+    list(use(voice, texts[0]))
     rounds, first = [], []
     for _ in range(options.rounds):
-        parts = [s for text in texts for s in spoken(voice, text)]
-        rounds.append(sum(s.took for s in parts) / sum(s.seconds for s in parts))
+        parts = [s for text in texts for s in use(voice, text)]
+        rounds.append(sum(s.took for s in parts) / sum(s.made.seconds for s in parts))
         first.append(statistics.median(s.took for s in parts))
     table(["vocoder", "sentences", "real-time factor", "worst round", "ms to a sentence (median)"],
-          [voice.speak.vocoder, len(texts), f"{statistics.median(rounds):.3f}", f"{max(rounds):.3f}",
+          [voice.ctx.cfg.speak.vocoder, len(texts), f"{statistics.median(rounds):.3f}", f"{max(rounds):.3f}",
            f"{1000 * statistics.median(first):.0f}"])
 
 

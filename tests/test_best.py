@@ -181,7 +181,8 @@ def test_latent_statistics_weigh_each_picture_once():
         picture[0, 0, 0] += 7  # not constant within a picture
     rows = type("Rows", (),
                 {"__len__": lambda s: len(pictures), "__getitem__": lambda s, at: pictures[at[0]]})()
-    data = Data({"train": rows}, lambda items: {"image": torch.stack(items)}, {"train": sizes}, None, {},
+    data = Data(datasets={"train": rows}, collate=lambda items: {"image": torch.stack(items)},
+                lengths={"train": sizes}, counts=None, uids={},
                 groups={"train": torch.tensor(sizes).numpy()})
     batches = evaluation_plan(data.lengths["train"], 32, 512, 0, data.groups["train"])
     assert sorted(map(len, batches)) == [1, 5, 32]

@@ -6,7 +6,7 @@ import torch
 
 from test_hub import DEAD, as_hub, server
 from test_seq2seq import FAMILIES, make
-from workbench.lab.check_model import as_text, check_model, look_at_memory, look_at_network, works
+from workbench.parts.text.check_model import as_text, check_model, look_at_memory, look_at_network, works
 from workbench.parts.text import tokenizer as text
 
 pytestmark = pytest.mark.usefixtures("online")

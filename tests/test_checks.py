@@ -63,7 +63,7 @@ def test_texts_that_say_hardly_anything_are_found(texts, state, monkeypatch):
 
 
 def with_texts(data, texts):
-    data.own["texts"] = {"train": texts}
+    data.texts = {"train": texts}
     return data
 
 

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import types
 
+import numpy as np
 import pytest
 import runs as started
 import torch
@@ -20,9 +21,10 @@ from workbench.errors import Refused
 from workbench.core.setup.plan import plan
 from workbench.core.data.rows import shared_rows
 from workbench.core.run.folder import metrics_of
-from workbench.files import read_json
+from workbench.files import read_json, samples
 from workbench.lab import cli
 from workbench.lab.run import launch
+from workbench.parts.image.files import read_picture
 from workbench.parts.image.rows import read_folder
 from workbench.parts.image.shards import write_shards
 from workbench.tasks.flow import data as flow_data
@@ -49,14 +51,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def home(folder):
     "Forty real pictures with captions, twelve of them held out."
-    home = folder / "pictures"
-    rows = (flow_data.samples() / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
+    home, pack = folder / "pictures", samples("emoji")
+    rows = (pack / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
     (home / "images").mkdir(parents=True)
     for split, part in (("train", rows[100:128]), ("valid", rows[300:306]), ("test", rows[400:406])):
         lines = ["image\tcaption", *("\t".join(r.split("\t")[:2]) for r in part)]
         (home / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
         for row in part:
-            shutil.copy(flow_data.samples() / row.split("\t")[0], home / "images")
+            shutil.copy(pack / row.split("\t")[0], home / "images")
     return home
 
 
@@ -86,6 +88,28 @@ def go(folder, cfg, trap="", nproc=1):
 def straight(folder, home):
     "The three stages, uninterrupted."
     return done(go(folder / "straight", config(home) | {"task": "trapped_flow"}))
+
+
+def test_a_trained_run_draws_captions(straight, tmp_path, capsys):
+    "The same caption and seed give the same picture, alone and in company; one that says nothing is named."
+    out = tmp_path / "drawn"
+    assert cli.main(["use", str(straight), "red heart", " ", "grinning face", "--out", str(out), "--checkpoint", "last",
+                     "--overrides", "sample.guidance=1 sample.sizes=[16,[24,16]]"]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    names = sorted(p.name for p in out.glob("*.png"))
+    assert [n[5:] for n in names] == ["red-heart-2.png", "red-heart.png", "grinning-face-2.png", "grinning-face.png"]
+    alone, wide = workbench.use(straight, "grinning face", checkpoint="last",
+                                overrides="sample.guidance=1 sample.sizes=[16,[24,16]]")
+    assert alone.made.shape == (16, 16, 3) and wide.made.shape == (16, 24, 3)
+    drawn = np.asarray(read_picture((out / next(n for n in names if n.endswith("face.png"))).read_bytes(), "drawn"))
+    assert abs(drawn.astype(int) - alone.made).max() <= 1
+    other = next(workbench.use(straight, "grinning face", checkpoint="last", seed=5, overrides="sample.guidance=1"))
+    assert (other.made != alone.made).any()
+    with pytest.raises(Refused, match="`train.lr` cannot be changed"):
+        workbench.use(straight, "red heart", overrides="train.lr=1")
+    first = next(p.name for p in sorted((straight / "checkpoints").iterdir()) if p.name.startswith("step_"))
+    with pytest.raises(Refused, match="trains no flow"):
+        list(workbench.use(straight, "red heart", checkpoint=first))
 
 
 # The stages

@@ -327,12 +327,12 @@ def test_a_tokenizer_that_is_read_has_no_kind_to_choose(tmp_path):
     """Where the weights may be random the kind is what a tokenizer is trained as; where they may not, it
     counts for nothing."""
     from workbench.core.config.read_keys import ReadKeys
-    from workbench.tasks.sign.texts import tokenizer_of
+    from workbench.tasks.sign.texts import text_tokenizer
 
     for init, read in (("scratch", True), ("auto", True), ("pretrained", False)):
         stage, reads = stages(presets.load("t5_tiny", f"model.init={init}"))[0], ReadKeys()
         with reads.during(stage), contextlib.suppress(Refused):  # the hub is not at hand
-            tokenizer_of(stage.cfg, None, ["a text"])
+            text_tokenizer(stage.cfg, None, ["a text"])
         assert ("model.tokenizer_kind" in reads.keys["train"]) == read
 
 

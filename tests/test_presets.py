@@ -21,6 +21,7 @@ from workbench.parts.text.translator import build_model, find_model
 from workbench.tasks.flow import task as flow
 from workbench.tasks.flow import config as flow_config
 from workbench.tasks.flow import dialect
+from workbench.tasks.flow.data import FlowOwn
 from workbench.tasks.sign import task as sign
 from workbench.tasks.tts import task as tts
 from workbench.tasks.tts import config as tts_config
@@ -145,7 +146,7 @@ def test_flow_tiny_lists_every_key_of_the_task_and_the_others_set_no_other():
 def test_flow_full_has_the_documents_sizes():
     "Compressor 25 M, expander 30 M, flow processor 150 M, text encoder 66 M."
     cfg = presets.load("flow_full")
-    own = {"tokenizer": range(2879), "length": cfg.data.length}
+    own = FlowOwn(tokenizer=range(2879), length=cfg.data.length)
     with torch.device("meta"):
         nets = flow.nets(cfg, types.SimpleNamespace(own=own), False)
     sizes = {name: round(sum(p.numel() for p in net.parameters()) / 1e6) for name, net in nets.items()}
@@ -155,8 +156,9 @@ def test_flow_full_has_the_documents_sizes():
 
 def speech_nets(cfg):
     "The nets of a speech preset, without data and memory."
-    own = {"table": cfg.model.rows or 90, "speakers": {"": 0}, "base_rows": 0,
-           "statistics": {"mel": {"mean": [0.0] * 80, "std": [1.0] * 80}, "log_duration": 1.0}}
+    own = types.SimpleNamespace(
+        table=cfg.model.rows or 90, speakers={"": 0}, base_rows=0,
+        statistics={"mel": {"mean": [0.0] * 80, "std": [1.0] * 80}, "log_duration": 1.0})
     with torch.device("meta"):
         return tts.nets(cfg, types.SimpleNamespace(own=own), False)
 

@@ -36,6 +36,7 @@ from workbench.core.run.folder import metrics_of
 from workbench.files import read_json
 from workbench.core.step.step import build, optimiser_step, require_gradients
 from workbench.core.task import Ctx
+from workbench.lab import cli
 from workbench.lab.run import launch
 from workbench.parts.text import model_config, pretrained
 from workbench.parts.text.targets import decode_texts
@@ -95,13 +96,13 @@ def spoilt(tmp_path_factory):
 def test_a_folder_of_another_sign_language_is_read(good):
     "A BOM, semicolons, nested names, three formats, no table for validation: nothing is to be converted."
     d = data_of(config(good))
-    texts = d.own["texts"]
+    texts = d.texts
     assert not d.rejected and {k: len(v) for k, v in texts.items()} == {"train": 21, "valid": 3, "test": 5}
     assert sorted(texts["train"] + texts["valid"]) == sorted(t for _, t in signs.TEXTS)
     assert not set(texts["train"]) & set(texts["valid"])
     assert all("/s" in uid for split in d.uids.values() for uid in split)
     again = data_of(config(good))
-    assert again.own["texts"] == texts and again.facts["fingerprint"] == d.facts["fingerprint"]
+    assert again.texts == texts and again.facts["fingerprint"] == d.facts["fingerprint"]
 
 
 def test_a_pose_is_never_empty(good):
@@ -145,11 +146,11 @@ def test_labels_are_padded_with_what_no_loss_counts(good):
 def test_a_uid_in_two_tables_keeps_both_texts(good):
     "The rows of test.csv have the uids of training rows and other texts."
     d = data_of(config(good))
-    tok = d.own["tokenizer"]
+    tok = d.own.tokenizer
     for split, rows in d.datasets.items():
         batch = d.collate([rows[i, 0] for i in range(len(rows))])
-        wanted = (d.own["texts"][split] if split == "train"
-                  else decode_texts(tok, tok(d.own["texts"][split]).input_ids))
+        wanted = (d.texts[split] if split == "train"
+                  else decode_texts(tok, tok(d.texts[split]).input_ids))
         assert decode_texts(tok, batch["labels"]) == wanted
     shared = set(d.uids["test"]) & (set(d.uids["train"]) | set(d.uids["valid"]))
     assert len(shared) == 5
@@ -160,8 +161,8 @@ def test_three_scripts_come_back_from_the_tokenizer(good, kind, tmp_path):
     d = data_of(config(good, f"model.tokenizer_kind={kind} model.vocab_size=150"))
     d.save(tmp_path)
     tok = load_tokenizer(tmp_path / "tokenizer")
-    assert len(d.own["texts"]["train"]) == 21
-    for t in d.own["texts"]["train"]:
+    assert len(d.texts["train"]) == 21
+    for t in d.texts["train"]:
         assert decode_texts(tok, [tok(t).input_ids]) == [t]
     assert d.facts["letters_lost"]["train"] == 0 < d.facts["letters_lost"]["valid"]  # of letters held out
 
@@ -231,7 +232,7 @@ def test_texts_with_commas_line_breaks_and_strange_spaces(tmp_path):
     odd = ["a, b", "two\nlines", "a\u2028b", "a\x85b", '"quoted"', "semi;colon"]
     signs.write(home / "train.csv",
                 [(f"{lang}/s{i}", t) for i, ((lang, _), t) in enumerate(zip(signs.TEXTS, odd * 4))])
-    texts = data_of(config(home)).own["texts"]
+    texts = data_of(config(home)).texts
     assert {*texts["train"], *texts["valid"]} == set(odd)
     (home / "train.csv").write_text("uid,text\nisr/s0,hello, world\n")
     assert "train.csv:2 isr/s0: more fields than the header" in refusal(config(home))
@@ -260,10 +261,10 @@ def test_tables_elsewhere_and_a_table_for_validation(tmp_path):
     d = data_of(config(home, "data.train_path=tables/a.csv data.val_path=tables/b.csv "
                              "data.test_path=tables/b.csv data.pose_dir=keypoints"))
     assert {k: len(v) for k, v in d.datasets.items()} == {"train": 24, "valid": 2, "test": 2}
-    assert d.own["texts"]["valid"] == ["אחר", "ሌላ"]
+    assert d.texts["valid"] == ["אחר", "ሌላ"]
     (home / "tables/b.csv").rename(home / "dev.csv")
-    assert d.own["texts"]["valid"] == data_of(config(home, "data.train_path=tables/a.csv "
-                                                           "data.pose_dir=keypoints")).own["texts"]["valid"]
+    assert d.texts["valid"] == data_of(config(home, "data.train_path=tables/a.csv "
+                                                           "data.pose_dir=keypoints")).texts["valid"]
 
 
 def test_a_validation_table_that_is_the_training_table_is_said(tmp_path):
@@ -430,9 +431,9 @@ def test_every_text_starts_with_the_forced_language(good, folders, family):
     from workbench.parts.text.seq2seq import encode, generate
 
     t = trained(family_config(good, folders, family), steps=1)
-    tok = t.data.own["tokenizer"]
+    tok = t.data.own.tokenizer
     wanted = tok.convert_tokens_to_ids(TOKEN[family])
-    assert t.data.own["language_id"] == wanted
+    assert t.data.own.language_id == wanted
     batch = t.data.collate([t.data.datasets["test"][i, 0] for i in range(3)])
     assert (batch["labels"][:, 0] == wanted).all()
     set_modes(t.nets, False)
@@ -440,7 +441,7 @@ def test_every_text_starts_with_the_forced_language(good, folders, family):
         embeds, mask, _ = t.nets["reader"](batch["frames"], batch["frame_lengths"])
         hidden = encode(t.nets["translator"], embeds, mask)
         ids = generate(t.nets["translator"], hidden, mask, 6, 2,
-                       forced_bos_token_id=t.data.own["language_id"])
+                       forced_bos_token_id=t.data.own.language_id)
     assert (ids[:, 0] == wanted).all() and TOKEN[family] not in "".join(r["hypothesis"] for r in rows_of(t))
     with pytest.raises(Refused, match="no language token 'xx_XX'"):
         data_of(family_config(good, folders, family, "model.language=xx_XX"))
@@ -701,9 +702,31 @@ def test_predictions_are_tables_in_every_script(runs, spoilt):
     for path in found:
         rows = table(path)
         assert list(rows[0]) == ["uid", "reference", "hypothesis"]
-        assert {r["uid"]: r["reference"] for r in rows} == dict(zip(d.uids["valid"], d.own["texts"]["valid"]))
+        assert {r["uid"]: r["reference"] for r in rows} == dict(zip(d.uids["valid"], d.texts["valid"]))
     test = table(run / "predictions/test.csv")
     assert {r["reference"] for r in test} == {f"{t} {t}" for _, t in signs.TEXTS[:5]}
+
+
+def test_a_persons_files_are_read_as_the_rows_are(runs, spoilt, tmp_path, capsys):
+    "Files of three formats, a table and a folder; what cannot be read is named, and the others go on."
+    run, poses = runs["hard"].result(), spoilt.home / "poses"
+    wanted = {r["uid"]: r["hypothesis"] for r in table(run / "predictions/test.csv")}
+    files = {uid: next(poses.glob(f"{uid}.*")) for uid in wanted}
+    assert {p.suffix for p in files.values()} == {".pose", ".npy", ".pkl"}
+    bad = [str(poses / "evil.pkl"), str(poses / "truncated.pose"), str(tmp_path / "none.pose")]
+    assert cli.main(["use", str(run), *map(str, files.values()), *bad, "--out", str(tmp_path / "read.csv")]) == 2
+    rows = table(tmp_path / "read.csv")
+    assert [r["answer"] for r in rows] == [*wanted.values(), "", "", ""]
+    assert [r["given"] for r in rows if r["refused"]] == bad and not spoilt.flag.exists()
+    said = capsys.readouterr()
+    assert "refused, it asks for posix.system" in said.err and "there is no file or folder" in said.err
+    signs.write(spoilt.home / "list.csv", [[uid, ""] for uid in wanted])
+    found = list(workbench.use(run, str(spoilt.home / "list.csv")))
+    assert [(a.given, a.made) for a in found] == list(wanted.items())
+    assert {a.given for a in workbench.use(run, str(poses / "isr"))} == {str(p) for p in (poses / "isr").iterdir()}
+    one = next(iter(wanted))
+    greedy = next(workbench.use(run, str(files[one]), overrides="generate.num_beams=1 generate.max_length=2"))
+    assert len(greedy.made) <= 2 and not greedy.refused
 
 
 @pytest.mark.parametrize("name", ["hard", "two", "one"])
@@ -810,7 +833,7 @@ def test_a_cache_of_the_hub_is_used_offline(runs, folders):
     encoder = [k for k in source if k.startswith("encoder.")]
     assert encoder and all(torch.equal(mine[k], source[k]) for k in encoder)
     assert [k for k in source if k.startswith("decoder.") and not torch.equal(mine[k], source[k])]
-    assert d.own["tokenizer"].get_vocab() == load_tokenizer(folders["t5"]).get_vocab()
+    assert d.own.tokenizer.get_vocab() == load_tokenizer(folders["t5"]).get_vocab()
 
 
 def test_the_command_refuses_broken_rows_with_status_2(spoilt, tmp_path):
@@ -891,5 +914,5 @@ def test_quotes_and_columns_of_a_table_with_tabs(tmp_path):
     said = ["guten tag", '"nun ja', "es regnet", 'bis bald"', '"ganz" gut', "nein"]
     (tmp_path / "train.csv").write_text("\ufeffUID\tText\n"
                                         + "".join(f"s{i}\t{t}\n" for i, t in enumerate(said)))
-    texts = data_of(config(tmp_path)).own["texts"]
+    texts = data_of(config(tmp_path)).texts
     assert {*texts["train"], *texts["valid"]} == set(said)

@@ -190,11 +190,11 @@ def test_unreadable_sound_never_becomes_a_spectrogram(spoilt):
 
 def test_the_folder_is_read_as_its_owner_wrote_it(good):
     d = data_of(config(good))
-    said = {u: t for part, texts in d.own["texts"].items() for u, t in zip(d.uids[part], texts)}
+    said = {u: t for part, texts in d.texts.items() for u, t in zip(d.uids[part], texts)}
     assert said == dict(voices.rows()[:40]) and set(d.datasets) == {"train", "valid"} and not d.rejected
-    assert d.own["mels"].facts(d.uids["train"][0])["channels"] == 2
+    assert d.own.mels.facts(d.uids["train"][0])["channels"] == 2
     batch = batch_of(d, [0])
-    assert d.own["symbols"].decode(batch["text_ids"][0].tolist()) == [" ", *batch["text"][0], " "]
+    assert d.own.symbols.decode(batch["text_ids"][0].tolist()) == [" ", *batch["text"][0], " "]
     assert batch["mel"].shape[1] == 80 and d.counts(batch) == {"frames": int(batch["mel_lengths"][0]),
                                                                "symbols": int(batch["text_lengths"][0])}
 

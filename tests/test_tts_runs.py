@@ -181,7 +181,7 @@ def voice(runs):
 
 def test_a_text_is_spoken_sentence_by_sentence(voice):
     nets, d = voice
-    text = f"{d.own['texts']['train'][0]}። {d.own['texts']['train'][1]}!"
+    text = f"{d.texts['train'][0]}። {d.texts['train'][1]}!"
     waves = list(tts_voice.synthesise(nets, d, text))
     assert len(waves) == 2 and all(w.ndim == 1 and np.isfinite(w).all() and w.std() > 0 for w in waves)
     assert all(np.array_equal(a, b) for a, b in zip(waves, tts_voice.synthesise(nets, d, text), strict=True))

@@ -104,7 +104,7 @@ def test_a_language_that_is_needed(tmp_path):
             data_of(home, f"model.name={model} model.language='{language}'")
         assert words in str(e.value)
     d = data_of(home, f"model.name={model} model.language=deu_Latn")
-    assert (d.own["tokenizer"].convert_ids_to_tokens(int(d.collate([d.datasets["train"][0, 0]])["labels"][0, 0])) == "deu_Latn")
+    assert (d.own.tokenizer.convert_ids_to_tokens(int(d.collate([d.datasets["train"][0, 0]])["labels"][0, 0])) == "deu_Latn")
 
 
 def test_a_tokenizer_without_a_vocabulary(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_tokenizer_without_a_vocabulary(tmp_path, monkeypatch):
                       decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(model)
     d = data_of(home, f"model.name={model}")
-    assert (d.own["no_repeat_ngram"] == 0 and "bytes" in d.facts["no_repeat_ngram"]
+    assert (d.own.no_repeat_ngram == 0 and "bytes" in d.facts["no_repeat_ngram"]
             and set(d.facts["letters_lost"].values()) == {0.0})
     snapshot = tmp_path / "hub/models--org--byt5/snapshots/abc"
     shutil.copytree(model, snapshot)
@@ -145,7 +145,7 @@ def test_blocking_of_repeats_by_what_a_token_is(tmp_path, kind, asked, n, words)
     home = folder(tmp_path, texts if kind == "char" else whole)
     d = data_of(home, f"model.init=scratch model.tokenizer_kind={kind} model.vocab_size=200 "
                       f"generate.no_repeat_ngram={asked}")
-    assert d.own["no_repeat_ngram"] == n
+    assert d.own.no_repeat_ngram == n
     assert words is None or words in d.facts["no_repeat_ngram"]
 
 
@@ -162,10 +162,10 @@ def test_bleu_reads_the_script(tmp_path):
 
 
 def test_captions_in_a_script_that_the_text_encoder_does_not_know(tmp_path):
-    from workbench.tasks.flow.data import tokenizer_of
+    from workbench.tasks.flow.data import caption_tokenizer
 
     named = SimpleNamespace(tokenizer=str(t5(tmp_path / "model", LATIN)), encoder="own", vocab=100)
     cfg = SimpleNamespace(model=SimpleNamespace(text=named))
-    assert tokenizer_of(cfg, None, LATIN)[1]["via"] == "folder"
+    assert caption_tokenizer(cfg, None, LATIN)[1]["via"] == "folder"
     with pytest.raises(Refused, match="does not know .* of the letters"):
-        tokenizer_of(cfg, None, ["guten morgen", "ሰላም ዛሬ"])  # the first text is fine
+        caption_tokenizer(cfg, None, ["guten morgen", "ሰላም ዛሬ"])  # the first text is fine

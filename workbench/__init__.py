@@ -1,6 +1,6 @@
 "The workbench. `import workbench` is cheap: torch and transformers load when a run or a model is asked for."
 __version__ = "0.1.0"
-__all__ = ["train", "resume", "load"]
+__all__ = ["train", "resume", "load", "use"]
 
 
 def train(
@@ -41,3 +41,20 @@ def load(
 
     permit(task_from)
     return load(run, which)
+
+
+def use(
+    run: str,  # a run folder
+    *given: str,  # texts or paths, as the run's task takes them; a .txt file: its lines
+    overrides: str = "",  # how it is used: "speak.speed=0.9", "generate.num_beams=1"
+    checkpoint: str = "best",  # best | last | a checkpoint's name
+    seed: int | None = None,  # of what is drawn at random; None: the run's
+    task_from: str = "",  # a module or a .py file that may be the run's task
+):
+    """What a trained run makes of texts or files, an answer each as soon as it is made; a notebook shows them.
+    Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with `refused`."""
+    from workbench.core.config.modules import permit
+    from workbench.lab.use import use
+
+    permit(task_from)
+    return use(run, *given, overrides=overrides, checkpoint=checkpoint, seed=seed)

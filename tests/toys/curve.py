@@ -46,12 +46,14 @@ class CurveConfig(Section):
 
 def data(cfg, stage):
     datasets = {"train": Curve(cfg.data.rows, cfg.data.first), "valid": Curve(11, 100), "test": Curve(7, 200)}
-    return Data(datasets, lambda items: dict(zip(("uid", "x", "y"),
-                                                 (list(f) if isinstance(f[0], str) else torch.stack(f)
-                                                                     for f in zip(*items)))),
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
-                lambda b: {"rows": len(b["uid"])},
-                {k: [f"r{d.first + i:03d}" for i in range(len(d))] for k, d in datasets.items()},
+
+    def collate(items):
+        uid, x, y = zip(*items)
+        return {"uid": list(uid), "x": torch.stack(x), "y": torch.stack(y)}
+    return Data(datasets=datasets, collate=collate,
+                lengths={k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                counts=lambda b: {"rows": len(b["uid"])},
+                uids={k: [f"r{d.first + i:03d}" for i in range(len(d))] for k, d in datasets.items()},
                 targets=("y",))
 
 

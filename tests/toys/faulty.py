@@ -48,11 +48,11 @@ def data(cfg, stage):
         return {"uid": list(uid), "x": pad_sequence(x, True),
                 "mask": torch.arange(max(lengths))[None] < lengths[:, None],
                 "y": pad_sequence(y, True, 0 if cfg.fault == "padding labels" else -100)}
-    return Data(datasets, collate,
-                {k: [3 + (d.first + i) % 5 for i in range(len(d))] for k, d in datasets.items()},
-                lambda b: {"frames": int(b["mask"].sum())}, {k: [f"r{d.first + i:03d}" for i in range(len(d))]
-                                                             for k, d in datasets.items()}, ["y"],
-                                                             {"x": "mask"})
+    return Data(datasets=datasets, collate=collate,
+                lengths={k: [3 + (d.first + i) % 5 for i in range(len(d))] for k, d in datasets.items()},
+                counts=lambda b: {"frames": int(b["mask"].sum())},
+                uids={k: [f"r{d.first + i:03d}" for i in range(len(d))] for k, d in datasets.items()},
+                targets=["y"], padding={"x": "mask"})
 
 
 class Namer(nn.Module):

@@ -28,11 +28,12 @@ class GanConfig(Section):
 
 def data(cfg, stage):
     datasets = {"train": Points(60), "valid": Points(10, 60), "test": Points(7, 70)}
-    return Data(datasets,
-                lambda items: {"uid": [u for u, _ in items], "point": torch.stack([p for _, p in items])},
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
-                lambda b: {"rows": len(b["uid"])},
-                {k: [f"r{d.first + i}" for i in range(len(d))] for k, d in datasets.items()},
+    return Data(datasets=datasets,
+                collate=lambda items: {"uid": [u for u, _ in items],
+                                       "point": torch.stack([p for _, p in items])},
+                lengths={k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                counts=lambda b: {"rows": len(b["uid"])},
+                uids={k: [f"r{d.first + i}" for i in range(len(d))] for k, d in datasets.items()},
                 targets=("point",))
 
 

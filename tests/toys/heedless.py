@@ -1,5 +1,5 @@
 "A sixth task for tests: the curve, with keys that are read in one place each, and one that nothing reads."
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import curve
 from workbench.core.config.section import Section
@@ -30,10 +30,15 @@ class Jittered(curve.Curve):
         return uid, x + self.cfg.jitter, y
 
 
+@dataclass(frozen=True)
+class Own:
+    cfg: HeedlessConfig  # the score and the trivial answer depend on it
+
+
 def data(cfg, stage):
     out = curve.data(cfg, stage)
     out.datasets["train"] = Jittered(cfg.data.rows, cfg, cfg.data.first)
-    out.own["cfg"] = cfg
+    out.own = Own(cfg)
     return out
 
 
@@ -48,11 +53,11 @@ def predict(nets, batch, ctx):
 
 
 def score(rows, data):
-    return {"error" if data.own["cfg"].norm_of == "abs" else "other": curve.score(rows, data)["error"]}
+    return {"error" if data.own.cfg.norm_of == "abs" else "other": curve.score(rows, data)["error"]}
 
 
 task = replace(curve.task, config=HeedlessConfig, data=data, predict=predict, score=score,
                objectives=lambda cfg: curve.objectives(cfg)
                | {"fit": replace(curve.objectives(cfg)["fit"], loss=fit)},
-               baseline=lambda data, split: {"error": data.own["cfg"].trivial},
+               baseline=lambda data, split: {"error": data.own.cfg.trivial},
                preview=lambda nets, data, ctx: {"note": str(ctx.cfg.look.model_dump())})

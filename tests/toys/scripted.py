@@ -31,9 +31,9 @@ class Rows:
 
 def data(cfg, stage):
     sets = {split: Rows(split, n) for split, n in (("train", 8), ("valid", 2), ("test", 2))}
-    return Data(sets, lambda items: {"uid": items}, {k: [1] * len(d) for k, d in sets.items()},
-                lambda b: {"rows": len(b["uid"])},
-                {k: d.names for k, d in sets.items()})
+    return Data(datasets=sets, collate=lambda items: {"uid": items},
+                lengths={k: [1] * len(d) for k, d in sets.items()},
+                counts=lambda b: {"rows": len(b["uid"])}, uids={k: d.names for k, d in sets.items()})
 
 
 def told(values, ctx):

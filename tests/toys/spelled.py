@@ -30,13 +30,13 @@ class Rows:
 def data(cfg, stage):
     datasets = {"train": Rows(60), "valid": Rows(10, 60), "test": Rows(7, 70)}
     names = {k: [d[i, 0][0] for i in range(len(d))] for k, d in datasets.items()}
-    return Data(datasets,
-                lambda items: {"uid": [i[0] for i in items], "x": torch.stack([i[1] for i in items]),
-                                         "y": torch.stack([i[2] for i in items])},
-                {k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
-                lambda b: {"rows": len(b["uid"])}, names,
-                targets=("y",), show=lambda batch: {"texts": "\n".join(batch["uid"])}, rejected=[
-                    {"row": HARM, "uid": HARM, "reason": HARM}], facts={"source": HARM})
+    return Data(datasets=datasets,
+                collate=lambda items: {"uid": [i[0] for i in items], "x": torch.stack([i[1] for i in items]),
+                                       "y": torch.stack([i[2] for i in items])},
+                lengths={k: [3 + i % 4 for i in range(len(d))] for k, d in datasets.items()},
+                counts=lambda b: {"rows": len(b["uid"])}, uids=names, targets=("y",),
+                show=lambda batch: {"texts": "\n".join(batch["uid"])},
+                rejected=[{"row": HARM, "uid": HARM, "reason": HARM}], facts={"source": HARM})
 
 
 def nets(cfg, data, load_weights):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Joined', 'parser', 'watch', 'ask_to_stop', 'train', 'resume', 'plan', 'all_kept', 'check', 'stop', 'runs', 'presets',
-           'preset_table', 'line_of', 'run_row', 'check_model', 'say', 'docs', 'main']
+           'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say', 'docs', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -53,16 +53,27 @@ def parser() -> argparse.ArgumentParser:
     command("stop", "ask a run to save and stop", run)
     command("check-model", "say whether a text-to-text model will work, and why not",
             ("name", dict(metavar="NAME", help="a model of the hub, or a local folder")))
-    command("say", "speak a text with a run of text to speech, into a wav file", run,
+    checkpoint = ("--checkpoint", dict(default="best", metavar="NAME",
+                                       help="best, last, or a checkpoint's name"))
+    command("use", "give a trained run texts or files, and get what it makes of them", run,
+            ("inputs", dict(nargs="+", metavar="INPUT", help="a text or a path, as the run's task takes it; -: "
+                            "the lines of standard input; a .txt file: its lines")),
+            ("--out", dict(metavar="PATH", help="a file, or a folder for several answers (default: texts are "
+                           "printed, a sound is answer.wav, a picture answer.png, several are in answers/)")),
+            ("--overrides", dict(action=Joined, default="", metavar="TEXT",
+                                 help='how it is used: "speak.speed=0.9", "generate.num_beams=1"')),
+            ("--seed", dict(type=int, metavar="N", help="of what is drawn at random (default: the run's)")),
+            checkpoint, task)
+    command("say", "short for `use` of a run of text to speech: one text, into a wav file", run,
             ("text", dict(metavar="TEXT", help="what to say")),
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
-            ("--speed", dict(type=float, default=1.0, metavar="X", help="times as fast (default: 1)")),
+            ("--speed", dict(type=float, metavar="X", help="times as fast (default: the run's)")),
             ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: "
                                                     "the run's)")),
             ("--speaker",
              dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
-            ("--checkpoint", dict(default="best", metavar="NAME", help="best, last, or a checkpoint's name")))
+            checkpoint)
     command("docs", "open the pages that `make docs` built",
             ("--no-browser", dict(action="store_true", help="only say the address")),
             ("--port", dict(type=int, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)")))
@@ -236,7 +247,7 @@ def run_row(
 def check_model(options) -> int:
     "workbench check-model NAME"
     from workbench.core.config.presets import device_kind
-    from workbench.lab.check_model import check_model, works
+    from workbench.parts.text.check_model import check_model, works
     from workbench.lab.show import Table, show
 
     found = check_model(options.name, device=device_kind())
@@ -245,13 +256,21 @@ def check_model(options) -> int:
     return 0 if works(found) else 2
 
 # %% ../../nbs/lab/40_cli.ipynb #say
-def say(options) -> int:
-    "workbench say RUN TEXT"
-    from workbench.lab.say import say
+def use(options) -> int:
+    "workbench use RUN INPUT …"
+    from workbench.lab.answers import use_into
 
-    say(options.run, options.text, options.out, options.speed, options.vocoder, options.speaker,
-        options.checkpoint)
-    return 0
+    return 2 if use_into(options.run, options.inputs, options.out, overrides=options.overrides,
+                         checkpoint=options.checkpoint, seed=options.seed) else 0
+
+
+def say(options) -> int:
+    "workbench say RUN TEXT: `use` with the settings of speech as options."
+    from workbench.lab.answers import use_into
+
+    speak = {k: v for k in ("speed", "vocoder", "speaker") if (v := getattr(options, k)) is not None}
+    return 2 if use_into(options.run, [options.text], options.out, overrides={"speak": speak} if speak else "",
+                         checkpoint=options.checkpoint) else 0
 
 
 def docs(options) -> int:
@@ -269,7 +288,7 @@ def main(
     options = parser().parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "presets": presets,
                 "runs": runs, "stop": stop,
-                "check-model": check_model, "say": say, "docs": docs}
+                "check-model": check_model, "use": use, "say": say, "docs": docs}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit
     from workbench.errors import Failed, Refused

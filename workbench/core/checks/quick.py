@@ -68,7 +68,8 @@ def first_answers(
 ) -> list[Check]:
     "Inputs and texts, first loss, padding, and whether targets and inputs matter."
     data, batch = setup.data, batch_of(setup, rows)
-    odd = check_texts(data.own.get("texts", {}).get("train", ()))
+    odd = check_texts(data.texts.get("train", ()))
+
     found = [check_inputs(batch, data.targets, data.padding, [data.uids["train"][i] for i in rows])]
     found += [odd] if odd else []
     if any(c.state == "failed" for c in found):

@@ -73,7 +73,7 @@ def leakage(
     d,
 ) -> list[dict]:
     "For every pair of splits that share an id or a target text: how many rows, and examples."
-    out, texts, names = [], d.own.get("texts") or {}, list(d.datasets)
+    out, texts, names = [], d.texts, list(d.datasets)
     for kind, of in (("ids", d.uids), ("target texts", texts)):
         for i, a in enumerate(names):
             for b in names[i + 1:]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'spade_is_on', 'drawing', 'predict', 'judge', 'features', 'score', 'scores', 'baseline', 'several',
-           'preview', 'drawings']
+           'preview', 'sample_sizes', 'drawings']
 
 # %% ../../../nbs/tasks/flow/30_evaluation.ipynb #26a2cc43
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def baseline(
     means = {size: np.mean([train.pixels(i) for i in some if train.sizes[i] == size]
                            or [np.full((*size, 3), 255)], 0).round().astype(np.uint8)
              for size in set(held.sizes)}
-    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own["draws"]),
+    rows = [{"reference": row.caption, "hypothesis": Picture(means[size], data.own.draws),
              "real": held.pixels(i)}
             for i, (row, size) in enumerate(zip(held.rows, held.sizes))]
     return score(rows, data)
@@ -175,6 +175,20 @@ def preview(
         out |= drawings(nets, data, ctx, ctx.cfg.sample.captions or names, device)
     return out
 
+# %% ../../../nbs/tasks/flow/30_evaluation.ipynb #sample_sizes
+def sample_sizes(
+    nets: dict,
+    data: Data,
+    sample,  # the section
+) -> list[tuple[int, int]]:  # height, width
+    "The sizes in which each caption is drawn. Raises `Refused` for sides that the expander cannot make."
+    factor, first = nets["compressor"].factor, data.datasets["valid"].sizes[0]
+    sizes = [(s, s) if isinstance(s, int) else (s[1], s[0]) for s in sample.sizes] or [first]
+    if wrong := [s for s in sizes if s[0] % factor or s[1] % factor]:
+        raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of "
+                      f"{factor}.")
+    return sizes
+
 # %% ../../../nbs/tasks/flow/30_evaluation.ipynb #drawings
 def drawings(
     nets: dict,
@@ -187,15 +201,9 @@ def drawings(
     from workbench.core.step.ranks import to_device
 
     factor, channels = nets["compressor"].factor, ctx.cfg.model.vae.latent
-    first = data.datasets["valid"].sizes[0]
-    sizes = [(s, s) if isinstance(s, int) else (s[1], s[0]) for s in ctx.cfg.sample.sizes] or [first]
-    wrong = [s for s in sizes if s[0] % factor or s[1] % factor]
-    if wrong:
-        raise Refused(f"sample.sizes has {wrong[0][1]} × {wrong[0][0]}: the sides must be multiples of "
-                      f"{factor}.")
-    ids, mask = padded([data.own["encode"](text) for text in captions])
+    ids, mask = padded([data.own.encode(text) for text in captions])
     text, out, ways = to_device({"ids": ids, "mask": mask}, device), {}, []
-    for k, (h, w) in enumerate(sizes):
+    for k, (h, w) in enumerate(sample_sizes(nets, data, ctx.cfg.sample)):
         noise = torch.stack([row_chance(c, ctx.cfg.seed, (channels, h // factor, w // factor))[0]
                              for c in captions]).to(device)
         made = drawing(nets, text["ids"], text["mask"], noise, ctx, ways if k == 0 else None)

@@ -17,6 +17,7 @@ from .evaluation import baseline, predict, preview, score, scores
 from .config import FlowConfig
 from .data import data, in_shards
 from .sampling import chance, latents
+from .use import use
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #nets
 def nets(
@@ -62,7 +63,7 @@ def text_encoder(
     "The reader of captions: our own, or a model of transformers. Raises `Refused`."
     from workbench.parts.text.encoder import CaptionEncoder, HubEncoder
 
-    tok, length = data.own["tokenizer"], data.own["length"]
+    tok, length = data.own.tokenizer, data.own.length
     if t.encoder == "own":
         return CaptionEncoder(max(len(tok), t.vocab), t.width, t.layers, t.heads, length, t.dropout)
     from transformers import AutoConfig, AutoModel
@@ -305,6 +306,6 @@ def idle(
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline,
             expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,
-            idle=idle,
+            idle=idle, use=use, settings=("sample",),
             better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max",
                     "retrieval_rank": "min"})

@@ -126,6 +126,7 @@ class Speak(Section):
     judged = "never"  # a run speaks later, too
     vocoder: Named = "griffin_lim"  # or hifigan:<folder or hub name>
     speed: float = Field(1.0, gt=0.2, lt=5)  # times as fast
+    speaker: str | None = None  # who speaks, where the recordings have several; None: the first
     steps: int = Field(16, ge=1, le=10_000)  # of the flow decoder
     f0: bool = True  # score the melody: it takes the vocoder
     asr: Named | None = None  # a listener: a whisper of the hub, a folder, or faster-whisper:<folder>

@@ -104,8 +104,8 @@ def score(
     from workbench.parts.speech.scores import duration_error, f0_error, intelligibility, mcd, warping_path
 
     found: dict[str, list[float]] = {}
-    mels, mel, std = (data.own["mels"], data.own["mel"],
-                      np.array(data.own["statistics"]["mel"]["std"])[:, None])
+    mels, mel, std = (data.own.mels, data.own.mel,
+                      np.array(data.own.statistics["mel"]["std"])[:, None])
     for row in rows:
         said, real = row["hypothesis"], np.asarray(mels[row["uid"]])
         path = warping_path(said.mel, real)
@@ -126,7 +126,7 @@ def score(
     out = {name: float(np.mean(values)) for name, values in found.items()}
     if rows and any(r["hypothesis"].heard for r in rows):
         out |= intelligibility([r["reference"] for r in rows], [r["hypothesis"].heard for r in rows],
-                               data.own["text"].language)
+                               data.own.text.language)
     return out
 
 # %% ../../../nbs/tasks/tts/40_evaluation.ipynb #scores
@@ -144,9 +144,9 @@ def baseline(
 ) -> dict[str, float]:
     """What the better of two answers without the text scores: the mean frame for the right time, another
     row's recording."""
-    mels, uids = data.own["mels"], list(data.uids[split])[:at_most]
-    mean = np.array(data.own["statistics"]["mel"]["mean"], np.float32)[:, None]
-    seconds = data.own["mel"].hop / data.own["mel"].rate
+    mels, uids = data.own.mels, list(data.uids[split])[:at_most]
+    mean = np.array(data.own.statistics["mel"]["mean"], np.float32)[:, None]
+    seconds = data.own.mel.hop / data.own.mel.rate
     answers = [lambda i: np.repeat(mean, mels.length(uids[i]), 1)]
     answers += [lambda i: np.asarray(mels[uids[(i + 1) % len(uids)]])] if len(uids) > 1 else []
     scores = [score([{"uid": u, "reference": "", "hypothesis": Spoken(m := answer(i), m.shape[1] * seconds)}
@@ -195,12 +195,13 @@ def preview(
             real = align(nets, batch, read(nets, batch)[0])[0]
         recorded = {"recorded": (batch["mel"][0].cpu().numpy(), real[0].cpu().numpy())}
         out |= seen(f"valid_{i}", batch["text"][0], nets, batch, data, cfg, recorded)
-        out[f"valid_{i}_recorded"] = Sound(data.own["mels"].wave(batch["uid"][0]), data.own["mel"].rate)
+        out[f"valid_{i}_recorded"] = Sound(data.own.mels.wave(batch["uid"][0]), data.own.mel.rate)
     for i, text in enumerate(cfg.speak.sentences):
         try:
-            batch = batch_of_texts([sequence_of(text, data.own["text"], data.own["lexicon"])], data, None,
-                                   device)
+            batch = batch_of_texts([sequence_of(text, data.own.text, data.own.lexicon)], data,
+                                   cfg.speak.speaker, device)
         except Refused as e:
+
             out[f"sentence_{i}"] = f"{text}: {e}"
             continue
         out |= seen(f"sentence_{i}", text, nets, batch, data, cfg, {})
@@ -221,13 +222,13 @@ def seen(
     from workbench.parts.shared.fonts import font_families
     from workbench.tasks.tts.synthesis import sing
 
-    mel_of = data.own["mel"]
+    mel_of = data.own.mel
     (mel, durations), = sing(nets, batch, cfg.speak.speed, cfg.speak.steps, cfg.seed)
     try:
         wave = vocoder_of(cfg.speak.vocoder, mel_of)(mel[None].cpu())[0].cpu().numpy()
     except Refused as e:
         raise Refused(f"speak.vocoder: {e}") from e
-    symbols = data.own["symbols"].decode(batch["text_ids"][0].tolist())
+    symbols = data.own.symbols.decode(batch["text_ids"][0].tolist())
     tops = recorded | {"spoken": (mel.cpu().numpy(), durations.cpu().numpy())}
     out = {name: pair_figure(text, tops, symbols, mel_of.hop / mel_of.rate),
            f"{name}_spoken": Sound(wave, mel_of.rate)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import Refused
 from ...core.data.rows import check_rejected
 from ...core.run.folder import root
+from ...files import samples
 from .config import Text, TtsData
 
 # %% ../../../nbs/tasks/tts/10_rows.ipynb #home_of
@@ -21,9 +22,7 @@ def home_of(
     "The folder of the recordings. Raises `Refused`."
     if data.source != "samples":
         return Path(data.source).expanduser()
-    import workbench
-
-    packs = Path(workbench.__file__).parent / "samples" / "tts"
+    packs = samples("tts")
     there = sorted(p.name for p in packs.iterdir() if p.is_dir())
     if data.text.language not in there:
         raise Refused(f"data.text.language is `{data.text.language}`; there are samples of "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read', 'align', 'per_symbol', 'melody', 'colour', 'spread', 'drawn', 'noise_of', 'path_point', 'decode', 'sing',
-           'batch_of_texts', 'synthesise']
+           'demand_speaker', 'batch_of_texts', 'read_text', 'synthesise']
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #f95efdab
 import hashlib
@@ -169,6 +169,15 @@ def sing(
     return [(mel[:, : int(d.sum())], d[: int(n)])
             for mel, d, n in zip(mels, durations, batch["text_lengths"])]
 
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #demand_speaker
+def demand_speaker(
+    data: Data,
+    speaker: str | None,
+):
+    "Raises `Refused` for a speaker whom nobody recorded."
+    if speaker is not None and speaker not in data.own.speakers:
+        raise Refused(f"there is no speaker `{speaker}`: {', '.join(data.own.speakers)}.")
+
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #batch_of_texts
 def batch_of_texts(
     sequences: list[list[str]],
@@ -181,15 +190,14 @@ def batch_of_texts(
 
     from workbench.tasks.tts.rows import sayable
 
-    known, speakers = data.own["symbols"], data.own["speakers"]
+    known, speakers = data.own.symbols, data.own.speakers
     sequences = [sayable(q, known) for q in sequences]
     for q in sequences:
         if unknown := known.unknown(q):
             raise Refused(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it was trained on "
-                          f"{len(known)} symbols of `data.text.kind={data.own['text'].kind}`, language "
-                          f"{data.own['text'].language}.")
-    if speaker is not None and speaker not in speakers:
-        raise Refused(f"there is no speaker `{speaker}`: {', '.join(speakers)}.")
+                          f"{len(known)} symbols of `data.text.kind={data.own.text.kind}`, language "
+                          f"{data.own.text.language}.")
+    demand_speaker(data, speaker)
     ids = [torch.tensor(known.encode(q)) for q in sequences]
     who = speakers[speaker] if speaker is not None else 0
     return {"text_ids": pad_sequence(ids, True).to(device),
@@ -197,6 +205,25 @@ def batch_of_texts(
             "speaker": torch.full((len(ids),), who, device=device)}
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #synthesise
+def read_text(
+    data: Data,
+    text: str,
+    speaker: str | None = None,  # None: the first
+    device="cpu",
+) -> list[tuple[str, dict]]:
+    "The sentences of a text, each with its batch. Raises `Refused` for a text that cannot be spoken."
+    from workbench.parts.speech.normalise import sentences
+    from workbench.tasks.tts.rows import sequence_of
+
+    own = data.own
+    parts = [text] if text in own.lexicon else sentences(text)
+    sequences = [sequence_of(part, own.text, own.lexicon) for part in parts]
+    if not parts:
+
+        raise Refused("there is nothing to say in the text.")
+    return [(part, batch_of_texts([q], data, speaker, device)) for part, q in zip(parts, sequences)]
+
+# %% ../../../nbs/tasks/tts/30_synthesis.ipynb #synthesise-1
 def synthesise(
     nets: dict,
     data: Data,
@@ -205,22 +232,19 @@ def synthesise(
     vocoder: Callable | str = "griffin_lim",  # log-mels [B, M, T] -> waves [B, N], or its name
     speaker: str | None = None,
     steps: int = 16,  # of a flow decoder
+    seed: int = 0,  # of a flow decoder's noise
 ) -> Iterator[np.ndarray]:  # waves [N], a sentence each
-    """Speech, sentence by sentence: the first can be heard before the last is made. Raises `Refused` for a text that cannot be said.
+    """Speech, sentence by sentence: the first can be heard before the last is made.
+    Raises `Refused` for a text that cannot be said.
 
-    `nets, data = workbench.load(run)`; the rate is `data.own["mel"].rate`."""
+    `nets, data = workbench.load(run)`; the rate is `data.own.mel.rate`."""
     from workbench.parts.speech.mel import Mel
-    from workbench.parts.speech.normalise import sentences
     from workbench.parts.speech.vocoder import vocoder as make
-    from workbench.tasks.tts.rows import sequence_of
 
-    make_wave = make(vocoder, Mel(**data.own["mel"].model_dump())) if isinstance(vocoder, str) else vocoder
-    parts = [text] if text in data.own["lexicon"] else sentences(text)
-    sequences = [sequence_of(part, data.own["text"], data.own["lexicon"]) for part in parts]
-    device = device_of(nets)
-    batches = [batch_of_texts([q], data, speaker, device) for q in sequences]
-    if not batches:
-        raise Refused("there is nothing to say in the text.")
-    for batch in batches:
-        (mel, _), = sing(nets, batch, speed, steps)
+    try:
+        make_wave = make(vocoder, Mel(**data.own.mel.model_dump())) if isinstance(vocoder, str) else vocoder
+    except ValueError as e:
+        raise Refused(str(e)) from e
+    for _, batch in read_text(data, text, speaker, device_of(nets)):
+        (mel, _), = sing(nets, batch, speed, steps, seed)
         yield make_wave(mel[None])[0].cpu().numpy()

@@ -14,6 +14,7 @@ from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores
 from .config import TtsConfig
 from .data import data
+from .use import use
 
 # %% ../../../nbs/tasks/tts/50_task.ipynb #nets
 def nets(
@@ -28,12 +29,13 @@ def nets(
 
     from workbench.parts.speech.nets import MelDecoder, TextEncoder, VarianceEmbedding, VariancePredictor
 
-    m, d, statistics = cfg.model, cfg.model.decoder, data.own["statistics"]
+    m, d, statistics = cfg.model, cfg.model.decoder, data.own.statistics
     torch.manual_seed(cfg.seed)
-    out = {"encoder": TextEncoder(data.own["table"], m.width, m.heads, m.layers, m.hidden, m.prenet,
+    out = {"encoder": TextEncoder(data.own.table, m.width, m.heads, m.layers, m.hidden, m.prenet,
                                   m.dropout,
-                                  len(data.own["speakers"])),
+                                  len(data.own.speakers)),
            "durations": VariancePredictor(m.width, m.dropout, start=statistics["log_duration"]),
+
            "decoder": MelDecoder(m.width, d.width, d.blocks, d.kernel, cfg.data.mel.bands, d.kind == "flow",
                                  d.together)}
     if cfg.data.times is None:
@@ -46,7 +48,7 @@ def nets(
         getattr(out["decoder"], k).copy_(torch.tensor(statistics["mel"][k])[:, None])
     if m.base and load_weights:
         begin_from(out, Path(m.base).expanduser())
-    if (old := data.own["base_rows"]) and m.freeze_base_rows:
+    if (old := data.own.base_rows) and m.freeze_base_rows:
         out["encoder"].embed.weight.frozen_rows = slice(0, old)
     out["encoder"].origin = {"kind": "pretrained" if m.base else "scratch", "where": m.base or "", "why": ""}
     return out
@@ -103,7 +105,7 @@ def forward(
     real, means = align(nets, batch, encoded)
     out = {"encoder_outputs": encoded, "durations": nets["durations"](encoded, mask), "real_durations": real,
            "means": means,
-           "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own["statistics"])}
+           "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own.statistics)}
     out |= {name: nets[name](encoded, mask) for name in out["melody"]}
     x, place, frames = spread(colour(nets, encoded, out["melody"]), real, batch["mel"].shape[2])
     target, given = decoder.standardise(batch["mel"]), ()
@@ -194,6 +196,7 @@ def idle(
 # %% ../../../nbs/tasks/tts/50_task.ipynb #task
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
+            use=use, settings=("speak",),
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
                                   "voicing_error", "asr_wer",
                                   "asr_cer"), "min"))
