@@ -187,7 +187,7 @@ def record(
     if not loop.main:
         return
     if not loop.tracking:  # trackers import slowly: after the first step, not before it
-        trackers.begin(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
+        trackers.start_trackers(loop.accelerator, loop.run, loop.cfg, loop.began if loop.attempt > 1 else None)
         loop.tracking = True
     append_metrics(loop.run, row)
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
