@@ -216,7 +216,7 @@ def line_of(
     try:
         return run_row(run)
     except Exception as e:  # whatever is wrong with it, it is said
-        from workbench.core.config.schema import short  # the schema: not loaded for a list of sound runs
+        from workbench.core.config.wording import short
 
         return [run.name, "–", "damaged", "–",
                 short(f"{type(e).__name__}: {e}".removeprefix("Refused: "), 240), "–"]

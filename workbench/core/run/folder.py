@@ -22,7 +22,7 @@ from pathlib import Path
 from .lines import cut_index, line_starts, lines_from, note_start, parsed, rows_at
 from .lock import alive, on_another_host, hold, read_lock, silence
 from ...errors import Refused
-from ...files import read_json, write_json, write_text
+from ...files import package, read_json, write_json, write_text
 
 # %% ../../../nbs/core/run/30_folder.ipynb #root
 def root() -> Path:
@@ -102,7 +102,8 @@ def settings(
 
 # %% ../../../nbs/core/run/30_folder.ipynb #update_status
 states = ("starting", "running", "paused", "stopped", "finished", "failed", "died")
-types_of = {"state": str, "stage": str, "phase": str, "host": str, "space": str, "checkpoint": str, "step": int,
+types_of = {"state": str, "stage": str, "phase": str, "host": str, "space": str, "checkpoint": str,
+            "step": int,
          "epoch": int,
          "attempt": int, "pid": int, "pid_started": (int, float), "updated": (int, float)}
 
@@ -170,7 +171,8 @@ def status_of(
     who = read_json(Path(run) / "launch.json", {}) if status["state"] == "starting" else status
     if status["state"] in ("running", "paused") and "pid" not in status:
         return status | {"state": "died"}
-    if status["state"] in ("starting", "running", "paused") and who.get("pid") and not process_lives(run, who):
+    if status["state"] in ("starting", "running",
+                           "paused") and who.get("pid") and not process_lives(run, who):
         status = status_in(run) or status  # it may have ended well since the first look
         return status | {"state": "died"} if status["state"] in ("starting", "running", "paused") else status
     return status
@@ -253,5 +255,5 @@ def write_manifest(
     path = run / "manifest.json"
     before = read_json(path, {})
     attempts = [*before.pop("attempts", []), *([before] if before else [])]
-    write_json(path, {"versions": versions(), "git": git_state(Path(__file__).parent), "command": sys.argv,
+    write_json(path, {"versions": versions(), "git": git_state(package), "command": sys.argv,
                       "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts, "attempts": attempts})

@@ -41,7 +41,8 @@ def on_another_host(
 ) -> bool:
     "Whether a process id cannot be looked up here: it is of another host, or of another container."
     return who.get("host",
-                   socket.gethostname()) != socket.gethostname() or who.get("space", process_namespace()) != process_namespace()
+                   socket.gethostname()) != socket.gethostname() or who.get("space",
+                                                                            process_namespace()) != process_namespace()
 
 # %% ../../../nbs/core/run/20_lock.ipynb #alive
 def alive(
@@ -70,7 +71,8 @@ def read_lock(
         try:
             found = json.loads(path.read_text(encoding="utf8"))
             heard = path.stat().st_mtime
-            return {k: v for k, v in found.items() if isinstance(v, types_of.get(k, object))} | {"heard": heard}
+            return {k: v
+                    for k, v in found.items() if isinstance(v, types_of.get(k, object))} | {"heard": heard}
         except FileNotFoundError:
             return {}
         # a disk without links: it is being written at this moment

@@ -79,7 +79,8 @@ def unused_in_stage(
     "Keys of the core that count for nothing in a stage."
     cfg, owners = stage.cfg, {o: nets for name in stage.objectives
                               for o, nets in objectives[name].owners(name).items()}
-    out = unused_by_steppers(stage, [o for o, nets in owners.items() if not all(frozen(stage, p) for p in nets)])
+    out = unused_by_steppers(stage,
+                             [o for o, nets in owners.items() if not all(frozen(stage, p) for p in nets)])
     if cfg.train.batch_tokens:
         out["train.batch_size"] = ("beside `train.batch_tokens`: leave one out (that of evaluations is "
                                    "`valid.batch_size`)")
@@ -160,7 +161,8 @@ def idle_faults(
         out = later if section and section.judged == "never" else wrong
         if stage and (why := reason_for(reasons[stage.name], inner)):
             out.append(f"pipeline step `{stage.name}`: `{inner}` counts for nothing {why}.")
-        found = [reason_for(r, key) or reason_for(r, f"own {key}") for r in reasons.values()] if not stage else []
+        found = [reason_for(r, key) or reason_for(r, f"own {key}")
+                 for r in reasons.values()] if not stage else []
         if found and (all(found) or key == "begin_from" and any(found)):
             out.append(f"`{key}` counts for nothing {', nor '.join(dict.fromkeys(filter(None, found)))}.")
     return wrong, later
