@@ -179,7 +179,7 @@ def test_a_damaged_lock_is_an_old_one_after_a_silence(run, text, monkeypatch):
     # a time to come: the clock was set back, or the file is a copy
     for shift in (-lock.silence - 1, 400 * 86400):
         os.utime(run / "lock", (time.time() + shift,) * 2)
-        assert not lock.held(lock.read_lock(run), time.time())
+        assert not lock.has_living_holder(lock.read_lock(run), time.time())
     assert launch.resume(run) == 0
 
 

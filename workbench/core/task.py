@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config.modules import task_module
+from .config.tasks import task_module
 
 # %% ../../nbs/core/10_task.ipynb #Ctx
 @dataclass

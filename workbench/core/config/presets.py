@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from .dialect import task_of, translate
 from .merging import flat, merge
 from .mistakes import validate
-from .modules import schema_of, task_module
+from .tasks import schema_of, task_module
 from .user_keys import user_keys
 from .wording import nearest, short, shown
 from .yaml12 import deepest, most, read_text, read_value, read_yaml, write_yaml

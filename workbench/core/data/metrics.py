@@ -82,7 +82,8 @@ def _bleu(references, hypotheses, tokenize, orders=(1, 2, 3, 4)):
 def signatures(
     tokenize: str = "13a",  # BLEU's tokenizer: 13a, intl, zh, char or none
 ) -> dict[str, str]:  # name of the score -> the settings and versions behind it
-    "Settings and versions behind `text_scores`, to be stored beside it. ValueError: unknown tokenizer."
+    """Settings and versions behind `text_scores`, to be stored beside it.
+    Raises ValueError for unknown tokenizer."""
     from importlib.metadata import version
 
     bleu, chrf = _sacrebleu(tokenize)
@@ -121,7 +122,7 @@ def direction(
     own: dict[str, str] = {},  # what a task says of its scores: patterns of names -> min | max; wins
 ) -> str | None:
     """`min` where less of a metric is better, `max` where more is; None: nobody has said.
-    ValueError: a task says something else."""
+    Raises ValueError where a task says something else."""
     found = [way for table in (own, better) for name, way in table.items() if fnmatchcase(metric, name)]
     if found and found[0] not in ("min", "max"):
         raise ValueError(f"better says {found[0]!r} of {metric}: a task writes min or max")
@@ -148,7 +149,8 @@ def text_scores(
     tokenize: str = "auto",
     rouge: bool = True,  # its library takes half a second to import
 ) -> dict[str, float]:  # bleu1..4, chrf: 0..100; rouge_l, wer, cer, distinct1, distinct2, exact: fractions
-    "Corpus scores. ValueError: no rows, unequal lengths, a row that is not text, unknown tokenizer."
+    """Corpus scores. Raises ValueError for no rows, unequal lengths, a row that is not text, unknown
+    tokenizer."""
     import jiwer
 
     references, hypotheses = list(references), list(hypotheses)
@@ -172,7 +174,8 @@ def gather_rows(
     expected=None,  # the ids that must be there, if known
     key: str = "uid",  # the field that identifies a row
 ) -> list[dict]:  # each row once, sorted by id
-    "Merge the ranks' rows. ValueError: a row without id, a missing or foreign id, two answers to one id."
+    """Merge the ranks' rows.
+    Raises ValueError for a row without id, a missing or foreign id, two answers to one id."""
     rows = {}
     for rank, shard in enumerate(shards):
         for row in shard:
@@ -206,7 +209,7 @@ def _refuse(uids, what):
 def frequent_text(
     texts: list[str],  # training texts
 ) -> str:  # the first of equally frequent ones
-    "The most frequent text. ValueError: no texts."
+    "The most frequent text. Raises ValueError for no texts."
     if not texts:
         raise ValueError("there is no training text to choose a constant answer from")
     return Counter(texts).most_common(1)[0][0]
@@ -217,7 +220,8 @@ def nearest_text(
     references: list[str],  # texts to be near to
     at_most: int = 500,  # candidates and references compared: those evenly spaced in order of length
 ) -> str:  # the candidate with the fewest character edits to all references together
-    "The best constant answer by pooled CER, at the cost of at_most² edit distances. ValueError: no texts."
+    """The best constant answer by pooled CER, at the cost of at_most² edit distances.
+    Raises ValueError for no texts."""
     from rapidfuzz.distance import Levenshtein  # a requirement of jiwer
     from rapidfuzz.process import cdist
 
@@ -235,7 +239,7 @@ def constant_scores(
     references: list[str],  # held-out true texts
     tokenize: str = "auto",  # BLEU's tokenizer, as for `text_scores`
 ) -> dict[str, float]:  # the better value of each score over both constants
-    "Scores of a trivial answer: per metric, the better of the two constants. ValueError: no texts."
+    "Scores of a trivial answer: per metric, the better of the two constants. Raises ValueError for no texts."
     constants = {frequent_text(train), nearest_text(train, references)}
     tables = [text_scores(references, [text] * len(references), tokenize) for text in sorted(constants)]
     return {name: {"min": min, "max": max}[direction(name)](table[name] for table in tables)

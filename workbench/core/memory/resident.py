@@ -48,7 +48,7 @@ def key_of(
 def measure(
     modules: tuple[str, ...],
 ) -> int:
-    "Bytes, in a process of its own. Errors: RuntimeError."
+    "Bytes, in a process of its own. Raises RuntimeError where it fails."
     env = environment() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([sys.executable, "-c", WARM, *modules], env=env, text=True, capture_output=True)
     if done.returncode:
@@ -71,7 +71,7 @@ def kept_or_measured(
     modules: tuple[str, ...],
     kept: Path,  # a JSON file: key -> bytes
 ) -> int:
-    "The number of the file; where it has none, measured and added to it. Errors: RuntimeError."
+    "The number of the file; where it has none, measured and added to it. Raises RuntimeError where it fails."
     key, known = key_of(modules), kept_numbers(kept)
     if key not in known:
         known[key] = measure(modules)
@@ -92,5 +92,6 @@ def measured(
 def resident(
     modules: tuple[str, ...] = (),  # that the training imports
 ) -> int:
-    "Bytes of a Python process that has imported the modules and taken one small step. Errors: RuntimeError."
+    """Bytes of a Python process that has imported the modules and taken one small step.
+    Raises RuntimeError where it fails."""
     return measured(modules).result()

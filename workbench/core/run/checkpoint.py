@@ -9,14 +9,13 @@ __all__ = ['unique_tensors', 'save_tensors', 'load_tensors', 'optimizer_state', 
 
 # %% ../../../nbs/core/run/40_checkpoint.ipynb #1f27728a
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ...errors import Refused
-from ...files import read_json, sync, write_json, write_text
+from ...files import aside, read_json, sync, write_json, write_text
 
 # %% ../../../nbs/core/run/40_checkpoint.ipynb #unique_tensors
 def unique_tensors(
@@ -154,28 +153,21 @@ def save(
     """Write a checkpoint; afterwards `last` (or `best`) names it.
     Raises OSError, with nothing half-written left."""
     folder = run / "checkpoints"
-    final, aside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.{os.getpid()}"
+    final = folder / checkpoint_name(step)
     if final.name in named(run):  # no step since: the same tensors, and what a validation found out
         write_json(final / "state.json", state, durable=True)
-        for name in point:
-            write_text(folder / name, final.name, durable=True)
-        return final
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        for name, part in tensors.items():
-            save_tensors(aside / f"{name}.safetensors", part)
-            sync(aside / f"{name}.safetensors")
-        write_json(aside / "state.json", state, durable=True)
-        if final.exists():  # whole, but a kill came before `last` named it
-            shutil.rmtree(final)
-        os.rename(aside, final)
-        sync(folder)
-        for name in point:
-            write_text(folder / name, final.name, durable=True)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    else:
+        with aside(final, durable=True) as beside:
+            shutil.rmtree(beside, ignore_errors=True)  # of a killed process that had this id
+            beside.mkdir()
+            for name, part in tensors.items():
+                save_tensors(beside / f"{name}.safetensors", part)
+                sync(beside / f"{name}.safetensors")
+            write_json(beside / "state.json", state, durable=True)
+            if final.exists():  # whole, but a kill came before `last` named it
+                shutil.rmtree(final)
+    for name in point:
+        write_text(folder / name, final.name, durable=True)
     return final
 
 # %% ../../../nbs/core/run/40_checkpoint.ipynb #forget_best

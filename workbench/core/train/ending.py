@@ -15,8 +15,9 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from ..run.lock import alive, owned
+from ..run.lock import alive, held_by_us
 from ..setup.resume import last_good
+
 from ...errors import Failed
 from ..run.folder import overwrite_status, status_in, update_status
 
@@ -88,7 +89,7 @@ def may_explain(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and ("gloo" in sentence or "NCCL" in sentence):
         time.sleep(1)  # it lost another rank, which may not have written yet
     status = status_in(run) or {}
-    return status.get("state") != "failed" and owned(run) and (os.environ.get("RANK", "0") == "0"
+    return status.get("state") != "failed" and held_by_us(run) and (os.environ.get("RANK", "0") == "0"
                                                                or alive(status))
 
 # %% ../../../nbs/core/train/30_ending.ipynb #give_up

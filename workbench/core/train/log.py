@@ -88,7 +88,7 @@ def record(
         return
     if not attempt.trackers_started:  # trackers import slowly: after the first step, not before it
         first = attempt.first_step if attempt.number > 1 else None
-        trackers.begin(setup.accelerator, attempt.run, setup.cfg, first)
+        trackers.start_trackers(setup.accelerator, attempt.run, setup.cfg, first)
         attempt.trackers_started = True
     append_metrics(attempt.run, row)
     numbers = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}

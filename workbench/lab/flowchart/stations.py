@@ -222,7 +222,7 @@ def exported(
     run: Path | None,
 ) -> tuple[str, str, list[dict]]:
     "What is missing for an export."
-    from workbench.core.config.modules import task_module
+    from workbench.core.config.tasks import task_module
 
     task, rows = task_module(cfg.task).task, []
     rows.append(["a trained run", str(run) if run else "missing: train one"])

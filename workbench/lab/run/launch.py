@@ -24,7 +24,7 @@ from ...core.run import checkpoint
 from ...core.config import presets
 from ...core.stages.changes import changes, moved
 from ...core.run.lines import last_row
-from ...core.run.lock import acquire, alive, elsewhere, process, release
+from ...core.run.lock import acquire, alive, on_another_host, process, release
 from ...core.config.modules import environment
 from ...core.stages.stages import check_trackers, complete, stages
 from ...core.stages.position import position_in
@@ -208,7 +208,7 @@ def stop(
     status = status_of(Path(run))
     if status["state"] not in ("running", "paused"):
         return False
-    if elsewhere(status):
+    if on_another_host(status):
         here = status.get("host") == process()["host"]
         raise Refused(f"{run} runs "
                       f"{'in another container' if here else 'on ' + status.get('host', 'another host')}: "

@@ -60,7 +60,7 @@ def judged(
         return stage, planned["metric"], planned["mode"]
     chosen = settings(run)  # an older run folder: its plan does not say it
     valid, task = valid_of(chosen, stage), str(chosen.get("task"))
-    from workbench.core.config.modules import systems
+    from workbench.core.config.tasks import systems
     from workbench.core.task import get
 
     own = get(task).better if task in systems() else {}
