@@ -1,4 +1,5 @@
-"""Where weights come from: folder, cache, hub and nothing, with a hub of our own on 127.0.0.1 that behaves or misbehaves."""
+"""Where weights come from: folder, cache, hub and nothing, with a hub of our own on 127.0.0.1 that behaves or
+misbehaves."""
 import json
 import os
 import subprocess
@@ -137,8 +138,7 @@ def test_a_page_that_is_no_hub_counts_as_absent(tmp_path):
 
 def test_a_gpu_run_from_scratch_has_to_be_asked_for(tmp_path):
     where = {"endpoint": DEAD, "cache_dir": str(tmp_path)}
-    with pytest.raises(Refused, match="on cuda:0 a run from random weights has to be asked for in "
-                                                "words"):
+    with pytest.raises(Refused, match="on cuda:0 a run from random weights has to be asked for"):
         located("t5-base", "auto", device="cuda:0", **where)
     assert located("t5-base", "scratch", device="cuda:0", **where).kind == "scratch"
 

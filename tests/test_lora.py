@@ -142,8 +142,8 @@ def test_an_evaluation_leaves_quantised_weights_trainable(bits, tmp_path, monkey
     one."""
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    net = lora.add_lora(lora.prepare_quantized(quantised(tmp_path, bits)), r=4, dropout=0.0,
-                        bias="all").train()
+    small = lora.prepare_quantized(quantised(tmp_path, bits))
+    net = lora.add_lora(small, r=4, dropout=0.0, bias="all").train()
     before = gradients(net)
     with torch.no_grad():
         x, mask, labels = batch(net.eval())

@@ -240,7 +240,8 @@ def test_the_sets_of_the_public_code():
 
 def test_coco_names_are_the_libraries():
     from pose_format.utils.cocowholebody133_header import cocowholebody_components
-    assert keypoints.COCO_NAMES == tuple(f"{c.name}:{p}" for c in cocowholebody_components() for p in c.points)
+    theirs = tuple(f"{c.name}:{p}" for c in cocowholebody_components() for p in c.points)
+    assert keypoints.COCO_NAMES == theirs
 
 
 def test_the_two_formats_agree_about_which_point_is_which():
@@ -379,9 +380,8 @@ def test_persons_first(tmp_path):
     assert len(P.read_pose(saved(tmp_path, pickle.dumps(content), "x.pkl")).points) == 30
     frames_first = mmaction(1, keypoint=walk()[:, None], keypoint_score=np.ones((30, 1, 17)))
     assert len(P.read_pose(saved(tmp_path, pickle.dumps(frames_first), "x.pkl")).points) == 30
-    assert "says total_frames 30 and holds 1" in reason(saved(tmp_path,
-                                                              pickle.dumps(mmaction(keypoint=walk(1),
-                                                                                    keypoint_score=np.ones((1, 17)))), "x.pkl"))
+    cut = pickle.dumps(mmaction(keypoint=walk(1), keypoint_score=np.ones((1, 17))))
+    assert "says total_frames 30 and holds 1" in reason(saved(tmp_path, cut, "x.pkl"))
     np.save(tmp_path / "one.npy", walk()[None])
     np.save(tmp_path / "two.npy", np.stack([walk(), walk()]))
     assert (len(P.read_pose(tmp_path / "one.npy").points) == 30
@@ -400,8 +400,8 @@ def test_a_score_is_no_coordinate(tmp_path):
         got = P.read_pose(tmp_path / "x.npy", 2, layout)
         assert got.points.shape[1] == 17 and np.isnan(got.points[3]).all() and got.confidence[0, 0] == 0.5
     np.save(tmp_path / "x.npy", np.concatenate([walk(), score], 2))
-    with pytest.raises(P.Unfit,
-                       match="2 coordinates, not 3"): P.select(P.read_pose(tmp_path / "x.npy", 3), "all", 3)
+    pose = P.read_pose(tmp_path / "x.npy", 3)
+    with pytest.raises(P.Unfit, match="2 coordinates, not 3"): P.select(pose, "all", 3)
 
 
 @pytest.mark.parametrize("width, dims, layout, points", [
@@ -437,8 +437,8 @@ def test_one_name_in_two_spellings(tmp_path):
 
 
 def test_scores_beside_the_coordinates_choose_the_person(tmp_path):
-    points, scores = np.stack([walk(), walk(seed=1)],
-                              1), np.broadcast_to(np.array([0.2, 0.9])[:, None, None], (2, 17, 1))
+    points = np.stack([walk(), walk(seed=1)], 1)
+    scores = np.broadcast_to(np.array([0.2, 0.9])[:, None, None], (2, 17, 1))
     both = np.concatenate([points, np.broadcast_to(scores, (30, 2, 17, 1))], -1)  # x, y, score in one array
     np.save(tmp_path / "two.npy", both)
     (tmp_path / "two.pkl").write_bytes(pickle.dumps({"keypoint": both.swapaxes(0, 1), "total_frames": 30}))
@@ -470,10 +470,10 @@ def test_a_table_asks_for_shifts_that_can_be(tmp_path):
 def test_a_rate_that_no_camera_has_is_none(tmp_path):
     for fps, found in ((59.94, 59.94), ("29.97", 29.97), (1e-9, None), (1e12, None), (-5, None),
                        (float("nan"), None), ("25 fps", None)):
-        assert P.read_pose(saved(tmp_path, pickle.dumps({"keypoints": walk(), "fps": fps}),
-                                 "x.pkl")).fps == found
-    assert len(P.read_pose(saved(tmp_path, pickle.dumps({"keypoint": walk(2000)[None], "total_frames": 2000}),
-                                 "x.pkl")).points) == 2000
+        path = saved(tmp_path, pickle.dumps({"keypoints": walk(), "fps": fps}), "x.pkl")
+        assert P.read_pose(path).fps == found
+    path = saved(tmp_path, pickle.dumps({"keypoint": walk(2000)[None], "total_frames": 2000}), "x.pkl")
+    assert len(P.read_pose(path).points) == 2000
 
 
 def test_a_copy_of_a_training_clip_is_told_whatever_its_name(tmp_path):

@@ -12,9 +12,8 @@ from workbench.parts.text import model_config, pretrained, seq2seq
 V, D = 60, 32
 BARTISH = {
     "d_model": D, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": V, "max_position_embeddings": 40,
-    "init_std": 0.02,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": V,
+    "max_position_embeddings": 40, "init_std": 0.02,
     "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
 }
 T5ISH = {
@@ -135,8 +134,8 @@ def test_untrained_loss_is_near_theory(family):
     real = out[labels >= 0]
     # exact for labels that know nothing of the logits
     theory = float((real.logsumexp(-1) - real.mean(-1)).mean())
-    assert theory > math.log(V) - 1e-4 and abs(float(total / count)
-                                               - theory) < 1.5, (float(total / count), theory)
+    found = float(total / count)
+    assert theory > math.log(V) - 1e-4 and abs(found - theory) < 1.5, (found, theory)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

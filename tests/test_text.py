@@ -73,8 +73,8 @@ def test_a_vocabulary_too_small_for_the_letters_says_so():
 def pieces(*more):
     "A unigram vocabulary in the layout of fairseq (mBART)."
     letters = sorted({c for line in CORPUS for c in line if c != " "})
-    return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0),
-            ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    return [*special, ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
 
 
 def test_mbart50_puts_the_language_first(tmp_path):
@@ -117,8 +117,8 @@ def test_m2m100_knows_its_languages_by_short_names(tmp_path):
     made.save_pretrained(tmp_path / "saved")
     tok = text.load_tokenizer(tmp_path / "saved")
     rows, _ = targets.encode_targets(tok, ["the dog"], language="am")
-    assert rows[0][0] == text.language_id(tok,
-                                          "am") == tok.get_lang_id("am") and rows[0][-1] == tok.eos_token_id
+    assert rows[0][0] == text.language_id(tok, "am") == tok.get_lang_id("am")
+    assert rows[0][-1] == tok.eos_token_id
     assert targets.decode_texts(tok, rows) == ["the dog"]
 
 
@@ -135,8 +135,8 @@ def test_gpt2_gets_an_end_and_a_padding_token_of_its_own(tmp_path):
     end = "<|endoftext|>"
     tok = byte_level(tmp_path, GPT2Tokenizer, unk_token=end)
     rows, cut = targets.encode_targets(tok, ["dog", "a long text"], 5)
-    assert rows[0] == [*tok("dog").input_ids,
-                       tok.eos_token_id] and rows[1][-1] == tok.eos_token_id and cut == 1
+    assert rows[0] == [*tok("dog").input_ids, tok.eos_token_id]
+    assert rows[1][-1] == tok.eos_token_id and cut == 1
     assert tok.pad_token_id not in (None, tok.eos_token_id) and targets.decode_texts(tok, rows)[0] == "dog"
 
 
