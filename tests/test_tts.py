@@ -1,4 +1,5 @@
-"""Text to speech by parts: what a loss counts, alignments, other people's voices, and every variant before the reality checks.
+"""Text to speech by parts: what a loss counts, alignments, a user's data, every variant before the checks.
+
 Each fault of the public project has a test that shows it cannot happen; its docstring begins with `Fault`."""
 import json
 import re
