@@ -89,7 +89,7 @@ def listener(
     "A speech recogniser. Raises `Refused` where it cannot be loaded."
     kind, _, folder = name.partition(":")
     transcribe = (faster_whisper(folder, language, device) if kind == "faster-whisper"
-            else whisper(name, language, device))
+                  else whisper(name, language, device))
 
     def listen(waves: list[np.ndarray], rate: int) -> list[str]:
         "The texts of mono waves at a rate."
