@@ -1,4 +1,5 @@
-"""Text to speech by parts: what a loss counts, alignments, other people's voices, and every variant before the reality checks.
+"""Text to speech by parts: what a loss counts, alignments, a user's data, every variant before the checks.
+
 Each fault of the public project has a test that shows it cannot happen; its docstring begins with `Fault`."""
 import json
 import re
@@ -263,8 +264,8 @@ def with_loss(change):
 
 def noise_like(decoder, mel):
     "As loud as the spectrograms are, and nothing to do with them."
-    return decoder.destandardise(0.94 * torch.randn(999, 80,
-                                           generator=torch.Generator().manual_seed(0))[: mel.shape[2]].T).expand_as(mel)
+    noise = torch.randn(999, 80, generator=torch.Generator().manual_seed(0))[: mel.shape[2]]
+    return decoder.destandardise(0.94 * noise.T).expand_as(mel)
 
 
 def one_mel(real, rows, at):

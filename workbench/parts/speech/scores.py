@@ -88,8 +88,8 @@ def listener(
 ) -> Callable:  # (waves, rate) -> texts
     "A speech recogniser. Raises `Refused` where it cannot be loaded."
     kind, _, folder = name.partition(":")
-    hear = (faster_whisper(folder, language, device) if kind == "faster-whisper"
-            else whisper(name, language, device))
+    transcribe = (faster_whisper(folder, language, device) if kind == "faster-whisper"
+                  else whisper(name, language, device))
 
     def listen(waves: list[np.ndarray], rate: int) -> list[str]:
         "The texts of mono waves at a rate."
@@ -97,7 +97,7 @@ def listener(
         for wave in waves:
             wave = resample(np.asarray(wave, np.float32), rate, 16000)
             size = int(WINDOW * 16000)
-            out.append(" ".join(hear(wave[i:i + size]) for i in range(0, len(wave), size)).strip())
+            out.append(" ".join(transcribe(wave[i:i + size]) for i in range(0, len(wave), size)).strip())
         return out
     return listen
 
@@ -119,11 +119,11 @@ def faster_whisper(
     model = WhisperModel(str(Path(folder).expanduser()), device=kind, device_index=int(index or 0),
                          compute_type="int8" if kind == "cpu" else "float16", local_files_only=True)
 
-    def hear(wave):
+    def transcribe(wave):
         segments, _ = model.transcribe(wave, language=language, beam_size=BEAMS, temperature=0.0,
                                        condition_on_previous_text=False, without_timestamps=True)
         return " ".join(s.text.strip() for s in segments)
-    return hear
+    return transcribe
 
 # %% ../../../nbs/parts/speech/62_scores.ipynb #whisper
 def whisper(
@@ -148,12 +148,12 @@ def whisper(
     spoken = {"language": language, "task": "transcribe"} if many else {}
 
     @torch.inference_mode()
-    def hear(wave):
+    def transcribe(wave):
         x = processor(wave, sampling_rate=16000, return_tensors="pt", return_attention_mask=True).to(device)
         ids = model.generate(x.input_features, attention_mask=x.attention_mask, do_sample=False,
                              num_beams=BEAMS, **spoken)
         return processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
-    return hear
+    return transcribe
 
 # %% ../../../nbs/parts/speech/62_scores.ipynb #whisper_folder
 def whisper_folder(
