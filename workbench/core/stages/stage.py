@@ -49,7 +49,7 @@ def frozen(
     stage: Stage,
     prefix: str,  # "flow_processor" or a part of a net
 ) -> bool:
-    "Whether all under a prefix rests."
+    "Whether everything under a prefix is frozen."
     return matches(prefix, stage.freeze) and not any(matches(u, [prefix]) or matches(prefix, [u])
                                                      for u in stage.unfreeze)
 
