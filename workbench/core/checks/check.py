@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .overfit import deep
-from .questions import Check
+from .result import Check
 from .quick import quick
 from ..run.folder import create
 from ..setup.outline import steps_known

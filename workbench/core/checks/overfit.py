@@ -10,7 +10,8 @@ import time
 
 import torch
 
-from .questions import Check, inputs_of, rolled
+from .result import Check
+from .questions import inputs_of, rolled
 from .quick import batch_of, fresh_objectives, one_step, parts_of, spread, untouched
 from ..setup.state import Setup
 from ..step.optim import set_modes

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .result import Check
 from .questions import (
-    Check, check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved,
-    check_padding, check_reload, check_texts, distance, fingerprint, inputs_of, repeated, rolled)
+    check_change, check_first_loss, check_frozen, check_gradients, check_inputs, check_moved, check_padding,
+    check_reload, check_texts, distance, fingerprint, inputs_of, repeated, rolled)
 from .unread_keys import check_keys
 from ..run import checkpoint
 from ..setup.resume import save

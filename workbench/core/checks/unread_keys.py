@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from .questions import Check
+from .result import Check
 from ..setup.prepare import begun_from
 from ..setup.state import Setup
 from ..stages.idle import unread
