@@ -61,7 +61,7 @@ def use(
     if not ctx.cfg.loss.train_diff:
         raise Refused(f"stage `{ctx.stage}` of the run trains no flow: its checkpoint cannot draw.")
     sizes, given = sample_sizes(nets, data, ctx.cfg.sample), iter(given)
-    while captions := list(islice(given, ctx.cfg.valid.batch_size)):
+    while captions := list(islice(given, ctx.cfg.valid.batch_size or ctx.cfg.train.batch_size)):
         good = []
         for caption in captions:
             try:

@@ -110,7 +110,7 @@ def use(
     from torch.nn.utils.rnn import pad_sequence
 
     found, device = readable(given, data, ctx.cfg), device_of(nets)
-    while some := list(islice(found, ctx.cfg.valid.batch_size)):
+    while some := list(islice(found, ctx.cfg.valid.batch_size or ctx.cfg.train.batch_size)):
         began, good = time.perf_counter(), [f for _, f in some if not isinstance(f, str)]
         texts = iter(())
         if good:
