@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from test_seq2seq import FAMILIES, batch, logits, make
+from workbench.errors import Refused
 from workbench.parts.shared import hub
-from workbench.parts.text import lora
-from workbench.parts.text import pretrained
-from workbench.parts.text import seq2seq
+from workbench.parts.text import lora, pretrained, seq2seq
 
 
 def trainable(model):
@@ -31,7 +30,7 @@ def step(model, rate=1e-2):
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
 def test_freezing_freezes_just_that_side(family, side):
     model = make(family).train()
-    pretrained.freeze_unread(model)
+    pretrained.freeze_unused(model)
     before, everything = {n: p.detach().clone() for n, p in model.named_parameters()}, trainable(model)
     frozen = set(getattr(lora, f"freeze_{side}")(model))
     for _ in range(2):
@@ -74,11 +73,11 @@ def test_an_adapted_model_is_built_again_from_its_configuration(family):
 
 
 def test_targets_of_another_family_are_an_error_with_the_names_that_exist():
-    with pytest.raises(ValueError, match="has no layer q_proj, v_proj; its layers are q, k, v, o, wi, wo"):
+    with pytest.raises(Refused, match="has no layer q_proj, v_proj; its layers are q, k, v, o, wi, wo"):
         lora.add_lora(make("t5"), targets=["q_proj", "v_proj"])
-    with pytest.raises(ValueError, match="has no layer nope"):
+    with pytest.raises(Refused, match="has no layer nope"):
         lora.add_lora(make("t5"), targets=["q", "nope"])
-    with pytest.raises(ValueError, match="has no layer q; its layers are k_proj, v_proj, q_proj"):
+    with pytest.raises(Refused, match="has no layer q; its layers are k_proj, v_proj, q_proj"):
         lora.add_lora(make("bart"), targets=["q"])
     assert lora.default_targets(make("bert-gpt2")) == ["query", "value", "c_attn", "q_attn"]
 
@@ -143,8 +142,8 @@ def test_an_evaluation_leaves_quantised_weights_trainable(bits, tmp_path, monkey
     one."""
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    net = lora.add_lora(lora.prepare_quantized(quantised(tmp_path, bits)), r=4, dropout=0.0,
-                        bias="all").train()
+    small = lora.prepare_quantized(quantised(tmp_path, bits))
+    net = lora.add_lora(small, r=4, dropout=0.0, bias="all").train()
     before = gradients(net)
     with torch.no_grad():
         x, mask, labels = batch(net.eval())
@@ -169,8 +168,8 @@ def test_bitsandbytes_still_packs_a_layer_that_is_not_guarded(tmp_path, monkeypa
 
 
 def test_quantised_loading_says_what_is_missing(monkeypatch):
-    with pytest.raises(ValueError, match="needs pretrained weights"):
+    with pytest.raises(Refused, match="needs pretrained weights"):
         lora.quantization(4, "scratch")
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs bitsandbytes: pip install"):
+    with pytest.raises(Refused, match="needs bitsandbytes: pip install"):
         lora.quantization(8)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import workbench
+from workbench.errors import Refused
 from workbench.parts.shared import fetch
 from workbench.parts.image import shards
 from workbench.parts.image.examined import examined
@@ -545,14 +546,14 @@ def test_what_passes_is_tried_again_and_logged(codes, server, tmp_path, caplog):
                                                  ([404] * 99, 1, "says 404"), ([403] * 99, 1, "says 403")])
 def test_what_does_not_pass_ends_in_one_sentence_and_leaves_nothing(codes, tries, words, server, tmp_path):
     server.plan["/x.tar"] = list(codes)
-    with pytest.raises(ValueError, match=words) as e:
+    with pytest.raises(Refused, match=words) as e:
         shards.index([f"{server.at}/x.tar"], cache=tmp_path / "cache", retries=3, wait=0.001)
     assert len(server.asked) == tries and "\n" not in str(e.value) and f"{server.at}/x.tar" in str(e.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_server_that_is_not_there_and_a_shard_without_a_cache(tmp_path):
-    with pytest.raises(ValueError, match="after 2 tries"):
+    with pytest.raises(Refused, match="after 2 tries"):
         fetch.fetch("http://127.0.0.1:9/x.tar", tmp_path, retries=1, wait=0.001)
     with pytest.raises(ValueError, match="needs a cache folder"):
         shards.index(["http://127.0.0.1:9/x.tar"])
@@ -598,5 +599,5 @@ def test_what_is_held_out_is_not_trained_on_by_a_column_or_a_folder(tmp_path):
     assert len(read_folder(tmp_path / "texts")[0]["train"]) == 3  # a kind of pictures may be called test
     (tmp_path / "train.csv").write_text("image,uid,caption,text,Split\na.png,a,x,x,train\nb.png,b,y,y,val\n")
     for read in (read_folder, lambda folder: read_table(folder / "train.csv")):
-        with pytest.raises(ValueError, match="its column split has train, val: write a table for each"):
+        with pytest.raises(Refused, match="its column split has train, val: write a table for each"):
             read(tmp_path)

@@ -13,10 +13,10 @@ from workbench.errors import Refused
 from workbench.core.config.mistakes import keys_of
 from workbench.core.stages.stages import stages
 from workbench.parts.shared import hub
-from workbench.parts.text import pretrained
+from workbench.parts.text import model_config
 from workbench.parts.text.seq2seq import embed_width
 from workbench.parts.text.tokenizer import train_tokenizer
-from workbench.parts.text.translator import describe, make
+from workbench.parts.text.translator import build_model, find_model
 from workbench.tasks.flow import task as flow
 from workbench.tasks.flow import config as flow_config
 from workbench.tasks.flow.data import FlowOwn
@@ -182,9 +182,9 @@ def test_the_size_is_the_published_one_without_hub_and_memory(name):
     cfg, before = presets.load(name), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     m, tok = cfg.model, train_tokenizer(["a text"])
     with torch.device("meta"):
-        raw = pretrained.override(hub.read_config(hub.locate(m.name, "scratch")), m.params)
+        raw = model_config.override(hub.read_config(hub.locate(m.name, "scratch")), m.params)
         adapters = m.lora.model_dump() if m.lora else None
-        model = make(raw, {"kind": "scratch"}, True, tok, None, adapters, m.freeze_encoder, m.freeze_decoder)
+        model = build_model(raw, {"kind": "scratch"}, True, tok, None, adapters, m.freeze_encoder, m.freeze_decoder)
     mine = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
     assert mine == exact and {p.device.type for p in model.parameters()} == {"meta"}
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200  # MB
@@ -195,8 +195,8 @@ def test_t5_3b_with_adapters_trains_what_its_file_says():
     r 16 on queries and values is 11.8 M; the reader is the rest."""
     cfg = presets.load("t5_3b_lora")
     with torch.device("meta"):
-        config, origin = describe(cfg.model.name, "scratch", "cpu", train_tokenizer(["a text"]), {})
-        model = make(config, origin, True, None, adapters=cfg.model.lora.model_dump())
+        config, origin = find_model(cfg.model.name, "scratch", "cpu", train_tokenizer(["a text"]), {})
+        model = build_model(config, origin, True, None, adapters=cfg.model.lora.model_dump())
         from workbench.parts.pose.reader import Reader
 
         reader = Reader(76 * 3, embed_width(model))
@@ -211,9 +211,9 @@ def test_adapters_of_the_preset_exist_in_its_architecture():
     cfg = presets.load("t5_3b_lora")
     config = hub.read_config(hub.locate(cfg.model.name, "scratch"))
     with torch.device("meta"):
-        model = make(config, {"kind": "scratch"}, True, None, adapters=cfg.model.lora.model_dump())
-        with pytest.raises(ValueError, match="no layer q_proj, v_proj; its layers are q, k, v, o"):
-            make(config, {"kind": "scratch"}, True, None, adapters={"targets": ["q_proj", "v_proj"]})
+        model = build_model(config, {"kind": "scratch"}, True, None, adapters=cfg.model.lora.model_dump())
+        with pytest.raises(Refused, match="no layer q_proj, v_proj; its layers are q, k, v, o"):
+            build_model(config, {"kind": "scratch"}, True, None, adapters={"targets": ["q_proj", "v_proj"]})
     carriers = {n.split(".lora_A")[0].rsplit(".", 1)[-1]
                 for n, p in model.named_parameters() if "lora_A" in n}
     assert carriers == {"q", "v"}

@@ -38,8 +38,9 @@ from workbench.core.step.step import build, optimiser_step, prove_gradients
 from workbench.core.task import Ctx
 from workbench.lab import cli
 from workbench.lab.run import launch
-from workbench.parts.text import pretrained
-from workbench.parts.text.tokenizer import decode_texts, load_tokenizer, save_tokenizer, train_tokenizer
+from workbench.parts.text import model_config, pretrained
+from workbench.parts.text.targets import decode_texts
+from workbench.parts.text.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from workbench.tasks.sign import task as sign
 
 TINY = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
@@ -357,7 +358,7 @@ def folders(tmp_path_factory):
         tok = train_tokenizer([t for _, t in signs.TEXTS], "char",
                               languages=tuple({TOKEN.get(family, "")} - {""}))
         torch.manual_seed(3)
-        fitted = pretrained.fit_config(FAMILIES[family], len(tok), tok.pad_token_id, tok.eos_token_id,
+        fitted = model_config.fit_config(FAMILIES[family], len(tok), tok.pad_token_id, tok.eos_token_id,
                                        tok.bos_token_id)
         if family in LANGUAGE:
             fitted["decoder_start_token_id"] = tok.eos_token_id
@@ -504,7 +505,7 @@ def test_half_precision_is_refused_for_t5(good, folders):
 def test_quantised_weights_train_two_steps(good, tmp_path, bits):
     pytest.importorskip("bitsandbytes")
     tok = train_tokenizer([t for _, t in signs.TEXTS], "char")
-    wide = pretrained.fit_config({**FAMILIES["t5"], "d_model": 64, "d_kv": 16, "d_ff": 128}, len(tok), 0, 1,
+    wide = model_config.fit_config({**FAMILIES["t5"], "d_model": 64, "d_kv": 16, "d_ff": 128}, len(tok), 0, 1,
                                  3)
     pretrained.build_seq2seq(wide).save_pretrained(tmp_path)
     save_tokenizer(tok, tmp_path)

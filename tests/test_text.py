@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from workbench.errors import Refused
+from workbench.parts.text import coverage, targets
 from workbench.parts.text import tokenizer as text
-
-from workbench.parts.text import written
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs",
@@ -29,17 +29,17 @@ def test_round_trip_in_three_scripts_after_saving(kind, tmp_path):
     ids = [back.pad_token_id, back.eos_token_id, back.unk_token_id, back.bos_token_id]
     assert ids == [0, 1, 2, 3] and back.convert_tokens_to_ids(["<blank>", "am_ET"]) == [4, 5]
     for line in CORPUS + HELD_OUT:
-        rows, cut = text.encode_targets(back, [line], 200)
-        assert rows == text.encode_targets(tok, [line], 200)[0] and cut == 0 and rows[0][-1] == 1
-        assert text.decode_texts(back, [rows[0] + [0, 0, -100]]) == [unicodedata.normalize("NFC", line)]
-    assert not written.round_trip(back, text.targets_of(back, CORPUS))[0]
-    assert written.round_trip(back, text.targets_of(back, ["日本語"]))[0]["日本語"] == ""
+        rows, cut = targets.encode_targets(back, [line], 200)
+        assert rows == targets.encode_targets(tok, [line], 200)[0] and cut == 0 and rows[0][-1] == 1
+        assert targets.decode_texts(back, [rows[0] + [0, 0, -100]]) == [unicodedata.normalize("NFC", line)]
+    assert not coverage.round_trip(back, targets.targets_of(back, CORPUS))[0]
+    assert coverage.round_trip(back, targets.targets_of(back, ["日本語"]))[0]["日本語"] == ""
 
 
 @pytest.mark.parametrize("kind", ["char", "unigram", "bpe"])
 def test_every_process_trains_the_same_tokenizer(kind):
     code = (
-        "import json, sys; from workbench.parts import text; "
+        "import json, sys; from workbench.parts.text import tokenizer as text; "
         f"print(json.dumps(text.train_tokenizer(json.loads(sys.argv[1]), {kind!r}, 200).get_vocab(), "
         "sort_keys=True))")
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
@@ -60,21 +60,21 @@ def test_vocabulary_size_is_an_upper_bound():
     (lambda: text.train_tokenizer([""], "bpe"), "no text"),
     (lambda: text.train_tokenizer(["a"], "word"), "char, unigram or bpe")])
 def test_what_cannot_be_trained(bad, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(Refused, match=words):
         bad()
 
 
 def test_a_vocabulary_too_small_for_the_letters_says_so():
     for kind in ("unigram", "bpe"):
-        with pytest.raises(ValueError, match="vocab_size is 20, but the corpus needs"):
+        with pytest.raises(Refused, match="vocab_size is 20, but the corpus needs"):
             text.train_tokenizer(CORPUS, kind, 20)
 
 
 def pieces(*more):
     "A unigram vocabulary in the layout of fairseq (mBART)."
     letters = sorted({c for line in CORPUS for c in line if c != " "})
-    return [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0),
-            ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
+    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    return [*special, ("▁", -2.0), *[(c, -3.0) for c in letters], *more]
 
 
 def test_mbart50_puts_the_language_first(tmp_path):
@@ -83,10 +83,10 @@ def test_mbart50_puts_the_language_first(tmp_path):
     MBart50Tokenizer(vocab=pieces()).save_pretrained(tmp_path)
     tok = text.load_tokenizer(tmp_path)
     lang = text.language_id(tok, "de_DE")
-    rows, cut = text.encode_targets(tok, ["fox", "the dog"], 6, "de_DE")
+    rows, cut = targets.encode_targets(tok, ["fox", "the dog"], 6, "de_DE")
     assert [r[0] for r in rows] == [lang, lang] and [r[-1] for r in rows] == [tok.eos_token_id] * 2
-    assert len(rows[1]) == 6 and cut == 1 and text.decode_texts(tok, rows)[0] == "fox"
-    with pytest.raises(ValueError, match="de_DE"):
+    assert len(rows[1]) == 6 and cut == 1 and targets.decode_texts(tok, rows)[0] == "fox"
+    with pytest.raises(Refused, match="de_DE"):
         text.language_id(tok, "de_D")
 
 
@@ -95,9 +95,9 @@ def test_nllb_puts_the_language_first(tmp_path):
 
     NllbTokenizer(vocab={p: i for i, (p, _) in enumerate(pieces())}, merges=[]).save_pretrained(tmp_path)
     tok = text.load_tokenizer(tmp_path)
-    rows, _ = text.encode_targets(tok, ["ሰላም"], language="amh_Ethi")
+    rows, _ = targets.encode_targets(tok, ["ሰላም"], language="amh_Ethi")
     assert rows[0][0] == text.language_id(tok, "amh_Ethi") and rows[0][-1] == tok.eos_token_id
-    assert text.decode_texts(tok, rows) == ["ሰላም"]
+    assert targets.decode_texts(tok, rows) == ["ሰላም"]
 
 
 def test_m2m100_knows_its_languages_by_short_names(tmp_path):
@@ -116,10 +116,10 @@ def test_m2m100_knows_its_languages_by_short_names(tmp_path):
     made = M2M100Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "spm.model"))
     made.save_pretrained(tmp_path / "saved")
     tok = text.load_tokenizer(tmp_path / "saved")
-    rows, _ = text.encode_targets(tok, ["the dog"], language="am")
-    assert rows[0][0] == text.language_id(tok,
-                                          "am") == tok.get_lang_id("am") and rows[0][-1] == tok.eos_token_id
-    assert text.decode_texts(tok, rows) == ["the dog"]
+    rows, _ = targets.encode_targets(tok, ["the dog"], language="am")
+    assert rows[0][0] == text.language_id(tok, "am") == tok.get_lang_id("am")
+    assert rows[0][-1] == tok.eos_token_id
+    assert targets.decode_texts(tok, rows) == ["the dog"]
 
 
 def byte_level(folder, cls, **special):
@@ -134,10 +134,10 @@ def test_gpt2_gets_an_end_and_a_padding_token_of_its_own(tmp_path):
 
     end = "<|endoftext|>"
     tok = byte_level(tmp_path, GPT2Tokenizer, unk_token=end)
-    rows, cut = text.encode_targets(tok, ["dog", "a long text"], 5)
-    assert rows[0] == [*tok("dog").input_ids,
-                       tok.eos_token_id] and rows[1][-1] == tok.eos_token_id and cut == 1
-    assert tok.pad_token_id not in (None, tok.eos_token_id) and text.decode_texts(tok, rows)[0] == "dog"
+    rows, cut = targets.encode_targets(tok, ["dog", "a long text"], 5)
+    assert rows[0] == [*tok("dog").input_ids, tok.eos_token_id]
+    assert rows[1][-1] == tok.eos_token_id and cut == 1
+    assert tok.pad_token_id not in (None, tok.eos_token_id) and targets.decode_texts(tok, rows)[0] == "dog"
 
 
 def test_bart_keeps_its_begin_token(tmp_path):
@@ -146,10 +146,10 @@ def test_bart_keeps_its_begin_token(tmp_path):
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
                "mask_token": "<mask>"}
     tok = byte_level(tmp_path, BartTokenizer, **special)
-    rows, _ = text.encode_targets(tok, ["dog"])
+    rows, _ = targets.encode_targets(tok, ["dog"])
     assert (rows[0][0], rows[0][-1]) == (tok.bos_token_id, tok.eos_token_id) and len(rows[0]) == 5
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(Refused, match="cannot be read"):
         text.load_tokenizer(tmp_path)

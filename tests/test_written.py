@@ -46,8 +46,8 @@ def t5(home, words, size=120, rule="identity"):
         pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, minloglevel=2, normalization_rule_name=rule)
     (home / "spiece.model").write_bytes(model.getvalue())
-    (home / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer",
-                                                            "extra_ids": 0}))
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (home / "tokenizer_config.json").write_text(json.dumps(settings))
     AutoTokenizer.from_pretrained(home).save_pretrained(home)
     config = T5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
                       decoder_start_token_id=0)
@@ -72,8 +72,8 @@ def test_letters_that_the_tokenizer_cannot_write_end_the_run(tmp_path, texts, te
 
 def test_the_ceiling_of_a_tokenizer_that_changes_every_text(tmp_path):
     texts = [f"{t} …" for t in LATIN] * 2
-    home, model = folder(tmp_path / "data", texts), t5(tmp_path / "model", LATIN + [". . ..."],
-                                                       rule="nmt_nfkc")
+    home = folder(tmp_path / "data", texts)
+    model = t5(tmp_path / "model", LATIN + [". . ..."], rule="nmt_nfkc")
     d = data_of(home, f"model.name={model}")
     assert (set(d.facts["letters_lost"].values()) == {0.0}
             and "exact 0, cer 0." in d.facts["a_perfect_model_would_score"]["valid"])
@@ -89,13 +89,12 @@ def test_nothing_is_said_where_every_text_comes_back(tmp_path):
 
 def test_a_language_that_is_needed(tmp_path):
     model, home = tmp_path / "nllb", folder(tmp_path / "data", LATIN)
-    tok = NllbTokenizer(vocab={t: i for i, t in enumerate(["<s>", "<pad>", "</s>", "<unk>",
-                                                           "▁", *"abcdefghijklmnopqrstuvwxyz,"])}, merges=[])
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz,"]
+    tok = NllbTokenizer(vocab={t: i for i, t in enumerate(pieces)}, merges=[])
     tok.save_pretrained(model)
     M2M100ForConditionalGeneration(M2M100Config(
         vocab_size=len(tok), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=1, bos_token_id=0,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=1, bos_token_id=0,
         eos_token_id=2)).save_pretrained(model)
     for language, words in (("", "model.language is empty: set it, for example model.language=deu_Latn"),
                             ("deu_Lat", "deu_Latn"),
@@ -104,7 +103,8 @@ def test_a_language_that_is_needed(tmp_path):
             data_of(home, f"model.name={model} model.language='{language}'")
         assert words in str(e.value)
     d = data_of(home, f"model.name={model} model.language=deu_Latn")
-    assert (d.own.tokenizer.convert_ids_to_tokens(int(d.collate([d.datasets["train"][0, 0]])["labels"][0, 0])) == "deu_Latn")
+    first = int(d.collate([d.datasets["train"][0, 0]])["labels"][0, 0])
+    assert d.own.tokenizer.convert_ids_to_tokens(first) == "deu_Latn"
 
 
 def test_a_tokenizer_without_a_vocabulary(tmp_path, monkeypatch):
@@ -129,8 +129,8 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path):
     model = t5(tmp_path / "model", LATIN)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).unlink()
-    assert text.load_tokenizer(hub.locate(str(model), "pretrained",
-                                          "tokenizer").at)("danke").input_ids[-1] == 1
+    source = hub.locate(str(model), "pretrained", "tokenizer")
+    assert text.load_tokenizer(source.at)("danke").input_ids[-1] == 1
 
 
 @pytest.mark.parametrize("kind, asked, n, words",

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .colours import over_white, profile_fault
-from ..shared.fonts import entitle
+from ..shared.fonts import set_title
 
 # %% ../../../nbs/parts/image/10_files.ipynb #with_picture
 PIXELS = 89_478_485  # Pillow's own bound: above it Pillow warns
@@ -216,7 +216,7 @@ def grid(
     for ax, image in zip(axes, images):
         ax.imshow(image, interpolation="nearest")
     for ax, text in zip(axes, lines):
-        entitle(ax, "\n".join(text), fontsize=8)
+        set_title(ax, "\n".join(text), fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..shared.fonts import entitle, families
+from ..shared.fonts import font_families, set_title
 
 # %% ../../../nbs/parts/speech/52_align.ipynb #compiled
 @cache
@@ -136,8 +136,8 @@ def draw_alignment(
     edges = np.concatenate([[0], np.cumsum(durations)]) * hop
     for i, (a, b, s) in enumerate(zip(edges, edges[1:], symbols)):
         axes.axvline(b, color="white", linewidth=0.6, alpha=0.8)
-        if fonts := families(s):
+        if fonts := font_families(s):
             axes.text((a + b) / 2, len(mel) * (1.02 + 0.07 * (i % 2)), s, ha="center", va="bottom",
                       fontsize=8, fontfamily=fonts)
     axes.set(xlabel="time in s", ylabel="mel band", xlim=(0, seconds))
-    entitle(axes, text, more, loc="left", fontsize=9, pad=26)
+    set_title(axes, text, more, loc="left", fontsize=9, pad=26)

@@ -176,7 +176,7 @@ def mel_figure(
     "The spectrogram as a person reads it."
     from matplotlib.figure import Figure
 
-    from workbench.parts.shared.fonts import entitle
+    from workbench.parts.shared.fonts import set_title
 
     spec = torch.as_tensor(spec).detach().float().cpu()
     seconds = spec.shape[1] * mel.hop / mel.rate
@@ -189,7 +189,7 @@ def mel_figure(
     shown = [hz for hz in (0, 250, 500, 1000, 2000, 4000, 8000) if mel.fmin <= hz <= mel.fmax]
     ax.set_yticks([int((centres - hz).abs().argmin()) for hz in shown], [f"{hz}" for hz in shown])
     ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
-    entitle(ax, title, more)
+    set_title(ax, title, more)
     for at, label in marks:
         ax.axvline(at, color="white", linewidth=0.6, alpha=0.7)
         ax.annotate(label, (at, mel.bands - 0.5), xytext=(2, -3), textcoords="offset points", va="top",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..text.ctc import frame_mask, sinusoids
+from ..shared.sequences import frame_mask, sinusoids
 
 # %% ../../../nbs/parts/speech/60_nets.ipynb #Convolution
 class Convolution(nn.Module):

@@ -161,7 +161,8 @@ def whisper_folder(
 ) -> str:
     """A folder with the model: the named one, that of the hub's cache, or fetched from the hub.
     Raises ValueError."""
-    from workbench.parts.shared.hub import ask_hub, in_cache
+    from workbench.parts.shared.hub import ask_hub
+    from workbench.parts.shared.model_files import in_cache
 
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())

@@ -16,10 +16,11 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import Refused
 from .columns import WRITE, by_content, by_names, columns_said
 from .files import AUDIO, uid_of
 from ..shared.tables import VALID as SPLITS
-from ..shared.tables import read_cells, sign_of, split_tables
+from ..shared.tables import read_cells, separator_of, split_tables
 
 VALID = SPLITS | {"eval": "valid"}
 LISTS = (".txt", ".list", ".csv", ".tsv")
@@ -63,11 +64,11 @@ def width_of(lines: list[tuple[int, list[str]]]) -> int:
 def read_table(path: Path) -> Table:
     "The lines of a table. Raises ValueError where they cannot be told apart, or a header lacks a column."
     first = next((line for line in read_text(path).split("\n") if line.strip()), "")
-    sign = sign_of(first, path.suffix, "|\t,;")
+    sign = separator_of(first, path.suffix, "|\t,;")
     try:
         lines = list(read_cells(path, "|\t,;"))
         at = by_names(lines[0][1]) if lines else None
-    except ValueError as e:
+    except (Refused, ValueError) as e:
         raise ValueError(f"{path.name}: {str(e).removeprefix(f'{path}').lstrip(':, ').rstrip('.')}") from e
     return Table(path, sign, lines[1:] if at else lines, at, len(lines[0][1]) if at else width_of(lines))
 

@@ -10,6 +10,7 @@ __all__ = ['TESTED', 'LANGUAGES', 'Finding', 'works', 'as_text', 'try_embeddings
 import textwrap
 from dataclasses import dataclass
 
+from ...errors import Refused
 from ..shared import hub
 from . import lora, pretrained, seq2seq
 from . import tokenizer as text
@@ -99,7 +100,7 @@ def look_at_network(
     "Kind, size, embeddings, positions and precision, from the configuration alone."
     try:
         net = pretrained.build_seq2seq(config, "meta")
-    except ValueError as error:
+    except Refused as error:
         return [Finding("kind", "fail", str(error))], 0, 0
     kind, settings = type(net).__name__, net.config
     count = sum(p.numel() for p in net.parameters())
@@ -144,7 +145,7 @@ def look_at_tokenizer(
     try:
         source = hub.locate(name, "pretrained", "tokenizer", **where)
         tok = text.load_tokenizer(hub.fetch(source, "tokenizer", where.get("revision", "")).at)
-    except (ValueError, FileNotFoundError) as error:
+    except Refused as error:
         return Finding("tokenizer", "warn", f"none to be read, so name one by model.tokenizer: {error}")
     return Finding("tokenizer", "ok", f"{type(tok).__name__}, {len(tok):,} tokens")
 
@@ -160,15 +161,15 @@ def check_model(
     try:
         source = hub.locate(name, "pretrained", **where)
         out = [Finding("source", "ok", source.why)]
-    except (ValueError, FileNotFoundError) as error:
+    except Refused as error:
         try:
             source = hub.locate(name, "scratch", **where)
             out = [Finding("source", "warn", f"from random weights only: {error}")]
-        except (ValueError, FileNotFoundError):
+        except Refused:
             return [Finding("source", "fail", str(error))]
     try:
         config = hub.read_config(source)
-    except ValueError as error:
+    except Refused as error:
         return [*out, Finding("kind", "fail", str(error))]
     if "auto_map" in config:
         says = "brings Python code, which is never run: transformers' own class is used if there is one"

@@ -140,7 +140,7 @@ def read_rows(
             table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))
             rows, rejected = read_folder(folder, d.captions,
                                          cache / f"pictures-{key}.json", *[d.column] * bool(table))
-    except (ValueError, OSError) as e:
+    except (Refused, ValueError, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
     if not rows.get("train"):
@@ -178,7 +178,7 @@ def caption_tokenizer(
     Raises `Refused`."""
     from workbench.parts.text.run_tokenizer import kept_tokenizer, new_tokenizer
     from workbench.parts.text.tokenizer import train_tokenizer
-    from workbench.parts.text.written import check_writes
+    from workbench.parts.text.coverage import check_coverage
 
     t = cfg.model.text
     name = t.tokenizer if t.tokenizer != "own" else t.encoder
@@ -193,8 +193,8 @@ def caption_tokenizer(
         tok, origin = new_tokenizer(None if name == "own" else name, train,
                                     "auto" if t.encoder == "own" else "pretrained", device_kind())
         if origin["kind"] == "pretrained":  # a caption is read, not written: a rare letter may be unknown
-            check_writes(tok, captions, 0.1)
-    except (ValueError, OSError) as e:
+            check_coverage(tok, captions, 0.1)
+    except Refused as e:
         raise Refused(f"model.text: {e}") from e
     return tok, origin
 

@@ -59,7 +59,7 @@ def text_encoder(
     data: Data,
     load_weights: bool,
 ):
-    "The reader of captions: our own, or a model of transformers. Raises ValueError or `Refused`."
+    "The reader of captions: our own, or a model of transformers. Raises `Refused`."
     from workbench.parts.text.encoder import CaptionEncoder, HubEncoder
 
     tok, length = data.own.tokenizer, data.own.length
@@ -74,7 +74,7 @@ def text_encoder(
         read = (AutoModel.from_pretrained if load_weights
                 else lambda at, **_: AutoModel.from_config(AutoConfig.from_pretrained(at)))
         return HubEncoder(read(source.at, local_files_only=True))
-    except OSError as e:
+    except (Refused, OSError) as e:
         raise Refused(f"model.text.encoder: {e}") from e
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #vae_loss
@@ -161,14 +161,14 @@ def flow_loss(
     ctx,
 ) -> dict:
     "loss and flow_loss (the same)."
-    from workbench.parts.shared.flow_matching import cosine_point, straight
+    from workbench.parts.shared.flow_matching import cosine_path, straight_path
 
     l, z = ctx.cfg.loss, latents(nets, batch["image"], ctx.assets, ctx.generator if ctx.training else None)
     noise, (time, kept) = chance(z, batch["uid"], ctx, 2)
     if l.times == "logit_normal":
         time = (1.4142135 * (2 * time.clamp(1e-4, 1 - 1e-4) - 1).erfinv()).sigmoid()
     keep = kept >= l.cfg_dropout_prob * ctx.training
-    point, velocity = (straight if ctx.cfg.model.path == "straight" else cosine_point)(noise, z, time)
+    point, velocity = (straight_path if ctx.cfg.model.path == "straight" else cosine_path)(noise, z, time)
     mask = batch["mask"] & keep[:, None]
     said = nets["flow_processor"](point, time, nets["text_encoder"](batch["ids"], batch["mask"]), mask)
     loss = (said - velocity).square().flatten(1).mean(1).sum() / ctx.counts["pictures"]

@@ -12,16 +12,20 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...core.config.schema import Named, Place, Section, from_here
+from ...errors import Refused
 
 # %% ../../../nbs/tasks/sign/00_config.ipynb #Augment
 def readable_layout(
     value: str | None,
 ) -> str | None:
-    "What the numbers of a point are. Raises ValueError on anything else."
+    "What the numbers of a point are. Raises ValueError, as pydantic wants it, on anything else."
     from workbench.parts.pose.layout import layout_of
 
-    if value is not None:
-        layout_of(value)
+    try:
+        if value is not None:
+            layout_of(value)
+    except Refused as e:
+        raise ValueError(str(e)) from e
     return value
 
 # %% ../../../nbs/tasks/sign/00_config.ipynb #Augment_1

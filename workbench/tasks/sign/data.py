@@ -62,11 +62,8 @@ def tables(
         raise Refused(f"data.source is {data.source!r}, and there is no such folder (or write `samples`).")
     named = {"train": data.train_path, "valid": data.val_path, "test": data.test_path}
     splits = {k: [home / Path(v).expanduser()] for k, v in named.items() if v}
-    try:
-        splits |= {k: [path] for k, path in split_tables(home, (".csv",),
-                                                         splits).items()} if data.source != "samples" else {}
-    except ValueError as e:
-        raise Refused(str(e)) from e
+    if data.source != "samples":
+        splits |= {k: [path] for k, path in split_tables(home, (".csv",), splits).items()}
     if "train" not in splits:
         raise Refused(f"{home} has no train.csv: put it there, or set data.train_path.")
     poses = home / data.pose_dir if data.pose_dir else home / "poses" if (home / "poses").is_dir() else home
@@ -108,7 +105,7 @@ def read_rows(
         clips = load_clips(poses, sorted(set().union(*named.values())), root() / ".cache",
                            str(data.keypoints), data.dims, data.trim,
                            data.layout, data.fps or fps, sorted(named["train"]))
-    except (ValueError, OSError) as e:
+    except OSError as e:
         raise Refused(str(e)) from e
     out = {}
     for split, parts in rows.items():

@@ -36,10 +36,7 @@ def nets(
 
     m = cfg.model
     torch.manual_seed(cfg.seed)
-    try:
-        translator = translator_of(cfg, data, load_weights)
-    except (ValueError, OSError) as e:
-        raise Refused(str(e)) from e
+    translator = translator_of(cfg, data, load_weights)
     pretrained = translator.origin["kind"] == "pretrained" and load_weights and not weightless()
     reader = Reader(data.facts["numbers_per_frame"], embed_width(translator), m.hidden,
                     0.1 if m.dropout is None else m.dropout, tuple(m.strides), m.kernel, m.positions,
@@ -54,26 +51,26 @@ def translator_of(
     data: Data,
     load_weights: bool,
 ):
-    "The text-to-text model as configured. Raises ValueError or FileNotFoundError."
+    "The text-to-text model as configured. Raises `Refused`."
     from workbench.parts.text.pretrained import fp16_unsafe
-    from workbench.parts.text.translator import check_positions, describe, make
+    from workbench.parts.text.translator import build_model, check_positions, find_model
 
     m, tok, kept = cfg.model, data.own.tokenizer, data.assets
     if load_weights:
-        config, origin = describe(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
+        config, origin = find_model(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
         if origin["kind"] == "pretrained" and data.facts["tokenizer"]["kind"] == "scratch":
-            raise ValueError(f"the weights of {m.name} are pretrained, and its tokenizer is not to be had "
+            raise Refused(f"the weights of {m.name} are pretrained, and its tokenizer is not to be had "
                              f"({data.facts['tokenizer']['why']}): set model.tokenizer, or "
                              "model.init=scratch.")
     else:
         config, origin = read_json(kept / "architecture.json"), read_json(kept / "weights.json")
     if cfg.train.precision == "fp16" and (why := fp16_unsafe(config["model_type"])):
-        raise ValueError(f"train.precision is fp16: {why}.")
+        raise Refused(f"train.precision is fp16: {why}.")
     frames = math.ceil(cfg.data.max_frames / math.prod(m.strides))
     check_positions(config, frames, max(cfg.data.max_length, cfg.generate.max_length),
                     "lower data.max_frames, or set model.strides=[2,1]")
     bits = 8 if m.load_in_8bit else 4 if m.load_in_4bit else None
-    model = make(config, origin, load_weights, tok, bits, m.lora.model_dump() if m.lora else None,
+    model = build_model(config, origin, load_weights, tok, bits, m.lora.model_dump() if m.lora else None,
                  m.freeze_encoder,
                  m.freeze_decoder, m.gradient_checkpointing)
     if load_weights and kept:

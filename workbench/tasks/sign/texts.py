@@ -6,6 +6,7 @@
 __all__ = ['text_tokenizer', 'check_letters', 'Texts', 'repeat_facts', 'ceilings', 'read_texts']
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #texts-imports
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +26,14 @@ def text_tokenizer(
 
     m = cfg.model
     special, languages = tuple(m.special_tokens), (m.language,) if m.language else ()
-    try:
-        if kept := kept_tokenizer(assets):
-            return kept
-        # also what `auto` may come back to
-        own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()
-        name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
-        tok, origin = new_tokenizer(name, lambda: train_tokenizer(texts, *own, special, languages), init,
-                                    device_kind(), revision, special)
-        check_language(tok, m.language)
-    except (ValueError, OSError) as e:
-        raise Refused(str(e)) from e
+    if kept := kept_tokenizer(assets):
+        return kept
+    # also what `auto` may come back to
+    own = (m.tokenizer_kind, m.vocab_size) if m.init != "pretrained" and not m.tokenizer else ()
+    name, init, revision = (m.tokenizer, "pretrained", "") if m.tokenizer else (m.name, m.init, m.revision)
+    tok, origin = new_tokenizer(name, lambda: train_tokenizer(texts, *own, special, languages), init,
+                                device_kind(), revision, special)
+    check_language(tok, m.language)
     return tok, origin
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #check_letters
@@ -46,25 +44,25 @@ def check_letters(
     learnt: bool,  # the tokenizer was trained on the training texts
 ) -> dict:  # for the plan
     "What each split loses. Raises `Refused` where it is too much."
-    from workbench.parts.text.written import loss_of
+    from workbench.parts.text.coverage import coverage_of
 
     different = {split: list(dict.fromkeys(part)) for split, part in texts.items()}
-    found = {split: loss_of(part, (whole.get(t, t) for t in part)) for split, part in different.items()}
+    found = {split: coverage_of(part, (whole.get(t, t) for t in part)) for split, part in different.items()}
     for split, loss in found.items():
         if loss.lost <= most * (loss.letters if split == "train" else max(loss.letters, 1000)):
             continue
         mend = "put texts with these letters into the training table" if learnt else \
             "take a model that writes them (mT5, ByT5, NLLB), or model.init=scratch with a tokenizer of these texts"
-        raise Refused(f"the tokenizer cannot write {loss.share:.0%} of the letters of {split}: {loss.some}, "
-                      f"in {loss.hurt} of {loss.texts} different texts. {loss.example[0]!r} comes back as "
-                      f"{loss.example[1]!r}. No model can learn them: {mend}, or raise data.max_lost = "
+        raise Refused(f"the tokenizer cannot write {loss.lost_share:.0%} of the letters of {split}: "
+                      f"{loss.most_lost}, in {loss.affected} of {loss.texts} different texts. "
+                      f"{loss.example[0]!r} comes back as {loss.example[1]!r}. No model can learn them: {mend}, or raise data.max_lost = "
                       f"{most:g}.")
-    gone = sum((loss.gone for loss in found.values()), start=type(next(iter(found.values())).gone)())
-    told = {split: f"{loss.share:.2%} in {loss.hurt} of {loss.texts} different texts"
-            for split, loss in found.items() if loss.gone}
+    gone = sum((loss.lost_characters for loss in found.values()), start=Counter())
+    told = {split: f"{loss.lost_share:.2%} in {loss.affected} of {loss.texts} different texts"
+            for split, loss in found.items() if loss.lost_characters}
     some = {"characters_lost": {"of": " ".join(c for c, _ in gone.most_common(20)),
                                 "letters": told}} if gone else {}
-    return {"letters_lost": {split: round(loss.share, 5) for split, loss in found.items()}} | some
+    return {"letters_lost": {split: round(loss.lost_share, 5) for split, loss in found.items()}} | some
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #Texts
 @dataclass(frozen=True)
@@ -81,21 +79,21 @@ def repeat_facts(
     targets,  # text.Targets
 ) -> tuple[int, dict]:  # tokens that may not come twice, and what the plan says of it
     "What the search forbids."
-    from workbench.parts.text.written import repeating, spells
+    from workbench.parts.text.coverage import has_repeated_ngram, is_character_level
 
-    single = spells(targets.rows, len(targets.tokens))
+    single = is_character_level(targets.index, len(targets.tokens))
     n = cfg.generate.no_repeat_ngram
     n = (0 if single else 3) if n is None else n
     if not n:
         return (n, {"no_repeat_ngram": "off: the tokens are characters or bytes"}
                 if cfg.generate.no_repeat_ngram is None else {})
-    some = int(repeating(targets.tokens, targets.ends, n).sum())
+    some = int(has_repeated_ngram(targets.tokens, targets.ends, n).sum())
     if not some and not single:
         return n, {}
     of = " of characters or bytes" * single
     return n, {"no_repeat_ngram": f"{n} tokens{of} never come twice in a text that is found: {some} of "
-                                  f"{len(targets.rows)} texts "
-               f"({some / len(targets.rows):.1%}) have them twice and cannot be written. "
+                                  f"{len(targets.index)} texts "
+               f"({some / len(targets.index):.1%}) have them twice and cannot be written. "
                "generate.no_repeat_ngram=0 lets them."}
 
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #ceilings
@@ -126,9 +124,9 @@ def read_texts(
     texts: dict[str, list[str]],  # split -> texts
 ) -> Texts:
     "Encode all texts, and look at what becomes of them. Raises `Refused`."
-    from workbench.parts.text.spelling import character_counts
-    from workbench.parts.text.tokenizer import targets_of
-    from workbench.parts.text.written import round_trip
+    from workbench.parts.text.character_table import character_counts
+    from workbench.parts.text.targets import targets_of
+    from workbench.parts.text.coverage import round_trip
 
     every = [t for part in texts.values() for t in part]
     targets = targets_of(tok, every, cfg.data.max_length, cfg.model.language)

@@ -218,7 +218,7 @@ def seen(
 ) -> dict:
     """A text as it is spoken: the picture, the sound, and the text itself where no font here can write it on
     the picture."""
-    from workbench.parts.shared.fonts import families
+    from workbench.parts.shared.fonts import font_families
     from workbench.tasks.tts.synthesis import sing
 
     mel_of = data.own.mel
@@ -231,4 +231,4 @@ def seen(
     tops = recorded | {"spoken": (mel.cpu().numpy(), durations.cpu().numpy())}
     out = {name: pair_figure(text, tops, symbols, mel_of.hop / mel_of.rate),
            f"{name}_spoken": Sound(wave, mel_of.rate)}
-    return out if families(text) else {f"{name}_text": text} | out
+    return out if font_families(text) else {f"{name}_text": text} | out

@@ -17,8 +17,8 @@ from ...errors import Refused
 from ...core.step.evaluate import device_of
 from ...core.task import Data
 from ...parts.speech.align import frames_to_symbols, place_in_symbol, regulate, search
-from ...parts.text.ctc import frame_mask
-from ...parts.shared.flow_matching import euler, straight
+from ...parts.shared.sequences import frame_mask
+from ...parts.shared.flow_matching import euler, straight_path
 from ...parts.speech.nets import symbol_scores, whole_durations
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #read
@@ -130,7 +130,7 @@ def path_point(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:  # velocity [B, M, T]; noised [B, M, T], times [B]
     "What a flow decoder learns: the velocity at a point between noise and spectrogram."
     noise, times = noise_of(mel, uids, ctx)
-    point, velocity = straight(noise, mel, times)
+    point, velocity = straight_path(noise, mel, times)
     return velocity, (point, times)
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #decode

@@ -160,7 +160,7 @@ def expect(
 ) -> dict[str, tuple[float, float]]:
     """An untrained decoder answers with the mean: it costs the variance of the frames, and a flow decoder one
     more for the noise."""
-    from workbench.parts.text.ctc import frame_mask
+    from workbench.parts.shared.sequences import frame_mask
     from workbench.parts.speech.nets import band_error, masked_sum
 
     target = nets["decoder"].standardise(batch["mel"])
