@@ -13,7 +13,8 @@ import random
 import time
 from pathlib import Path
 
-from workbench.parts.speech.files import recordings, uid_of, walk
+from workbench.parts.shared.folders import walk
+from workbench.parts.speech.files import recordings, uid_of
 from workbench.parts.speech.scores import intelligibility, listener
 from workbench.parts.speech.transcripts import read_metadata, read_text, tidy
 from workbench.parts.speech.wave import read_wave

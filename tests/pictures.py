@@ -1,7 +1,7 @@
 """Refresh what library notebooks keep of their outputs: each cell that has one, or the cells named.
 
-    python tests/pictures.py nbs/parts/speech/08_mel.ipynb          # the cells that keep an output make it again
-    python tests/pictures.py nbs/parts/speech/08_mel.ipynb mel_show # this cell keeps its output as well
+    python tests/pictures.py nbs/parts/speech/30_mel.ipynb          # the cells that keep an output make it again
+    python tests/pictures.py nbs/parts/speech/30_mel.ipynb mel_shown # this cell keeps its output as well
 
 A notebook is run as a whole, in its folder; the outputs of all other cells are dropped, and of a kept one what a
 person does not look at: streams, and the text beside a picture.

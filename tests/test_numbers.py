@@ -7,7 +7,8 @@ num2words = pytest.importorskip("num2words", reason="speech needs num2words: pip
 from babel.numbers import format_decimal  # noqa: E402
 
 from workbench.parts.speech.numerals import words_of  # noqa: E402
-from workbench.parts.speech.readings import numbers, reading_of  # noqa: E402
+from workbench.parts.speech.number_format import number_format  # noqa: E402
+from workbench.parts.speech.number_rules import numbers_in_words  # noqa: E402
 from workbench.parts.speech.normalise import normalise  # noqa: E402
 
 WRITTEN = ["12", "3,5", "1.234", "1,234.56", "1.234,56", "1 234", "1\u202f234,5", "1'234", "12,34,567",
@@ -24,15 +25,15 @@ def test_any_number_in_any_language(language):
     for written in WRITTEN:
         said = normalise(f"{written}", language)
         assert said and not any(c.isdecimal() for c in said), (written, said)
-    reading = reading_of(language)
+    form = number_format(language)
     for value in VALUES:
-        written = format_decimal(value, locale=reading.locale, numbering_system="latn")
-        right = words_of(int(value) if value == int(value) else value, reading.code)
-        assert numbers(written, language).replace(" ", "") == right.replace(" ", ""), written
+        written = format_decimal(value, locale=form.locale, numbering_system="latn")
+        right = words_of(int(value) if value == int(value) else value, form.code)
+        assert numbers_in_words(written, language).replace(" ", "") == right.replace(" ", ""), written
 
 
 def test_languages_that_num2words_lacks_keep_their_digits():
-    assert numbers("12,5 %", "hi") == "12,5 %"
+    assert numbers_in_words("12,5 %", "hi") == "12,5 %"
 
 
 @pytest.mark.parametrize("language, written, said", [

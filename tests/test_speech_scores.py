@@ -1,8 +1,9 @@
-"A listener that knows two words, taught here, and the scores of what he hears."
+"A listener that is trained here on two words, and the scores of its transcripts."
 import numpy as np
 import pytest
 import torch
 
+from workbench.errors import Refused
 from workbench.parts.speech import scores as S
 
 RATE = 22050
@@ -21,8 +22,7 @@ def tokenizer(folder, multilingual):
     letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz"]
     languages = ["<|en|>", "<|am|>"] if multilingual else []
     special = ["<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>",
-               "<|startoflm|>",
-               "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+               "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters + special[:1])}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     tok = WhisperTokenizer.from_pretrained(folder)
@@ -44,10 +44,8 @@ def taught(folder, multilingual=False):
     model = WhisperForConditionalGeneration(WhisperConfig(
         vocab_size=len(tok), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20,
-        max_source_positions=50,
-        max_target_positions=16, pad_token_id=eos, bos_token_id=eos, eos_token_id=eos,
-        decoder_start_token_id=sot,
-        suppress_tokens=None, begin_suppress_tokens=None))
+        max_source_positions=50, max_target_positions=16, pad_token_id=eos, bos_token_id=eos,
+        eos_token_id=eos, decoder_start_token_id=sot, suppress_tokens=None, begin_suppress_tokens=None))
     gen = {"decoder_start_token_id": sot, "eos_token_id": eos, "pad_token_id": eos, "max_length": 16,
            "is_multilingual": multilingual, "no_timestamps_token_id": ids["<|notimestamps|>"],
            "return_timestamps": False}
@@ -96,16 +94,16 @@ def test_long_sound_is_heard_in_windows(tmp_path, monkeypatch):
     ("faster-whisper:/nowhere", "faster-whisper needs")])
 def test_a_listener_that_is_not_there(name, wants, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=wants):
+    with pytest.raises(Refused, match=wants):
         S.listener(name)
 
 
 def test_a_folder_that_is_no_whisper(tmp_path):
-    with pytest.raises(ValueError, match="is no whisper that can be read"):
+    with pytest.raises(Refused, match="is no whisper that can be read"):
         S.listener(str(tmp_path))
     folder = taught(tmp_path / "whisper")
     (tmp_path / "whisper/model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is no whisper that can be read"):
+    with pytest.raises(Refused, match="is no whisper that can be read"):
         S.listener(folder)
 
 
@@ -115,10 +113,10 @@ def test_faster_whisper_says_what_it_lacks(tmp_path, monkeypatch):
     import types
 
     monkeypatch.setitem(sys.modules, "faster_whisper", types.SimpleNamespace(WhisperModel=None))
-    with pytest.raises(ValueError, match="needs a folder with model.bin"):
+    with pytest.raises(Refused, match="needs a folder with model.bin"):
         S.listener(f"faster-whisper:{tmp_path}")
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(ValueError, match="pip install faster-whisper"):
+    with pytest.raises(Refused, match="pip install faster-whisper"):
         S.listener(f"faster-whisper:{tmp_path}")
 
 

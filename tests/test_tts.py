@@ -18,7 +18,7 @@ from workbench.errors import Refused
 from workbench.core.step.evaluate import predict_rows  # noqa: E402
 from workbench.core.setup.plan import check  # noqa: E402
 from workbench.core.task import Ctx, Objective  # noqa: E402
-from workbench.parts.speech.align import check_durations, frames_to_symbols, regulate  # noqa: E402
+from workbench.parts.speech.align import check_durations, frames_to_symbols, regulate_length  # noqa: E402
 from workbench.tasks.tts import task as tts
 from workbench.tasks.tts import data as tts_data
 from workbench.tasks.tts import synthesis as tts_voice  # noqa: E402
@@ -145,7 +145,7 @@ def test_the_spectrogram_teaches_the_encoder_through_the_length_regulator(good):
     assert all(grads[f"{n}_in.project.weight"].abs().max() > 0 for n in ("pitch", "energy"))
     durations = torch.tensor([[2, 1, 4], [3, 3, 0]])
     x = torch.randn(2, 3, 4, requires_grad=True)
-    out = regulate(x, frames_to_symbols(durations, 7))
+    out = regulate_length(x, frames_to_symbols(durations, 7))
     (out * (torch.arange(7) < durations.sum(1, keepdim=True))[..., None]).sum().backward()
     assert torch.equal(x.grad, durations[..., None].expand(-1, -1, 4).float())
 
@@ -263,8 +263,8 @@ def with_loss(change):
 
 def noise_like(decoder, mel):
     "As loud as the spectrograms are, and nothing to do with them."
-    return decoder.loud(0.94 * torch.randn(999, 80,
-                                           generator=torch.Generator().manual_seed(0))[: mel.shape[2]].T).expand_as(mel)
+    noise = torch.randn(999, 80, generator=torch.Generator().manual_seed(0))[: mel.shape[2]]
+    return decoder.destandardise(0.94 * noise.T).expand_as(mel)
 
 
 def one_mel(real, rows, at):

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from .examined import examined
-from ..speech.files import walk
+from ..shared.folders import walk
 from ..shared.tables import check_one_split, columns, read_cells, split_of, split_tables
 
 # %% ../../../nbs/parts/image/30_rows.ipynb #PictureRow

@@ -25,14 +25,11 @@ def check_caption(
     caption: str,
 ):
     "Raises `Refused` for a caption with nothing in it, or in letters that no training caption had."
-    from workbench.parts.text.written import check_writes
+    from workbench.parts.text.coverage import check_coverage
 
     if not caption.strip():
         raise Refused("there is nothing to draw in an empty caption.")
-    try:
-        check_writes(data.own.tokenizer, [caption], 0.1)
-    except ValueError as e:
-        raise Refused(str(e)) from e
+    check_coverage(data.own.tokenizer, [caption], 0.1)
 
 # %% ../../../nbs/tasks/flow/35_use.ipynb #draw_captions
 def draw_captions(

@@ -34,7 +34,7 @@ def translate(
     "Texts by beam search; with a CTC head its prefix scores vote too (Watanabe et al. 2017)."
     from workbench.parts.text.ctc import JointScores
     from workbench.parts.text.seq2seq import encode, generate
-    from workbench.parts.text.tokenizer import decode_texts
+    from workbench.parts.text.targets import decode_texts
 
     model, g, own, more = nets["translator"], ctx.cfg.generate, ctx.data.own, {}
     embeds, mask, lengths = nets["reader"](batch["frames"], batch["frame_lengths"])

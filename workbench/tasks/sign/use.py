@@ -93,9 +93,9 @@ def readable(
             for name, clips in clips_of(named):
                 try:
                     yield name, frames_of(clips, data, cfg)
-                except (Refused, ValueError, OSError) as e:
+                except Refused as e:
                     yield name, str(e)
-        except (Refused, ValueError, OSError) as e:
+        except Refused as e:
             yield named, str(e)
 
 # %% ../../../nbs/tasks/sign/28_use.ipynb #use

@@ -69,7 +69,7 @@ def predict(
             waves = [make_wave(m[None])[0].cpu().numpy() for m in found]
         if cfg.asr:
             heard = listening(cfg.asr, ctx.cfg.data.text.language)(waves, mel.rate)
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"speak: {e}") from e
     said = [Spoken(m.numpy(), m.shape[1] * mel.hop / mel.rate, w if cfg.f0 else None, h, d)
             for m, w, h, d in zip(found, waves, heard, durations)]
@@ -89,7 +89,7 @@ def vocoder_of(
     name: str,
     mel,  # the section data.mel
 ):
-    "Log-mels [B, M, T] to waves [B, N]. Raises ValueError."
+    "Log-mels [B, M, T] to waves [B, N]. Raises `Refused`."
     from workbench.parts.speech.mel import Mel
 
     return made(name, Mel(**mel.model_dump()))
@@ -101,14 +101,14 @@ def score(
 ) -> dict[str, float]:
     "mcd, mel_error, length_error and, where they were asked for, f0_cents, voicing_error, asr_wer, asr_cer."
     from workbench.parts.speech.pitch import f0
-    from workbench.parts.speech.scores import duration_error, f0_error, intelligibility, mcd, warped
+    from workbench.parts.speech.scores import duration_error, f0_error, intelligibility, mcd, warping_path
 
     found: dict[str, list[float]] = {}
     mels, mel, std = (data.own.mels, data.own.mel,
                       np.array(data.own.statistics["mel"]["std"])[:, None])
     for row in rows:
         said, real = row["hypothesis"], np.asarray(mels[row["uid"]])
-        path = warped(said.mel, real)
+        path = warping_path(said.mel, real)
         one = {"mcd": mcd(said.mel, real, path),
                "length_error": abs(said.mel.shape[1] - real.shape[1]) / real.shape[1],
                "mel_error": float((np.abs(said.mel[:, path[:, 0]] - real[:, path[:, 1]]) / std).mean())}
@@ -200,7 +200,7 @@ def preview(
         try:
             batch = batch_of_texts([sequence_of(text, data.own.text, data.own.lexicon)], data,
                                    cfg.speak.speaker, device)
-        except (ValueError, Refused) as e:
+        except Refused as e:
             out[f"sentence_{i}"] = f"{text}: {e}"
             continue
         out |= seen(f"sentence_{i}", text, nets, batch, data, cfg, {})
@@ -225,7 +225,7 @@ def seen(
     (mel, durations), = sing(nets, batch, cfg.speak.speed, cfg.speak.steps, cfg.seed)
     try:
         wave = vocoder_of(cfg.speak.vocoder, mel_of)(mel[None].cpu())[0].cpu().numpy()
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"speak.vocoder: {e}") from e
     symbols = data.own.symbols.decode(batch["text_ids"][0].tolist())
     tops = recorded | {"spoken": (mel.cpu().numpy(), durations.cpu().numpy())}

@@ -45,21 +45,20 @@ def sequence_of(
     known: dict[str, list[str]] = {},  # text -> its phones
 ) -> list[str]:
     """The symbols of a text, a pause at both ends.
-    Raises ValueError where there is nothing to say or no espeak-ng."""
-    from workbench.parts.speech.phones import characters, phones
+    Raises `Refused` where there is nothing to say or no espeak-ng."""
+    from workbench.parts.speech.phones import characters, missing_espeak, phones
     from workbench.parts.speech.normalise import normalise
 
     if how.kind == "phones" and text in known:
         found = known[text]
     elif how.kind == "phones":
-        try:
-            found = phones(normalise(text, how.language), how.voice)
-        except RuntimeError as e:
-            raise ValueError(f"{e} Or set data.text.kind=characters.") from e
+        if why := missing_espeak():
+            raise Refused(f"{why} Or set data.text.kind=characters.")
+        found = phones(normalise(text, how.language), how.voice)
     else:
         found = characters(normalise(text, how.language))
     if not any(any(c.isalpha() for c in s) for s in found):
-        raise ValueError(f"there is nothing to say in {text[:60]!r}.")
+        raise Refused(f"there is nothing to say in {text[:60]!r}.")
     return [" ", *found, " "]
 
 # %% ../../../nbs/tasks/tts/10_rows.ipynb #sayable
@@ -94,7 +93,7 @@ def times_of(
         raise Refused(f"data.times: there is no {path}.")
     try:
         return read_times(path)
-    except (ValueError, OSError) as e:
+    except (Refused, OSError) as e:
         raise Refused(f"data.times: {e}") from e
 
 # %% ../../../nbs/tasks/tts/10_rows.ipynb #read_rows
@@ -109,7 +108,7 @@ def read_rows(
     from workbench.parts.speech.mel import Mel
     from workbench.parts.speech.phone_times import durations_of
     from workbench.parts.speech.phones import read_phones
-    from workbench.parts.speech.files import meet
+    from workbench.parts.speech.files import match
     from workbench.parts.speech.rows import read_source
 
     columns: list[str] = []
@@ -119,21 +118,24 @@ def read_rows(
         found, rejected = read_source(home, columns.append)
         lexicon = read_phones(home / "phones.json") if (home / "phones.json").is_file() else {}
         mel = Mel(**data.mel.model_dump())
-        total, fit = len(found) + len(rejected), [r for r in found if low <= r.seconds <= high]
-        rejected += [{"row": r.row, "uid": r.uid,
-                      "reason": f"{r.seconds:.2f} s long; data.seconds asks for {low:g} to {high:g}"}
-                     for r in found if not low <= r.seconds <= high]
-        if times is not None:
-            keys, unclear = meet([r.uid for r in fit], times)
-            if unclear:
-                raise Refused(f"data.times: {next(iter(unclear.values()))} ({len(unclear)} clips in all).")
-            times |= {uid: times[key] for uid, key in keys.items()}
-        said = {r.uid: r.text for r in fit}
-        clips = [Clip(r.uid, r.path, r.start, r.end) for r in fit]
+    except (Refused, OSError) as e:
+        raise Refused(f"data.source: {e}") from e
+    total, fit = len(found) + len(rejected), [r for r in found if low <= r.seconds <= high]
+    rejected += [{"row": r.row, "uid": r.uid,
+                  "reason": f"{r.seconds:.2f} s long; data.seconds asks for {low:g} to {high:g}"}
+                 for r in found if not low <= r.seconds <= high]
+    if times is not None:
+        keys, unclear = match([r.uid for r in fit], times)
+        if unclear:
+            raise Refused(f"data.times: {next(iter(unclear.values()))} ({len(unclear)} clips in all).")
+        times |= {uid: times[key] for uid, key in keys.items()}
+    said = {r.uid: r.text for r in fit}
+    clips = [Clip(r.uid, r.path, r.start, r.end) for r in fit]
+    try:
         mels = features(clips, root() / ".cache", mel, data.trim, data.level, pitch=pitch,
                         check=lambda wave, rate, facts,
                         uid: check_clip(wave, rate, facts, said[uid], low, high))
-    except (ValueError, OSError) as e:
+    except (Refused, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     at = {r.uid: r.row for r in found}
     rejected += [{"row": at[r["uid"]]} | r for r in mels.rejected]
@@ -144,13 +146,12 @@ def read_rows(
         try:
             symbols = tuple(sequence_of(r.text, data.text, lexicon))
             if len(symbols) > (frames := mels.length(r.uid)):
-                raise ValueError(f"{len(symbols)} symbols in {frames} frames: the text is not that of the "
-                                 "recording")
+                raise Refused(f"{len(symbols)} symbols in {frames} frames: the text is not that of the recording")
             if times is not None and r.uid in times:
                 durations_of(times[r.uid], symbols, frames, data.mel.hop / data.mel.rate, r.uid,
                              mels.facts(r.uid)["from"])
             rows.setdefault(r.split or "train", []).append(Row(r.uid, r.text, symbols, r.speaker))
-        except ValueError as e:
+        except Refused as e:
             rejected.append({"row": r.row, "uid": r.uid, "reason": str(e)})
     check_rejected(rejected, total, data.max_rejected)
     if not rows.get("train"):

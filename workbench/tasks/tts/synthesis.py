@@ -16,10 +16,10 @@ import torch
 from ...errors import Refused
 from ...core.step.evaluate import device_of
 from ...core.task import Data
-from ...parts.speech.align import frames_to_symbols, place_in_symbol, regulate, search
+from ...parts.speech.align import frames_to_symbols, position_in_symbol, regulate_length, search
 from ...parts.shared.sequences import frame_mask
 from ...parts.shared.flow_matching import euler, straight_path
-from ...parts.speech.nets import symbol_scores, whole_durations
+from ...parts.speech.nets import round_durations, symbol_scores
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #read
 def read(
@@ -93,7 +93,7 @@ def spread(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # [B, T, D], place in its symbol [B, T], mask [B, T]
     "Each symbol over its frames."
     owner = frames_to_symbols(durations, frames)
-    return regulate(encoded, owner), place_in_symbol(durations, owner), frame_mask(durations.sum(1), frames)
+    return regulate_length(encoded, owner), position_in_symbol(durations, owner), frame_mask(durations.sum(1), frames)
 
 # %% ../../../nbs/tasks/tts/30_synthesis.ipynb #drawn
 def drawn(
@@ -160,11 +160,11 @@ def sing(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:  # per row: log-mel [M, T], durations [S]
     "The spectrogram that the nets make of symbols alone."
     encoded, mask = read(nets, batch)
-    durations = whole_durations(nets["durations"](encoded, mask), mask, speed)
+    durations = round_durations(nets["durations"](encoded, mask), mask, speed)
     encoded = colour(nets, encoded, {n: nets[n](encoded, mask) for n in ("pitch", "energy") if n in nets})
     frames, decoder = int(durations.sum(1).max()), nets["decoder"]
     noise = drawn(len(decoder.mean), frames, torch.Generator().manual_seed(seed)).to(encoded.device)
-    mels = decoder.loud(decode(nets, encoded, durations, frames, steps,
+    mels = decoder.destandardise(decode(nets, encoded, durations, frames, steps,
                                noise.expand(len(encoded), -1, -1))).float()
     return [(mel[:, : int(d.sum())], d[: int(n)])
             for mel, d, n in zip(mels, durations, batch["text_lengths"])]
@@ -216,11 +216,8 @@ def read_text(
     from workbench.tasks.tts.rows import sequence_of
 
     own = data.own
-    try:
-        parts = [text] if text in own.lexicon else sentences(text)
-        sequences = [sequence_of(part, own.text, own.lexicon) for part in parts]
-    except ValueError as e:
-        raise Refused(str(e)) from e
+    parts = [text] if text in own.lexicon else sentences(text)
+    sequences = [sequence_of(part, own.text, own.lexicon) for part in parts]
     if not parts:
         raise Refused("there is nothing to say in the text.")
     return [(part, batch_of_texts([q], data, speaker, device)) for part, q in zip(parts, sequences)]
@@ -243,10 +240,7 @@ def synthesise(
     from workbench.parts.speech.mel import Mel
     from workbench.parts.speech.vocoder import vocoder as make
 
-    try:
-        make_wave = make(vocoder, Mel(**data.own.mel.model_dump())) if isinstance(vocoder, str) else vocoder
-    except ValueError as e:
-        raise Refused(str(e)) from e
+    make_wave = make(vocoder, Mel(**data.own.mel.model_dump())) if isinstance(vocoder, str) else vocoder
     for _, batch in read_text(data, text, speaker, device_of(nets)):
         (mel, _), = sing(nets, batch, speed, steps, seed)
         yield make_wave(mel[None])[0].cpu().numpy()

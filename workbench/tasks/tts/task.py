@@ -27,14 +27,14 @@ def nets(
     import torch
     from torch import nn
 
-    from workbench.parts.speech.nets import Added, MelDecoder, Predictor, TextEncoder
+    from workbench.parts.speech.nets import MelDecoder, TextEncoder, VarianceEmbedding, VariancePredictor
 
     m, d, statistics = cfg.model, cfg.model.decoder, data.own.statistics
     torch.manual_seed(cfg.seed)
     out = {"encoder": TextEncoder(data.own.table, m.width, m.heads, m.layers, m.hidden, m.prenet,
                                   m.dropout,
                                   len(data.own.speakers)),
-           "durations": Predictor(m.width, m.dropout, start=statistics["log_duration"]),
+           "durations": VariancePredictor(m.width, m.dropout, start=statistics["log_duration"]),
            "decoder": MelDecoder(m.width, d.width, d.blocks, d.kernel, cfg.data.mel.bands, d.kind == "flow",
                                  d.together)}
     if cfg.data.times is None:
@@ -42,7 +42,7 @@ def nets(
         nn.init.zeros_(out["aligner"].weight)
         nn.init.zeros_(out["aligner"].bias)
     for name in ["pitch"] * m.pitch + ["energy"] * m.energy:
-        out |= {name: Predictor(m.width, m.dropout), f"{name}_in": Added(m.width)}
+        out |= {name: VariancePredictor(m.width, m.dropout), f"{name}_in": VarianceEmbedding(m.width)}
     for k in ("mean", "std"):
         getattr(out["decoder"], k).copy_(torch.tensor(statistics["mel"][k])[:, None])
     if m.base and load_weights:
@@ -119,7 +119,7 @@ def speech_loss(
     ctx,
 ) -> dict:
     "loss (the total), mel_loss, duration_loss, and align_loss, pitch_loss, energy_loss where there are such."
-    from workbench.parts.speech.align import frames_to_symbols, regulate
+    from workbench.parts.speech.align import frames_to_symbols, regulate_length
     from workbench.parts.speech.nets import band_error, masked_sum
 
     cfg, n, out = ctx.cfg.loss, ctx.counts, forward(nets, batch, ctx)
@@ -131,7 +131,7 @@ def speech_loss(
     total = cfg.mel_weight * mel + cfg.dur_weight * durations
     if out["means"] is not None:
         owner = frames_to_symbols(out["real_durations"], batch["mel"].shape[2])
-        means = regulate(out["means"], owner).transpose(1, 2)
+        means = regulate_length(out["means"], owner).transpose(1, 2)
         parts["align_loss"] = masked_sum(band_error(means, nets["decoder"].standardise(batch["mel"])),
                                          out["mel_mask"]) / n["frames"]
         total = total + cfg.align_weight * parts["align_loss"]

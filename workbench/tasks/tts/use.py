@@ -29,7 +29,7 @@ def use(
     demand_speaker(data, speak.speaker)
     try:
         make_wave = vocoder_of(speak.vocoder, mel)
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"speak.vocoder: {e}") from e
     for text in given:
         began = time.perf_counter()
