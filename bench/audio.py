@@ -2,10 +2,12 @@
 
     python bench/audio.py [FOLDER]    # of sound files; without one the English speech samples of the package
 
-Needs librosa, which nothing else here does: install it in an environment of its own. Two cases: the files as they are, and the same
-as wav at 22,050 Hz (the LJSpeech layout's usual form, where nothing is decoded and no rate changed). `clip to mel` is the whole way:
-read, mono, 22,050 Hz, ends trimmed, log-mel; the workbench's side also levels, hashes the files, adds up statistics and writes its cache
-to the disk. `mel only` starts from waves in memory. Rounds are interleaved; a ratio within a round is worth more than a second.
+Needs librosa, which nothing else here does: install it in an environment of its own. Two cases: the files
+as they are, and the same as wav at 22,050 Hz (the LJSpeech layout's usual form, where nothing is decoded
+and no rate changed). `clip to mel` is the whole way: read, mono, 22,050 Hz, ends trimmed, log-mel; the
+workbench's side also levels, hashes the files, adds up statistics and writes its cache to the disk. `mel
+only` starts from waves in memory. Rounds are interleaved; a ratio within a round is worth more than a
+second.
 """
 import os
 import statistics

@@ -1,7 +1,8 @@
 """How long a chart of 100,000 logged steps takes: python bench/charts.py [steps].
 
-The log is read once and then only what was added; the drawing is repeated at every look. Both are timed apart, for the live
-chart (`lab.chart`, four panels) and for the figure of a report (`lab.curves`, matplotlib). Medians of five, and the worst."""
+The log is read once and then only what was added; the drawing is repeated at every refresh. Both are timed
+apart, for the live chart (`lab.run.chart`, four panels) and for the figure of a report (`lab.run.curves`,
+matplotlib). Medians of five, and the worst."""
 import io
 import json
 import random

@@ -1,7 +1,7 @@
 """Real English-German pairs for measurements: Debian's gnome-user-docs (CC-BY-SA-3.0), aligned and tokenised.
 
-A page counts when its sequence of <p>, <title> and <desc> equals that of the English page, credits left out.
-Pairs that occur twice and pairs whose sides are equal are dropped: 2,771 remain of version 43.
+A page counts when its sequence of <p>, <title> and <desc> equals that of the English page, credits left
+out. Pairs that occur twice and pairs whose sides are equal are dropped: 2,771 remain of version 43.
 """
 import json
 import subprocess

@@ -1,11 +1,12 @@
-"""What a run of the flow task has learnt, beside answers that know nothing of the caption, and what SPADE gives.
+"""What a run of the flow task has learnt, beside drawings that ignore the caption, and what SPADE gives.
 
     python bench/flow.py scores RUN     # drawings for held-out captions and for trained ones, by guidance
-    python bench/flow.py samplers RUN   # Euler, Heun, adaptive: the same noise, by the number of times the flow is asked
-    python bench/flow.py spade RUN      # a run of spade_off_on: its stages side by side, and bench/results/spade.png
+    python bench/flow.py samplers RUN   # Euler, Heun, adaptive: the same noise, by evaluations of the flow
+    python bench/flow.py spade RUN      # a run of spade_off_on: its stages, and bench/results/spade.png
 
-Prints markdown tables. Retrieval: among the real pictures of the split, how near the drawing is to that of its own caption; `rank` 0 is the nearest,
-0.5 is chance. The control is the same drawing, asked for another row's caption.
+Prints markdown tables. Retrieval: among the real pictures of the split, how near the drawing is to that of
+its own caption; `rank` 0 is the nearest, 0.5 is chance. The control is the same drawing, made for another
+row's caption.
 """
 import sys
 from pathlib import Path

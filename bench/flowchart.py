@@ -1,6 +1,10 @@
-"""What the flowchart costs: `python bench/flowchart.py [quick|poll|click]` (no argument: all).
-quick: plan to quick test of t5_tiny from a cold process. poll: a look at a running training, and memory over 3,600 of them.
-click: from a click in a real browser to the card, while a training runs."""
+"""What the flowchart costs.
+
+    python bench/flowchart.py          # all three
+    python bench/flowchart.py quick    # plan to quick test of t5_tiny from a cold process
+    python bench/flowchart.py poll     # one refresh of a running training, and memory over 3,600 of them
+    python bench/flowchart.py click    # from a click in a real browser to the card, while a training runs
+"""
 import gc
 import os
 import subprocess
@@ -79,9 +83,11 @@ def click():
     notebooks = Path(os.environ["WORKBENCH_RUNS"]).parent / "nbs"
     notebooks.mkdir()
     shutil.copy(home / "nbs/flowchart.ipynb", notebooks)
-    timed = """async name => { const began = performance.now(); const at = document.querySelector(`g[data-station="${name}"]`);
+    timed = """async name => {
+      const began = performance.now(), wait = () => new Promise(r => setTimeout(r, 2));
+      const at = document.querySelector(`g[data-station="${name}"]`);
       at.dispatchEvent(new MouseEvent("click", {bubbles: true}));
-      while (document.querySelector(".wb-head h3")?.textContent !== name) await new Promise(r => setTimeout(r, 2));
+      while (document.querySelector(".wb-head h3")?.textContent !== name) await wait();
       return performance.now() - began; }"""
     run = started()
     with browser.jupyter(notebooks, PYTHONPATH=str(home)) as server, browser.browser() as context:

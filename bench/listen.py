@@ -1,11 +1,11 @@
-"""What a listener writes down of wave files, and his error rates where the texts are known.
+"""What a speech recogniser writes down of wave files, and its error rates where the texts are known.
 
 python bench/listen.py FOLDER --listener faster-whisper:MODEL [--texts metadata.csv] [--limit 100]
        [--language en] [--device cpu] [--shuffle] [--json heard.json]
 
-FOLDER holds wav, flac, ogg or mp3 files. The texts come from a table `file|text`, or from a .txt beside each file.
-Without texts the transcripts alone are printed. --shuffle also gives the rates against other files' texts: what a
-listener scores on speech that says something else.
+FOLDER holds wav, flac, ogg or mp3 files. The texts come from a table `file|text`, or from a .txt beside
+each file. Without texts the transcripts alone are printed. --shuffle also gives the rates against other
+files' texts: what a listener scores on speech that says something else.
 """
 import argparse
 import json

@@ -1,9 +1,9 @@
 """What the loop costs beside the mathematics: overhead of a step, start-up, resume, checkpoints.
 
-    python bench/loop.py overhead     # the workbench's step beside a bare torch loop with the same batches, interleaved
+    python bench/loop.py overhead     # the workbench's step beside a bare torch loop on the same batches
     python bench/loop.py startup      # import, and the first optimiser step from the start of papermill
     python bench/loop.py resume       # the first batch of a resumed run, at step 10 and at step 1,000,000
-    python bench/loop.py checkpoint   # how long a checkpoint holds the loop up, as a share of a step when saving every 50
+    python bench/loop.py checkpoint   # how long a checkpoint takes, as a share of a step when saving every 50
 
 Prints markdown tables. Run it on a machine that does nothing else.
 """

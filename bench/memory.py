@@ -3,8 +3,8 @@
     python bench/memory.py                       # t5_tiny, t5_small, t5_base, tts_tiny
     python bench/memory.py t5_base               # one of them
 
-Measured: the largest resident set of the training process (getrusage), no validation. Predicted: core.memory, from fake tensors, for the
-largest micro-batch of the same steps. Prints a markdown table.
+Measured: the largest resident set of the training process (getrusage), no validation. Predicted:
+`core.memory`, from fake tensors, for the largest micro-batch of the same steps. Prints a markdown table.
 """
 import os
 import subprocess
@@ -29,7 +29,8 @@ def overrides(preset: str) -> str:
 def measured(preset: str) -> int:
     """Bytes of the trainer at its fullest; it runs in a child of a child, so that each preset is measured
     alone."""
-    code = ("import resource, subprocess, sys; from workbench.core import presets, run; "
+    code = ("import resource, subprocess, sys; from workbench.core.config import presets; "
+            "from workbench.core.run import folder as run; "
             f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
             "code = 'import workbench.core.train.loop as t, workbench.core.setup.resume as r; t.save = t.close_stage = lambda *a, **k: None;"
             " t.final_evaluation = lambda loop: None; t.main(' + repr(str(folder)) + ')'; "

@@ -1,11 +1,12 @@
-"""What a plan of very many rows costs: time and memory of `workbench plan`, this checkout beside another, in turns.
+"""Time and memory of `workbench plan` for very many rows: this checkout beside another, in turns.
 
     python bench/plan_rows.py OTHER               # OTHER: the folder of another checkout
     python bench/plan_rows.py OTHER ROWS ROUNDS   # 200000 and 3
 
-The table has ROWS different texts and forty pose files, which its column `pose` names. Each plan is a process of its own; its
-memory is the peak of that process. Prints a markdown table; the last line is the ratio of the medians. Where others work on the
-machine, only the seconds of the processor tell something. A plan of 16 rows (ROWS 16) is what remains when rows cost nothing.
+The table has ROWS different texts and forty pose files, which its column `pose` names. Each plan is a
+process of its own; its memory is the peak of that process. Prints a markdown table; the last line is the
+ratio of the medians. Where others work on the machine, only the seconds of the processor mean anything. A
+plan of 16 rows (ROWS 16) is what remains when rows cost nothing.
 """
 import os
 import random

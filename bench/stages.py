@@ -1,12 +1,13 @@
-"""What the stage runner costs beside a hand-written loop: two stages with the same nets, the same batches, interleaved rounds.
+"""What stages cost beside a hand-written loop: two stages, the same nets and batches, interleaved rounds.
 
     python bench/stages.py            # flow_tiny: the compressor and the expander with SPADE off, then on
     python bench/stages.py ROUNDS STEPS
 
-Both sides freeze, build an optimiser and a schedule for each stage, clip, average the weights, and drop what belonged to a stage at its
-end; the runner also looks for a transition at each step, logs and tells its status. Checkpoints and validations are left out of both:
-`loop.py checkpoint` has the former. Prints a markdown table. Run it on a machine that does nothing
-else; where others work beside it, only the CPU time tells something.
+Both sides freeze, build an optimiser and a schedule for each stage, clip, average the weights, and drop
+what belonged to a stage at its end; the runner also checks for a transition at each step, logs and writes
+its status. Checkpoints and validations are left out of both: `loop.py checkpoint` has the former. Prints a
+markdown table. Run it on a machine that does nothing else; where others work beside it, only the CPU time
+means anything.
 """
 import statistics
 import sys

@@ -4,9 +4,9 @@
     python bench/throughput.py --steps 20 --rounds 1    # a quick look
     python bench/throughput.py --clock cpu --threads 1  # processor seconds, where others use the machine, too
 
-Equal for all: model and first weights, training rows, AdamW (fused, constant rate 1e-3, no decay), gradient
-norm clipped to 1, fp32, 32 rows a batch on average, dropout 0.1. What differs: which rows meet, and the loop.
-Held-out loss (128 pairs, per target token) is measured on the way with the clock stopped.
+Equal for all: model and first weights, training rows, AdamW (fused, constant rate 1e-3, no decay),
+gradient norm clipped to 1, fp32, 32 rows a batch on average, dropout 0.1. What differs: which rows meet,
+and the loop. Held-out loss (128 pairs, per target token) is measured on the way with the clock stopped.
 Writes results/throughput.csv, results/throughput_loss.csv and results/throughput.png beside this file.
 """
 import argparse

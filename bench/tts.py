@@ -1,13 +1,14 @@
-"""What a run of text to speech says to an outside listener, what it scores, and how fast speech and its training are.
+"""How well a listener understands a run of text to speech, what it scores, how fast it speaks and trains.
 
-    python bench/tts.py heard RUN --listener faster-whisper:FOLDER   # error rates of its speech, of recordings, of the vocoder
-    python bench/tts.py scores RUN                                   # the task's scores beside answers that read no text
-    python bench/tts.py speed RUN                                    # real-time factor of `workbench use`
-    python bench/tts.py align RUN                                    # alignment search beside the reference implementation
-    python bench/tts.py loop [--preset tts_tiny]                     # frames per second of the loop beside a bare torch loop
+    python bench/tts.py heard RUN --listener faster-whisper:FOLDER # error rates: speech, recordings, vocoder
+    python bench/tts.py scores RUN                                # its scores beside those of trivial answers
+    python bench/tts.py speed RUN                                 # real-time factor of `workbench use`
+    python bench/tts.py align RUN                                 # alignment search beside the reference
+    python bench/tts.py loop [--preset tts_tiny]                  # frames a second beside a bare torch loop
 
-Prints markdown tables. The reference of alignment search is maximum_path_c of Glow-TTS (cython), as `pip install
-monotonic-alignment-search` ships it. The last three are timings: run them on a machine that does nothing else.
+Prints markdown tables. The reference of alignment search is maximum_path_c of Glow-TTS (cython), as `pip
+install monotonic-alignment-search` ships it. The last three are timings: run them on a machine that does
+nothing else.
 """
 import argparse
 import random

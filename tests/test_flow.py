@@ -1,4 +1,5 @@
-"""Text to image in real runs: the three stages on a few pictures, killed in each, in the document's words, from shards, spoilt.
+"""Text to image in real runs: the three stages on a few pictures, killed in each, in the document's words,
+from shards, spoilt.
 Each fault of the public project has a test that shows it cannot happen; its docstring begins with `Fault`."""
 import csv
 import random
@@ -54,9 +55,8 @@ def home(folder):
     rows = (pack / "train.tsv").read_text(encoding="utf8").splitlines()[1:]
     (home / "images").mkdir(parents=True)
     for split, part in (("train", rows[100:128]), ("valid", rows[300:306]), ("test", rows[400:406])):
-        (home / f"{split}.tsv").write_text("image\tcaption\n"
-                                           + "".join("\t".join(r.split("\t")[:2]) + "\n" for r in part),
-                                           encoding="utf8")
+        lines = ["image\tcaption", *("\t".join(r.split("\t")[:2]) for r in part)]
+        (home / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
         for row in part:
             shutil.copy(pack / row.split("\t")[0], home / "images")
     return home
@@ -133,8 +133,8 @@ def test_each_stage_moves_its_nets_alone(straight):
     parts = {s["name"]: metrics_of(straight, "train")[i] for s, i in zip(STEPS, (0, 6, 12))}
     assert {"vae_loss", "recon_loss", "kl_loss", "generator_loss", "discriminator_loss", "r1_loss",
             "lr/discriminator"} <= parts["off"].keys()
-    assert "generator_loss" not in parts["on"] and {"flow_loss", "lr/flow",
-                                                    "lr/text_encoder"} <= parts["flow"].keys()
+    assert "generator_loss" not in parts["on"]
+    assert {"flow_loss", "lr/flow", "lr/text_encoder"} <= parts["flow"].keys()
     assert [r["r1_loss"] > 0 for r in metrics_of(straight, "train")[:5]] == [True, False, True, False, True]
 
 
@@ -201,12 +201,12 @@ def test_a_stage_is_run_again_alone(straight, folder, home):
     Another run begins with the nets, tokenizer and averages of the end of a stage."""
     cfg = config(home, f"begin_from={straight}@on pipeline.only=[flow]")
     run = done(go(folder / "again", cfg))
-    before, first = tensors(straight, checkpoint.end_of("on"),
-                            ["ema"]), tensors(run, "step_00000003", ["net"])
+    before = tensors(straight, checkpoint.end_of("on"), ["ema"])
+    first = tensors(run, "step_00000003", ["net"])
     assert all((first[k] == before[k.replace("net.", "ema.", 1)]).all()
                for k in first if "compressor" in k or "expander" in k)
-    assert (run / "assets" / "tokenizer").is_dir() and [r["stage"]
-                                                        for r in read_json(run / "stages.json")] == ["flow"]
+    assert (run / "assets" / "tokenizer").is_dir()
+    assert [r["stage"] for r in read_json(run / "stages.json")] == ["flow"]
     with pytest.raises(Refused, match="has no checkpoint `end of onn`"):
         plan(presets.load(config(home, f"begin_from={straight}@onn pipeline.only=[flow]")))
 
@@ -220,9 +220,9 @@ def test_a_diverging_stage_leaves_the_last_good_checkpoint(folder, home):
     assert (status["state"] == "failed" and "became" in status["error"]
             and "The last good checkpoint is" in status["error"])
     good = checkpoint.find(run)
-    assert str(good) in status["error"] and all(torch.isfinite(t).all()
-                                                for t in tensors(run, "last", ["net"]).values()
-                                                if t.is_floating_point())
+    assert str(good) in status["error"]
+    last = tensors(run, "last", ["net"]).values()
+    assert all(torch.isfinite(t).all() for t in last if t.is_floating_point())
 
 
 # A user's pictures
@@ -265,11 +265,11 @@ def shards(folder, home):
 
 
 def test_shards_train_and_resume(folder, home, shards):
-    cfg = config(home, data={"source": str(folder / "shards"
-                                           / "shard-{000000..000002}.tar")}) | {"task": "trapped_flow"}
+    source = str(folder / "shards" / "shard-{000000..000002}.tar")
+    cfg = config(home, data={"source": source}) | {"task": "trapped_flow"}
     straight = done(go(folder / "tars", cfg))
-    assert {k: n for k, n in read_json(straight / "plan.json")["splits"].items()
-            if k != "seen"} == {"train": 24, "valid": 4}
+    splits = read_json(straight / "plan.json")["splits"]
+    assert {k: n for k, n in splits.items() if k != "seen"} == {"train": 24, "valid": 4}
     run = folder / "tars_killed"
     assert end(go(run, cfg, trap="7"))["state"] == "died"
     done(started.again(run))

@@ -22,7 +22,7 @@ import workbench
 from workbench.errors import Refused
 from workbench.parts.shared import fetch
 from workbench.parts.image import shards
-from workbench.parts.image.examined import examined
+from workbench.parts.image.picture_cache import examine_files
 from workbench.parts.image.rows import read_folder
 from workbench.parts.image.files import (
     RATIOS, bucket, examine, fit, grid, read_picture, scaled, size_of, to_pixels)
@@ -118,7 +118,7 @@ def test_a_grey_of_32_bit_integers_and_one_of_floats(tmp_path):
     Image.fromarray(np.full((2, 3), 65535, np.int32)).save(tmp_path / "i.tif")
     assert read_picture(tmp_path / "i.tif").getpixel((0, 0)) == (255, 255, 255)
     Image.fromarray(np.ones((2, 3), np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(ValueError, match="f.tif: .*floats"):
+    with pytest.raises(Refused, match="f.tif: .*floats"):
         read_picture(tmp_path / "f.tif")
 
 
@@ -130,7 +130,7 @@ def test_a_picture_cut_off_anywhere_is_named_and_never_half_grey(kind, tmp_path)
         (tmp_path / "p").write_bytes(data[:cut])
         try:  # without its end mark alone a picture has all pixels
             assert np.array_equal(read_picture(tmp_path / "p"), read_picture(data)) and cut > len(data) - 40
-        except ValueError as e:
+        except Refused as e:
             assert str(e).startswith(f"{tmp_path}/p: ") and str(e).count("\n") == 0 and "0x" not in str(e)
 
 
@@ -144,7 +144,7 @@ def test_damaged_bytes_are_a_picture_or_a_sentence():
             for work in (read_picture, size_of):
                 try:
                     work(bytes(data))
-                except ValueError as e:
+                except Refused as e:
                     assert str(e).startswith("the picture: ")
 
 
@@ -155,7 +155,7 @@ def test_a_bomb_is_refused_by_its_header(width, height):
     bomb[16:24] = struct.pack(">II", width, height)
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     for work in (size_of, read_picture):
-        with pytest.raises(ValueError, match="pixels"):
+        with pytest.raises(Refused, match="pixels"):
             work(bytes(bomb))
 
 
@@ -190,7 +190,7 @@ def test_buckets_hold_for_any_picture():
     for _ in range(2000):
         h, w, a, b = (rng.randint(1, 60) for _ in range(4))
         assert fit(PHOTO.resize((w, h)), a, b).shape == (a, b, 3)
-    with pytest.raises(ValueError, match="write 64 for 70"):
+    with pytest.raises(Refused, match="write 64 for 70"):
         bucket(9, 9, [70], 16)
 
 
@@ -234,7 +234,7 @@ def test_names_that_climb_and_links_that_lead_out_are_listed(tmp_path):
 
 
 def sizes_of(path, cache):
-    return [(f.height, f.width) for f in examined([path], cache).values()]
+    return [(f.height, f.width) for f in examine_files([path], cache).values()]
 
 
 def test_the_cache_of_sizes_survives_being_torn_and_sees_a_changed_file(tmp_path):
@@ -263,11 +263,11 @@ def test_only_the_first_plan_decodes_pictures(tmp_path, monkeypatch):
         raise AssertionError("a picture was decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    again, indexed = read_folder(tmp_path, cache_file=tmp_path
-                                 / "cache.json")[0], shards.index(paths, cache=tmp_path / "index")[0]
+    again, _ = read_folder(tmp_path, cache_file=tmp_path / "cache.json")
+    indexed, _ = shards.index(paths, cache=tmp_path / "index")
     assert again == first and indexed == packed and len(packed) == 20
-    assert {r.digest for r in again["train"]} == {r.digest
-                                                  for r in indexed} and len({r.digest for r in indexed}) == 20
+    digests = {r.digest for r in indexed}
+    assert {r.digest for r in again["train"]} == digests and len(digests) == 20
 
 
 def holed(data, kind):
@@ -292,12 +292,9 @@ def bomb():
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_damaged_pictures_are_named_before_training_in_folders_and_shards(tmp_path):
     turned, floats = PHOTO.rotate(180), Image.fromarray(np.ones((2, 3), np.float32))
-    usable = [(".png", saved(PHOTO)), (".jpg",
-                                       saved(PHOTO,
-                                             "GIF")), *((f".{k.lower()}",
-                                                         saved(PHOTO, k, save_all=True,
-                                                               append_images=[turned]))
-                                                               for k in ("GIF", "WEBP"))]
+    moving = [(f".{kind.lower()}", saved(PHOTO, kind, save_all=True, append_images=[turned]))
+              for kind in ("GIF", "WEBP")]
+    usable = [(".png", saved(PHOTO)), (".jpg", saved(PHOTO, "GIF")), *moving]
     spoilt = [(".png", holed(saved(PHOTO), "PNG")), (".webp", holed(saved(PHOTO, "WEBP"), "WEBP")),
               (".jpg", saved(PHOTO, "JPEG")[:900]),
               (".gif", saved(PHOTO, "GIF")[:900]), (".tif", saved(floats, "TIFF")), (".png", b""),
@@ -328,7 +325,7 @@ def test_what_is_examined_is_what_training_can_read():
             for work in (examine, read_picture):
                 try:
                     outcomes.append(bool(work(bytes(data))))
-                except ValueError:
+                except Refused:
                     outcomes.append(False)
             assert outcomes[0] == outcomes[1], kind
 
@@ -345,9 +342,8 @@ def test_a_shard_cut_off_at_any_place_keeps_its_whole_samples(tmp_path):
     data, image = path.read_bytes(), saved(PHOTO)
     with tarfile.open(path) as tar:
         ends = [m.offset_data + m.size for m in tar][1::2]
-    cuts = {0, 1, 511, 512, 513, len(data) - 1, *(e + d for e in ends
-                                                  for d in (-1, 0, 1, 511,
-                                                            512)), *random.Random(0).sample(range(len(data)), 60)}
+    near = (end + d for end in ends for d in (-1, 0, 1, 511, 512))
+    cuts = {0, 1, 511, 512, 513, len(data) - 1, *near, *random.Random(0).sample(range(len(data)), 60)}
     for cut in sorted(cuts):
         path.write_bytes(data[:cut])
         rows, rejected = shards.index([str(path)], cache=tmp_path / "cache")
@@ -403,14 +399,15 @@ def test_a_file_that_is_no_tar_is_listed(content, reason, tmp_path):
 def test_keys_suffixes_and_captions_as_a_user_names_them(tmp_path):
     both = [("./d.1/x.y.png", saved(PHOTO)), ("d.1/x.JPG", saved(PHOTO, "JPEG")),
             ("d.1/x.meta.json", b'{"a": {"text": "deep"}}'),
-            ("d.1/x.txt", "plain\n ሰላም".encode()), ("__index__.json", b"{}"), ("d.1", (tarfile.DIRTYPE, ""))]
+            ("d.1/x.txt", "plain\n ሰላም".encode()), ("__index__.json", b"{}"),
+            ("d.1", (tarfile.DIRTYPE, ""))]
     path = write_tar(tmp_path / "s.tar", both)
     for keys, caption in (({"label_key": "meta.json", "caption_key": "a.text"}, "deep"),
                           ({"label_key": "txt"}, "plain ሰላም")):
         rows, rejected = shards.index([path], **keys)
         assert [(r.uid, r.caption) for r in rows] == [("d.1/x", caption)] and not rejected
     assert shards.read_member(shards.index([path], "y.png;jpg", "txt")[0][0].where)[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="image_key"):
+    with pytest.raises(Refused, match="image_key"):
         shards.index([path], image_key=" ; ")
 
 
@@ -455,7 +452,7 @@ def test_threads_and_forked_workers_read_the_same_bytes(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(digest, wheres, chunksize=7) == expected
     Path(found[0].where[0]).write_bytes(b"short")
-    with pytest.raises(ValueError, match="it has changed"):
+    with pytest.raises(Refused, match="it has changed"):
         shards.read_member(found[0].where)
 
 
@@ -486,7 +483,7 @@ def test_webdataset_reads_what_is_written_and_the_other_way_round(tmp_path):
 
 def test_two_rows_of_one_key_are_refused(tmp_path):
     rows = read_folder(PACK)[0]["valid"]
-    with pytest.raises(ValueError, match="would have the key"):
+    with pytest.raises(Refused, match="would have the key"):
         shards.write_shards([rows[0], rows[0]], tmp_path)
 
 
@@ -541,9 +538,9 @@ def test_what_passes_is_tried_again_and_logged(codes, server, tmp_path, caplog):
     assert len(server.asked) == asked  # fetched once
 
 
-@pytest.mark.parametrize("codes, tries, words",
-                         [([503] * 99, 4, "after 4 tries"), (["reset"] * 99, 4, "after 4 tries"),
-                                                 ([404] * 99, 1, "says 404"), ([403] * 99, 1, "says 403")])
+@pytest.mark.parametrize("codes, tries, words", [
+    ([503] * 99, 4, "after 4 tries"), (["reset"] * 99, 4, "after 4 tries"),
+    ([404] * 99, 1, "says 404"), ([403] * 99, 1, "says 403")])
 def test_what_does_not_pass_ends_in_one_sentence_and_leaves_nothing(codes, tries, words, server, tmp_path):
     server.plan["/x.tar"] = list(codes)
     with pytest.raises(Refused, match=words) as e:
@@ -568,8 +565,8 @@ def test_the_label_that_has_the_caption_counts(tmp_path):
     assert [(r.uid, r.caption) for r in rows] == [("a", "from the text")]
     assert ([r["reason"].rpartition(": ")[2] for r in rejected]
             == ["name the right key in data.caption_key", "name the right one in data.label_key"])
-    assert [r.caption
-            for r in shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")[0]] == ["3"]
+    rows, _ = shards.index([str(tmp_path / "s.tar")], label_key="cls", caption_key="text")
+    assert [r.caption for r in rows] == ["3"]
 
 
 def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
@@ -579,8 +576,8 @@ def test_a_training_table_that_is_named_leaves_the_others_beside_it(tmp_path):
         sign = "," if table.endswith(".csv") else "\t"
         (tmp_path / table).write_text(f"image{sign}caption\n{name}.png{sign}x\n")
     rows, _ = read_folder(tmp_path, tmp_path / "train.tsv")
-    assert {split: [r.uid for r in part]
-            for split, part in rows.items()} == {"train": ["b.png"], "valid": ["c.png"]}
+    uids = {split: [r.uid for r in part] for split, part in rows.items()}
+    assert uids == {"train": ["b.png"], "valid": ["c.png"]}
     (tmp_path / "train.tsv").rename(tmp_path / "all.tsv")
     assert set(read_folder(tmp_path, tmp_path / "all.tsv")[0]) == {"train"}  # any other table is the whole
 

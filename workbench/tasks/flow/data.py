@@ -81,7 +81,7 @@ class Pictures:
         try:
             data = patiently(lambda: read_member(row.where), self.retries, self.wait, row.uid)
             found = fit(read_picture(data, row.uid), *self.sizes[i])
-        except (OSError, ValueError) as e:
+        except (OSError, Refused) as e:
             raise Refused(f"The picture {row.uid} cannot be read: {e}. Take it out, or mend it.") from e
         if found.nbytes <= self.room:
             self.room -= found.nbytes
@@ -140,7 +140,7 @@ def read_rows(
             table = d.captions or folder.is_dir() and split_tables(folder, (".tsv", ".csv"))
             rows, rejected = read_folder(folder, d.captions,
                                          cache / f"pictures-{key}.json", *[d.column] * bool(table))
-    except (Refused, ValueError, OSError) as e:
+    except (Refused, OSError) as e:
         raise Refused(f"data.source: {e}") from e
     check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
     if not rows.get("train"):
@@ -163,7 +163,7 @@ def sized(
                 if side < min(size):
                     out.append(replace(row, uid=f"{row.uid}@{side}"))
                     sizes.append(bucket(row.height, row.width, [side], factor, ratios))
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"data.sizes: {e}") from e
     return out, sizes
 

@@ -29,15 +29,16 @@ def nets(
     Raises `Refused` for sizes that do not fit."""
     import torch
 
-    from workbench.parts.image.critic import PatchCritic
+    from workbench.parts.image.discriminator import PatchDiscriminator
     from workbench.parts.image.flow_net import FlowProcessor, FlowUNet
-    from workbench.parts.image.vae import Compressor, Expander
+    from workbench.parts.image.vae import Compressor, Expander, resolutions
 
     m = cfg.model
     torch.manual_seed(cfg.seed)
-    vae = m.vae.model_dump(exclude={"hidden"})
+    text = text_encoder(m.text, data, load_weights)
     try:
-        text = text_encoder(m.text, data, load_weights)
+        vae = {"levels": resolutions(m.vae.width, m.vae.downs, m.vae.blocks, m.vae.multiply),
+               "latent": m.vae.latent, "attention": m.vae.attention}
         out = {"compressor": Compressor(**vae), "expander": Expander(**vae, hidden=m.vae.hidden)}
         if m.flow.kind == "transformer":
             out["flow_processor"] = FlowProcessor(m.vae.latent, m.flow.width, m.flow.depth, m.flow.heads,
@@ -46,11 +47,11 @@ def nets(
         else:
             out["flow_processor"] = FlowUNet(m.vae.latent, m.flow.width, m.flow.depth, text.width,
                                              m.flow.heads)
-        out |= {"text_encoder": text, "discriminator": PatchCritic(3, m.critic.width, m.critic.layers)}
+        out |= {"text_encoder": text, "discriminator": PatchDiscriminator(3, m.critic.width, m.critic.layers)}
         for name in ("compressor", "expander", "discriminator"):
             out[name].to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs
         return out
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"model: {e}") from e
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #text_encoder
@@ -85,7 +86,7 @@ def vae_loss(
 ) -> dict:
     """loss, vae_loss (the same), recon_loss, mse_loss, kl_loss, and generator_loss, lpips_loss where there
     are such."""
-    from workbench.parts.image.critic import adaptive_weight, hinge_generator
+    from workbench.parts.image.discriminator import adaptive_weight, hinge_generator
     from workbench.parts.image.vae import kl, sample_latent
 
     l, n, image = ctx.cfg.loss, ctx.counts["pictures"], batch["image"]
@@ -115,7 +116,7 @@ def vae_loss(
 # %% ../../../nbs/tasks/flow/40_task.ipynb #noisy
 def noisy(image, ctx):
     "In training with fading noise, which keeps the discriminator from being sure too soon."
-    from workbench.parts.image.critic import instance_noise
+    from workbench.parts.image.discriminator import instance_noise
 
     l = ctx.cfg.loss
     return instance_noise(image, l.instance_noise_std, l.instance_noise_decay, ctx.stage_step,
@@ -129,7 +130,7 @@ def perceptual_of(device):
 
     try:
         return perceptual(device=device)
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"use_lpips: {e}") from e
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #discriminator_loss
@@ -141,17 +142,17 @@ def discriminator_loss(
     "loss, discriminator_loss (the hinge), and r1_loss in the steps that have it."
     import torch
 
-    from workbench.parts.image.critic import hinge_critic, r1
+    from workbench.parts.image.discriminator import hinge_discriminator, r1
 
-    l, n, real, critic = ctx.cfg.loss, ctx.counts["pictures"], batch["image"], nets["discriminator"]
+    l, n, real, net = ctx.cfg.loss, ctx.counts["pictures"], batch["image"], nets["discriminator"]
     made = ctx.cache.get("made")
     if made is None:
         with torch.no_grad():
             made = nets["expander"](nets["compressor"](real)[0], l.train_spade)
-    hinge = hinge_critic(*(critic(noisy(x, ctx)) for x in (real, made))).sum() / n
+    hinge = hinge_discriminator(*(net(noisy(x, ctx)) for x in (real, made))).sum() / n
     penalty = real.new_zeros(())
     if ctx.training and l.r1_gamma and ctx.stage_step % l.r1_interval == 0 and torch.is_grad_enabled():
-        penalty = 0.5 * l.r1_gamma * l.r1_interval * r1(critic, real).sum() / n
+        penalty = 0.5 * l.r1_gamma * l.r1_interval * r1(net, real).sum() / n
     return {"loss": hinge + penalty, "discriminator_loss": hinge, "r1_loss": penalty}
 
 # %% ../../../nbs/tasks/flow/40_task.ipynb #flow_loss
