@@ -29,13 +29,14 @@ def table(head: list[str], *rows):
 
 
 def prepared(folder: Path, overrides: str = "", preset: str = "t5_tiny"):
-    "A loop that is about to begin."
+    "A training that is about to begin."
     from workbench.core.config import presets
     from workbench.core.run import folder as run
-    from workbench.core.train import loop as train
+    from workbench.core.train.loop import start
+    from workbench.core.train import stage as train
 
     cfg = presets.load(preset, f"valid.every=null train.checkpoint_every=null trackers=[] {overrides}")
-    return train, train.prepare(run.create(cfg, folder))
+    return train, start(run.create(cfg, folder))
 
 
 def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list[tuple[float, dict]]]]:
@@ -46,10 +47,11 @@ def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list
     from workbench.core.step.optim import named_parameters
     from workbench.core.task import Ctx
 
-    train, loop = prepared(folder, "train.log_every=10", preset)
-    plan = train.plan_of(loop)
-    data, nets, cfg = loop.data, loop.nets, loop.cfg
-    (objective,) = loop.task.objectives(cfg).values()
+    train, training = prepared(folder, "train.log_every=10", preset)
+    setup = training.setup
+    plan = train.batch_plan(setup)
+    data, nets, cfg = setup.data, setup.nets, setup.cfg
+    (objective,) = setup.task.objectives(cfg).values()
     unique = list({id(p): p for p in named_parameters(nets).values() if p.requires_grad}.values())
     adam = torch.optim.AdamW(unique, lr=1e-4, fused=True)
 
@@ -72,16 +74,16 @@ def beside(preset: str, rounds: int, steps: int, folder: Path) -> list[list[list
     def ours(first):
         times, last = [], [time.perf_counter()]
 
-        def mark(loop, after=train.after_step):
-            after(loop)
+        def mark(training, after=train.after_step):
+            after(training)
             times.append(time.perf_counter() - last[0])
             last[0] = time.perf_counter()
         held, train.after_step = train.after_step, mark
-        loop.at.epoch, loop.at.batch, loop.at.stage_step = 0, first % len(plan(0)), 0
-        object.__setattr__(loop.stage.cfg.train, "max_steps", steps)
+        setup.at.epoch, setup.at.batch, setup.at.stage_step = 0, first % len(plan(0)), 0
+        object.__setattr__(setup.stage.cfg.train, "max_steps", steps)
         last[0] = time.perf_counter()
         with redirect_stdout(StringIO()):
-            train.train_stage(loop, None)
+            train.train_stage(training)
         train.after_step = held
         return times[1:]
 
@@ -136,16 +138,16 @@ def resume(rounds: int = 5):
     from workbench.core.data.batches import loader, stream
 
     with tempfile.TemporaryDirectory() as folder:
-        train, loop = prepared(Path(folder) / "run")
-        rows = []
+        train, training = prepared(Path(folder) / "run")
+        setup, rows = training.setup, []
         for step in (10, 1_000_000):
             times = []
             for _ in range(rounds):
-                epoch, batch = divmod(step, len(train.plan_of(loop)(0)))
+                epoch, batch = divmod(step, len(train.batch_plan(setup)(0)))
                 began = time.perf_counter()
-                plan = train.plan_of(loop)
+                plan = train.batch_plan(setup)
                 first = min(batch, len(plan(epoch)) - 1)
-                next(iter(loader(loop.data.datasets["train"], loop.data.collate, stream(plan, epoch, first))))
+                next(iter(loader(setup.data.datasets["train"], setup.data.collate, stream(plan, epoch, first))))
                 times.append(time.perf_counter() - began)
             rows.append((step, statistics.median(times)))
         table(["resumed at step", "ms to the first batch", "ratio"],
@@ -154,26 +156,24 @@ def resume(rounds: int = 5):
 
 def checkpoint(saves: int = 10):
     "Stall per checkpoint against the step time, saving every 50 steps."
-    from workbench.core.setup import resume as saving
-
     with tempfile.TemporaryDirectory() as folder:
-        train, loop = prepared(Path(folder) / "run", "train.max_steps=31")
+        train, training = prepared(Path(folder) / "run", "train.max_steps=31")
         marks = []
         held = train.after_step
 
-        def mark(loop):
-            held(loop)
+        def mark(training):
+            held(training)
             marks.append(time.perf_counter())
         train.after_step = mark
         with redirect_stdout(StringIO()):
-            train.train_stage(loop, None)
+            train.train_stage(training)
         train.after_step = held
         step = statistics.median(b - a for a, b in zip(marks, marks[1:]))
         stalls = []
         for _ in range(saves):
-            loop.at.step += 1
+            training.setup.at.step += 1
             began = time.perf_counter()
-            saving.save(loop)
+            train.save(training)
             stalls.append(time.perf_counter() - began)
         stall = statistics.median(stalls)
         table(["step, ms", "stall of a checkpoint, ms", "stall per step when saving every 50"],

@@ -29,7 +29,7 @@ OVERRIDES = ("check=false valid.every=null train.checkpoint_every=null trackers=
              "-1.0}}'")
 
 
-def hand_written(loop, stage, steps: int) -> list[float]:
+def hand_written(setup, stage, steps: int) -> list[float]:
     "A stage as one would write it: the seconds of each step."
     import torch
 
@@ -37,13 +37,13 @@ def hand_written(loop, stage, steps: int) -> list[float]:
     from workbench.core.setup.outline import trained_names
     from workbench.core.step.schedule import share
     from workbench.core.task import Ctx
-    from workbench.core.train.loop import plan_of
+    from workbench.core.setup.state import batch_plan
 
-    cfg, data, nets = stage.cfg.train, loop.data, loop.nets
+    cfg, data, nets = stage.cfg.train, setup.data, setup.nets
     (name,) = stage.objectives
-    objective = loop.task.objectives(stage.cfg)[name]
+    objective = setup.task.objectives(stage.cfg)[name]
     moving = trained_names(stage, {name: objective},
-                           freeze(nets, loop.trainable, stage.freeze, stage.unfreeze))
+                           freeze(nets, setup.model.trainable, stage.freeze, stage.unfreeze))
     params = {n: p for n, p in named_parameters(nets).items() if n in moving}
     for n, p in named_parameters(nets).items():
         p.requires_grad_(n in params)
@@ -51,12 +51,12 @@ def hand_written(loop, stage, steps: int) -> list[float]:
                              weight_decay=cfg.optimizer.weight_decay, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: share(cfg.scheduler, k, steps))
     average = {n: p.detach().clone() for n, p in params.items()}
-    plan, times = plan_of(loop, stage)(0), []
+    plan, times = batch_plan(setup, stage)(0), []
     for k in range(steps):
         began = time.perf_counter()
         batch = data.collate([data.datasets["train"][int(i), 0] for i in plan[k % len(plan)][0]])
         ctx = Ctx(stage.name, step=k, generator=torch.Generator().manual_seed(k), counts=data.counts(batch),
-                  cfg=stage.cfg, data=data, assets=loop.assets)
+                  cfg=stage.cfg, data=data, assets=setup.model.assets)
         objective.loss(nets, batch, ctx)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(params.values(), cfg.clip)
         adam.step()
@@ -67,24 +67,24 @@ def hand_written(loop, stage, steps: int) -> list[float]:
     return times
 
 
-def runner(loop, stage, steps: int) -> list[float]:
+def runner(training, stage, steps: int) -> list[float]:
     "The same stage by the runner: the seconds of each step."
-    from workbench.core.train import loop as train
+    from workbench.core.train import stage as train
 
     times, last, held = [], [0.0], train.after_step
 
-    def mark(loop):
-        held(loop)
+    def mark(training):
+        held(training)
         times.append(time.perf_counter() - last[0])
         last[0] = time.perf_counter()
 
-    at = loop.at
+    at = training.setup.at
     at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds, at.window, at.under = (stage.index, 0, 0, 0, 0.0, [], 0)
     train.after_step = mark
     last[0] = time.perf_counter()
     with redirect_stdout(StringIO()):
-        train.train_stage(loop, None)
-        train.end_stage(loop)
+        train.train_stage(training)
+        train.end_stage(training)
     train.after_step = held
     assert len(times) == steps
     return times
@@ -93,22 +93,23 @@ def runner(loop, stage, steps: int) -> list[float]:
 def both(rounds: int = 6, steps: int = 30):
     "Two stages in turn by hand and by the runner, the order changing from round to round."
     from workbench.core.run import folder as run
-    from workbench.core.train import loop as train
+    from workbench.core.train.loop import start
     from workbench.core.stages.stages import complete
 
     with tempfile.TemporaryDirectory() as folder:
-        loop = train.prepare(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
-                                        Path(folder) / "run"))
-        begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in loop.nets.items()}
+        training = start(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
+                                   Path(folder) / "run"))
+        setup = training.setup
+        begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in setup.nets.items()}
 
         def pass_of(how):
             """(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the
             pass)."""
-            for name, net in loop.nets.items():
+            for name, net in setup.nets.items():
                 net.load_state_dict(begun[name])
             began, busy, times = time.perf_counter(), time.process_time(), []
-            for stage in loop.stages:
-                times += how(loop, stage, steps)[1:]
+            for stage in setup.job.stages:
+                times += how(setup if how is hand_written else training, stage, steps)[1:]
             return time.perf_counter() - began, times, time.process_time() - busy
 
         pass_of(hand_written)

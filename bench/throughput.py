@@ -133,7 +133,8 @@ def workbench(probe: Probe, table: list[dict], tokenizer, seed: int):
 
     from workbench.core.run import folder as run
 
-    from workbench.core.train import loop as train
+    from workbench.core.train.loop import start
+    from workbench.core.train.stage import train_stage
 
     plain = ende_task.task
 
@@ -161,8 +162,7 @@ def workbench(probe: Probe, table: list[dict], tokenizer, seed: int):
     ende_task.task = replace(plain, data=data, nets=nets)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            loop = train.prepare(run.create(presets.load(settings), Path(folder) / "run"))
-            train.train_stage(loop, None)
+            train_stage(start(run.create(presets.load(settings), Path(folder) / "run")))
             probe.tick()
     finally:
         ende_task.task = plain

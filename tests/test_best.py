@@ -14,10 +14,12 @@ from workbench.core.config import presets
 from workbench.core.train import loop as train
 from workbench.errors import Refused
 from workbench.core.data.batches import evaluation_plan
-from workbench.core.setup.state import record
+from workbench.core.setup.state import Job, Setup
+from workbench.core.train.log import record
+from workbench.core.train.training import Attempt
 from workbench.core.data.metrics import direction, text_scores
 from workbench.core.stages.stages import Position, complete, stages
-from workbench.core.train.validate import measured
+from workbench.core.setup.scores import measured
 from workbench.core.run.folder import config_of, create, metrics_of, status_of
 from workbench.files import read_json, write_json, write_text
 from workbench.core.task import Data, get
@@ -142,13 +144,13 @@ def test_the_direction_is_the_metrics():
 def test_a_score_that_could_not_be_measured_is_no_better():
     "A score that the task can give, for which this validation has nothing to measure by."
     stage = SimpleNamespace(cfg=SimpleNamespace(valid=SimpleNamespace(metric="f0")))
-    loop = SimpleNamespace(stage=stage, task=SimpleNamespace(scores=lambda cfg: ["f0", "mcd"]),
-                           at=SimpleNamespace(step=3))
-    assert measured(loop, {"loss": 1.0, "f0": 2.0}) == 2.0
-    assert not (nothing := measured(loop, {"loss": 1.0, "mcd": 2.0})) == nothing
-    loop.task.scores = lambda cfg: ["mcd"]
+    setup = SimpleNamespace(stage=stage, task=SimpleNamespace(scores=lambda cfg: ["f0", "mcd"]),
+                            at=SimpleNamespace(step=3))
+    assert measured(setup, {"loss": 1.0, "f0": 2.0}) == 2.0
+    assert not (nothing := measured(setup, {"loss": 1.0, "mcd": 2.0})) == nothing
+    setup.task.scores = lambda cfg: ["mcd"]
     with pytest.raises(Refused, match="valid.metric is `f0`, which nothing reports"):
-        measured(loop, {"loss": 1.0, "mcd": 2.0})
+        measured(setup, {"loss": 1.0, "mcd": 2.0})
 
 
 def test_a_part_of_the_loss_that_only_training_has_is_told_before_the_first_step(tmp_path):
@@ -219,14 +221,12 @@ def test_a_tracker_of_many_runs(name, tmp_path, monkeypatch):
     row = lambda step, split: {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 1 / step,
                                "rows": 2, "time": 1.0}
     for attempt, steps in ((1, (5, 10)), (2, (10, 15))):
-        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=Accelerator(cpu=True),
-                               began=5, attempt=attempt,
-                               at=Position())
+        setup, lines = Setup(Job(cfg, None, []), Accelerator(cpu=True)), Attempt(run, attempt, first_step=5)
         for step in steps:
-            loop.at.step = step
-            record(loop, row(step, "train"))
-        record(loop, row(step, "valid"))
-        record(loop, row(5, "test"), best=True)
+            setup.at.step = step
+            record(lines, setup, row(step, "train"))
+        record(lines, setup, row(step, "valid"))
+        record(lines, setup, row(5, "test"), best=True)
     first, second = module.inits
     assert (first == second and first["project"] == "workbench" and first["config"]["train"]["max_steps"] == 3
             and first["resume"] == "allow")
@@ -251,11 +251,10 @@ def test_the_final_scores_reach_wandb(tmp_path, monkeypatch):
     cfg = presets.load({**BASE, "trackers": ["wandb"], "train": {"max_steps": 3}})
     for attempt in (1, 2):
         accelerator = Accelerator(cpu=True)
-        loop = SimpleNamespace(main=True, run=run, cfg=cfg, tracking=False, accelerator=accelerator, began=0,
-                               attempt=attempt, at=Position())
+        setup, lines = Setup(Job(cfg, None, []), accelerator), Attempt(run, attempt)
         for step, split, best in ((10, "train", False), (15, "train", False), (10, "test", True)):
-            loop.at.step = max(step, loop.at.step)
-            record(loop, {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 0.5,
+            setup.at.step = max(step, setup.at.step)
+            record(lines, setup, {"step": step, "epoch": 0, "stage": "train", "split": split, "loss": 0.5,
                           "time": 1.0}, best)
         for tracker in accelerator.trackers:
             tracker.finish()

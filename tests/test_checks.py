@@ -8,11 +8,11 @@ from runs import done, go, lines, same_bits, tensors
 from test_seq2seq import BARTISH, FAMILIES, T5ISH
 
 import workbench.core.step.step
-import workbench.core.train.loop
+import workbench.core.setup.prepare
 from workbench.core.config import presets
 from workbench.errors import Refused
 from workbench.core.stages.stages import stages
-from workbench.core.setup.plan import check
+from workbench.core.checks.check import check
 from workbench.lab import cli
 
 FAULTS = {  # fault of a public project: (the check that finds it, a word of what it says)
@@ -55,8 +55,8 @@ def test_nothing_is_found_in_a_healthy_toy():
                                           ([f"Row {c}" for c in "abcdefghijkl"], "")])
 def test_texts_that_say_hardly_anything_are_found(texts, state, monkeypatch):
     "A column of speakers that was read as texts: the loss falls, and nothing is learnt."
-    toys = workbench.core.train.loop.get
-    monkeypatch.setattr(workbench.core.train.loop, "get",
+    toys = workbench.core.setup.prepare.get
+    monkeypatch.setattr(workbench.core.setup.prepare, "get",
                         lambda name: replace(toys(name),
                                              data=lambda *how: with_texts(toys(name).data(*how), texts)))
     assert {c.name: c.state for c in check(toy()) if c.name == "texts"} == ({"texts": state} if state else {})
@@ -70,7 +70,7 @@ def with_texts(data, texts):
 def test_rows_frozen_by_name_do_not_decay_and_are_watched(monkeypatch):
     assert not failed(check(toy("frozen rows")))
     # as the public project had it
-    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)
+    monkeypatch.setattr(workbench.core.step.step, "restore_rows", lambda optimizer: None)
     assert "`namer.table.weight, frozen rows`" in failed(check(toy("frozen rows")))["frozen"]
 
 

@@ -12,7 +12,8 @@ from runs import again, done, end, go, surroundings
 from workbench.core.config import presets
 from workbench.errors import Refused
 from workbench.core.stages.stages import complete, stages
-from workbench.core.setup.plan import check, plan
+from workbench.core.checks.check import check
+from workbench.core.setup.plan import plan
 from workbench.core.run.folder import config_of, create
 from workbench.files import read_json
 from workbench.lab import cli
@@ -340,13 +341,11 @@ def test_what_a_run_takes_from_another_is_no_mistake(tmp_path):
     first = complete("t5_tiny", f"data.train_path={signs(tmp_path / 'set')} data.languages=null "
                                 "data.trim=false model.tokenizer_kind=bpe model.vocab_size=60")
     run = create(first, tmp_path / "first")
-    from workbench.core.train.loop import prepare
-
-    loop = prepare(run)
+    from workbench.core.setup.prepare import prepare
     from workbench.core.setup.resume import save
+    from workbench.core.setup.state import Optimisation
 
-    loop.works, loop.average = [], {}
-    save(loop)
+    save(run, prepare(run), Optimisation())
     next_one = str(run / "config.yaml")
     plan(complete(next_one, f"begin_from={run}"))
     with pytest.raises(Refused, match="`model.vocab_size` has no effect: the tokenizer is not trained here"):

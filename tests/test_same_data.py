@@ -26,7 +26,7 @@ STAGES = [{"name": "a", "train": {"epochs": 1}}, {"name": "b", "data": {"rows": 
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     "A run in the middle of an epoch of 16 steps; made in this process, so that the rows can be changed."
-    monkeypatch.setattr(train, "listen", list)
+    monkeypatch.setattr(train, "stop_on_signals", list)
     run = create(presets.load(config("train.max_steps=10 train.checkpoint_every=9")), tmp_path / "run")
     assert train.main(run) == 0
     cfg = (run / "config.yaml").read_text()
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
 
 
 def test_each_stage_has_rows_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "listen", list)
+    monkeypatch.setattr(train, "stop_on_signals", list)
     cfg = config() | {"pipeline": {"steps": STAGES}}
     cfg["train"].pop("epochs")
     run = create(presets.load(cfg), tmp_path / "run")
@@ -110,13 +110,13 @@ def test_each_stage_has_rows_of_its_own(tmp_path, monkeypatch):
 
 
 def test_of_other_processes_the_place_may_be_the_next_epoch(stopped):
-    loop = train.prepare(stopped)
-    loop.at.batch = 16
-    resume.within_epoch(loop, 16, known=True)
-    assert (loop.at.epoch, loop.at.batch) == (1, 0)
+    at = train.prepare(stopped).at
+    at.batch = 16
+    resume.within_epoch(at, 16, known=True, run=stopped)
+    assert (at.epoch, at.batch) == (1, 0)
     with pytest.raises(Refused, match="its data is not what it was"):
-        loop.at.batch = 17
-        resume.within_epoch(loop, 16, known=False)
+        at.batch = 17
+        resume.within_epoch(at, 16, known=False, run=stopped)
 
 
 def test_neither_places_nor_kinds_of_numbers_count():

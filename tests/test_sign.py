@@ -30,11 +30,11 @@ from workbench.core.setup.state import make_accelerator
 from workbench.core.data.metrics import text_scores
 from workbench.core.step.optim import freeze, named_parameters, set_modes
 from workbench.core.stages.stages import stages
-from workbench.core.setup.plan import check
+from workbench.core.checks.check import check
 from workbench.core.data.rows import shared_rows
 from workbench.core.run.folder import metrics_of
 from workbench.files import read_json
-from workbench.core.step.step import build, optimiser_step, prove_gradients
+from workbench.core.step.step import build, optimiser_step, require_gradients
 from workbench.core.task import Ctx
 from workbench.lab import cli
 from workbench.lab.run import launch
@@ -376,14 +376,14 @@ def trained(cfg, steps=2, change=None):
     params = named_parameters(nets)
     on = freeze(nets, {n for n, p in params.items() if p.requires_grad})
     before = {n: p.detach().clone() for n, p in params.items()}
-    works = build(stage, nets, sign.task.objectives(cfg), on, steps, accelerator)
+    active = build(stage, nets, sign.task.objectives(cfg), on, steps, accelerator)
     set_modes(nets, True)
     losses = []
     for step in range(steps):
         batch = d.collate([d.datasets["train"][i, 0] for i in range(6)])
         ctx = Ctx(cfg=cfg, data=d, step=step, counts=d.counts(batch))
-        losses.append(float(optimiser_step(works, params, [batch], ctx, accelerator, 1.0,
-                                           prove_gradients)["loss"]))
+        losses.append(float(optimiser_step(active, params, [batch], ctx, accelerator, 1.0,
+                                           require_gradients)["loss"]))
     assert all(math.isfinite(x) for x in losses)
     moved = {n for n, p in params.items() if not torch.equal(p, before[n])}
     return types.SimpleNamespace(cfg=cfg, data=d, nets=nets, losses=losses, moved=moved, on=on)

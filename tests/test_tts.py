@@ -16,7 +16,7 @@ from voices import FLOW, MELODY, batch_of, config, data_of, lively, refusal, wit
 
 from workbench.errors import Refused
 from workbench.core.step.evaluate import predict_rows  # noqa: E402
-from workbench.core.setup.plan import check  # noqa: E402
+from workbench.core.checks.check import check  # noqa: E402
 from workbench.core.task import Ctx, Objective  # noqa: E402
 from workbench.parts.speech.align import check_durations, frames_to_symbols, regulate_length  # noqa: E402
 from workbench.tasks.tts import task as tts

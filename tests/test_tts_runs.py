@@ -23,7 +23,7 @@ import workbench.core.step.step  # noqa: E402
 from workbench.core.run import checkpoint
 from workbench.core.config import presets  # noqa: E402
 from workbench.errors import Refused
-from workbench.core.setup.plan import check  # noqa: E402
+from workbench.core.checks.check import check  # noqa: E402
 from workbench.core.run.folder import status_of# noqa: E402
 from workbench.files import read_json
 from workbench.lab.run import launch  # noqa: E402
@@ -150,7 +150,7 @@ def test_rows_that_decay_all_the_same_are_found(runs, monkeypatch):
     cfg = config(runs["other"], f"{FINE} model.base={runs['straight']}")
     assert not [c for c in check(cfg) if c.state == "failed"]
     # as the public project had it
-    monkeypatch.setattr(workbench.core.step.step, "hold_rows", lambda owner: None)
+    monkeypatch.setattr(workbench.core.step.step, "restore_rows", lambda optimizer: None)
     found = {c.name: c.says for c in check(cfg) if c.state == "failed"}
     assert "`encoder.embed.weight, frozen rows`" in found["frozen"]
     loose = config(runs["other"], f"{FINE} model.base={runs['straight']} model.freeze_base_rows=false")

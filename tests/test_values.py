@@ -144,15 +144,14 @@ def test_a_mutated_configuration_that_holds_is_planned():
     "'train.scheduler={type: exponential, gamma: 1e-300}'", "seed=18446744073709551615",
     "train.keep=9000000000", "valid.every=9000000000", "dropout=0.99", "width=1"])
 def test_an_extreme_value_that_is_allowed_trains_two_steps(override, tmp_path):
-    from workbench.core.train.validate import write_plan
     from workbench.core.run.folder import create, metrics_of
-    from workbench.core.train.loop import plan_of, prepare, train
+    from workbench.core.train.loop import start, train
 
     cfg = complete({"task": "curve", "check": False, "trackers": []},
                    f"train.max_steps=2 train.log_every=1 valid.rows=3 {override}")
-    loop = prepare(create(cfg, tmp_path / "run"))
-    write_plan(loop, plan_of)
-    assert train(loop)[0] == "finished" and loop.at.step == 2 and len(metrics_of(loop.run, "train")) == 2
+    training = start(create(cfg, tmp_path / "run"))
+    assert train(training)[0] == "finished" and training.setup.at.step == 2
+    assert len(metrics_of(training.run, "train")) == 2
 
 
 # The reader
@@ -338,7 +337,7 @@ def test_a_split_that_the_default_names_may_be_missing_and_that_is_said(monkeypa
 
 
 def test_a_task_that_says_no_scores_is_asked_before_the_first_step(tmp_path):
-    from workbench.core.setup.plan import check
+    from workbench.core.checks.check import check
 
     quiet = {"task": "curve", "trackers": [], "train": {"max_steps": 2}}
     for metric in ("time", "rows", "step", "xyz"):

@@ -171,7 +171,7 @@ def check(options) -> int:
     from workbench.core.stages.stages import complete
 
     cfg = complete(options.config, options.overrides)
-    from workbench.core.setup.plan import check as find
+    from workbench.core.checks.check import check as find
     from workbench.lab.show import Table, show
 
     found = find(cfg, options.deep)

@@ -140,7 +140,7 @@ def bands(
     "What theory expects of the first loss parts."
     import torch
 
-    from workbench.core.step.evaluate import to_device
+    from workbench.core.step.ranks import to_device
 
     device = loop.accelerator.device
     ctx = loop.ctx(training=False, counts=loop.data.counts(batch),
@@ -155,7 +155,7 @@ def forward(
     rows: int = 4,  # held-out rows whose outputs are shown
 ) -> tuple[str, str, list[dict]]:
     "One real forward pass: shapes, time and memory of the modules, first outputs beside targets."
-    from workbench.core.step.evaluate import save_previews
+    from workbench.core.run.previews import save_previews
     from workbench.core.step.optim import set_modes
     from workbench.core.memory.shapes import folded, traced
 
@@ -203,7 +203,7 @@ def first_outputs(
     "What the model makes of some held-out rows before it is trained."
     import torch
 
-    from workbench.core.step.evaluate import autocast, to_device
+    from workbench.core.step.ranks import autocast, to_device
 
     split = loop.data.datasets["valid"]
     batch = to_device(loop.data.collate([split[i, 0] for i in range(min(rows, len(split)))]),

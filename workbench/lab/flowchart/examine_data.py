@@ -23,7 +23,7 @@ def data(
 ) -> tuple[str, str, list[dict]]:
     """Counts, lengths, padding, what stands in two splits, rejected rows, and one batch as a person looks at
     it."""
-    from workbench.core.step.evaluate import save_previews
+    from workbench.core.run.previews import save_previews
 
     d, loop = bench.loop().data, bench.loop()
     leaks, rejected = leakage(d), list(d.rejected)
@@ -126,11 +126,11 @@ def draw_lengths(
     from matplotlib.figure import Figure
 
     from workbench.core.data.batches import padding_share
-    from workbench.core.train.loop import plan_of
+    from workbench.core.setup.state import batch_plan
     from workbench.lab.show import colours
 
     lengths = np.asarray(loop.data.lengths["train"]).reshape(len(loop.data.datasets["train"]), -1)
-    steps = plan_of(loop)(0)
+    steps = batch_plan(loop)(0)
     each = [100 * padding_share(lengths, [[slot]]) for step in steps for slot in step if len(slot)]
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     axes = figure.subplots(1, lengths.shape[1] + 1)

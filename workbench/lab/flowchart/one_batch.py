@@ -10,14 +10,14 @@ import numpy as np
 
 # %% ../../../nbs/lab/flowchart/10_one_batch.ipynb #batch_of
 def batch_of(
-    loop,  # core.loop.Loop
+    loop,  # core.setup.state.Setup
     where: float = 0.5,  # 0: the lightest micro-batch of the first epoch, 1: the heaviest
 ) -> dict:
     "A micro-batch of the first epoch, on the CPU."
-    from workbench.core.train.loop import plan_of
+    from workbench.core.setup.state import batch_plan
 
     lengths = np.asarray(loop.data.lengths["train"]).reshape(len(loop.data.datasets["train"]), -1)
-    slots = sorted((s for step in plan_of(loop)(0) for s in step if len(s)),
+    slots = sorted((s for step in batch_plan(loop)(0) for s in step if len(s)),
                    key=lambda s: len(s) * lengths[s].max(0).sum())
     rows = slots[round(where * (len(slots) - 1))]
     return loop.data.collate([loop.data.datasets["train"][int(i), 0] for i in rows])
@@ -31,7 +31,7 @@ def losses(
     "objective -> its parts, tensors; the graph is kept."
     import torch
 
-    from workbench.core.step.evaluate import autocast, to_device
+    from workbench.core.step.ranks import autocast, to_device
     from workbench.core.step.optim import seed_all
 
     device, cache, out = loop.accelerator.device, {}, {}
@@ -64,11 +64,11 @@ def step_seconds(
     "Seconds of an optimiser step, measured on the second of two micro-batches: the first warms up."
     from workbench.core.step.optim import set_modes
     from workbench.core.memory.shapes import clock
-    from workbench.core.train.loop import plan_of
+    from workbench.core.setup.state import batch_plan
 
     batch, began = batch_of(loop), 0.0
     set_modes(loop.nets, False)
     for _ in range(2):
         began = clock()
         backward(loop, losses(loop, batch))
-    return (clock() - began) * len(plan_of(loop)(0)[0])
+    return (clock() - began) * len(batch_plan(loop)(0)[0])

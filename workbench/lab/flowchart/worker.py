@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Bench:
 
     def __init__(self, tell=lambda phase: None):
         self.folder = Path(tempfile.mkdtemp(prefix="workbench-flowchart-"))
-        self.cfg = self.key = self.prepared = None
+        self.cfg = self.key = self.run = self.prepared = None
         self.tell = tell
 
     @property
@@ -58,22 +59,24 @@ class Bench:
         if self.prepared:
             from workbench.core.stages.stages import stages
 
-            self.prepared.cfg, self.prepared.stages = cfg, stages(cfg, self.prepared.run / "assets")
+            job, assets = self.prepared.job, self.run / "assets"
+            self.prepared.job = replace(job, cfg=cfg, stages=stages(cfg, assets))
 
     def loop(self):
-        "A loop at its beginning: data, nets with their weights."
+        "A set-up at its beginning: data, nets with their weights."
         from workbench.core.run.folder import create
-        from workbench.core.train.loop import prepare
+        from workbench.core.setup.prepare import prepare
 
         if not self.prepared:
             self.tell("data and model")
-            self.prepared = prepare(create(self.cfg, self.folder / new_stamp()))
+            self.run = create(self.cfg, self.folder / new_stamp())
+            self.prepared = prepare(self.run)
         return self.prepared
 
     def drop(self):
         "Let data, nets and their folder go."
         if self.prepared:
-            shutil.rmtree(self.prepared.run, ignore_errors=True)
+            shutil.rmtree(self.run, ignore_errors=True)
         self.prepared = None
 
     def close(self):

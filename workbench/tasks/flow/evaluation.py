@@ -157,7 +157,7 @@ def preview(
 ) -> dict:
     """Pictures, their reconstructions with SPADE off and on; drawings of fixed captions at fixed noise, in
     their sizes; the way of one of them."""
-    from workbench.core.step.evaluate import device_of, to_device
+    from workbench.core.step.ranks import device_of, to_device
 
     device, out = device_of(nets), {}
     batch = to_device(data.collate([data.datasets["valid"][i, 0] for i in several(data)]), device)
@@ -198,7 +198,7 @@ def drawings(
     device,
 ) -> dict:
     "Figures of drawings and of the path of the first."
-    from workbench.core.step.evaluate import to_device
+    from workbench.core.step.ranks import to_device
 
     factor, channels = nets["compressor"].factor, ctx.cfg.model.vae.latent
     ids, mask = padded([data.own.encode(text) for text in captions])

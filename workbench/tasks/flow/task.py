@@ -186,7 +186,8 @@ def begin(
     Raises `Refused` for a compressor that says nothing."""
     import torch
 
-    from workbench.core.step.evaluate import batches_of, device_of
+    from workbench.core.step.evaluate import batches_of
+    from workbench.core.step.ranks import device_of
 
     if not stage.cfg.loss.train_diff:
         return {}

@@ -12,7 +12,7 @@ from itertools import islice
 
 import torch
 
-from ...core.step.evaluate import device_of
+from ...core.step.ranks import device_of
 from ...core.task import Answer, Data
 from ...errors import Refused
 from ...parts.image.files import to_pixels

@@ -168,7 +168,7 @@ def preview(
     "Skeleton strips of held-out rows with what is signed and what is read."
     import torch
 
-    from workbench.core.step.evaluate import device_of, to_device
+    from workbench.core.step.ranks import device_of, to_device
 
     items = [data.datasets["valid"][i, 0] for i in range(min(rows, len(data.datasets["valid"])))]
     batch = to_device(data.collate(items), device_of(nets))

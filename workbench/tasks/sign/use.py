@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.step.evaluate import device_of, to_device
+from ...core.step.ranks import device_of, to_device
 from ...core.task import Answer, Data
 from ...errors import Refused
 from .translation import translate

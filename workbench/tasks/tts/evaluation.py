@@ -185,7 +185,7 @@ def preview(
     `speak.sentences`."""
     import torch
 
-    from workbench.core.step.evaluate import device_of, to_device
+    from workbench.core.step.ranks import device_of, to_device
     from workbench.tasks.tts.synthesis import align, batch_of_texts, read
 
     cfg, device, out = ctx.cfg, device_of(nets), {}

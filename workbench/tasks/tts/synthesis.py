@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...errors import Refused
-from ...core.step.evaluate import device_of
+from ...core.step.ranks import device_of
 from ...core.task import Data
 from ...parts.speech.align import frames_to_symbols, position_in_symbol, regulate_length, search
 from ...parts.shared.sequences import frame_mask

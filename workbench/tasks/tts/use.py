@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ...core.step.evaluate import device_of
+from ...core.step.ranks import device_of
 from ...core.task import Answer, Data, Sound
 from ...errors import Refused
 from .evaluation import vocoder_of
