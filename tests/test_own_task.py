@@ -1,5 +1,5 @@
-"""A sixth system: the guide is run as a reader runs it, and the task that it writes is used, checked and walked through the
-flowchart; a task is found in a file, a package and a module of any name."""
+"""A sixth system: the guide is run as a reader runs it, and the task that it writes is used, checked and walked
+through the flowchart; a task is found in a file, a package and a module of any name."""
 import json
 import subprocess
 import sys
@@ -40,7 +40,8 @@ def test_the_guide_writes_a_task_that_learns(guide):
 def test_it_is_used_like_every_task(guide, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WORKBENCH_TASKS", "")
     picture = next((samples("emoji") / "images").glob("1f34*.webp"))
-    words = ["use", str(guide / "run"), str(picture), str(guide / "kinds.yaml"), "--out", str(tmp_path / "said.tsv")]
+    words = ["use", str(guide / "run"), str(picture), str(guide / "kinds.yaml"), "--out",
+             str(tmp_path / "said.tsv")]
     assert cli.main([*words, "--task-from", str(guide / "kinds.py")]) == 2  # one of two is no picture
     said = capsys.readouterr()
     assert "is no picture" in said.err and f"{picture}: " in said.out
@@ -52,8 +53,10 @@ def test_it_is_checked_and_walked_through_the_flowchart(guide, capsys, monkeypat
     assert cli.main(["check", str(guide / "kinds.yaml")]) == 0
     assert "failed" not in capsys.readouterr().out
     out = tmp_path / "out.ipynb"
-    done = subprocess.run([sys.executable, "-m", "papermill", str(home / "nbs/flowchart.ipynb"), str(out), "-p", "config",
-                           str(guide / "kinds.yaml"), "-p", "upto", "quick test"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "papermill", str(home / "nbs/flowchart.ipynb"), str(out),
+                           "-p", "config",
+                           str(guide / "kinds.yaml"), "-p", "upto", "quick test"], capture_output=True,
+                           text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     text = json.dumps(nbformat.read(out, 4), ensure_ascii=False)
     for words in ("plan passed", "forward passed", "quick test passed"):
@@ -67,7 +70,8 @@ def clean(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     yield tmp_path
-    for name in [n for n in sys.modules if n not in before and n.split(".")[0] in ("my_task", "my_tasks", "deep_ones")]:
+    for name in [n for n in sys.modules
+                 if n not in before and n.split(".")[0] in ("my_task", "my_tasks", "deep_ones")]:
         del sys.modules[name]
 
 
@@ -95,7 +99,8 @@ def test_a_task_in_a_file_a_package_or_a_module(clean, file, named, task):
 def test_a_named_task_trains_in_its_own_process(clean):
     (clean / "my_task").mkdir()
     (clean / "my_task/task.py").write_text((toys / "curve.py").read_text())
-    run = workbench.train({"task": "my_task", "check": False, "trackers": [], "train": {"max_steps": 2, "minutes": None}},
+    run = workbench.train({"task": "my_task", "check": False, "trackers": [],
+                           "train": {"max_steps": 2, "minutes": None}},
                           run_dir=clean / "run", task_from="my_task")
     assert read_json(run / "status.json")["state"] == "finished"
 
