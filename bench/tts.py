@@ -126,7 +126,7 @@ def align(options):
     from workbench.core.step.evaluate import batches_of
     from workbench.parts.speech.align import search
     from workbench.parts.speech.nets import symbol_scores
-    from workbench.tasks.tts.synthesis import read
+    from workbench.tasks.tts.synthesis import encode_text
 
     try:
         from monotonic_alignment_search.core import maximum_path_c
@@ -140,7 +140,7 @@ def align(options):
     with torch.no_grad():
         for batch in batches_of(data, "train", cfg.train.batch_size, 12 * cfg.train.batch_size, 0, 1,
                                 cfg.seed):
-            means = nets["aligner"](read(nets, batch)[0])
+            means = nets["aligner"](encode_text(nets, batch)[0])
             s, t = batch["text_lengths"], batch["mel_lengths"]
             cases.append((symbol_scores(nets["decoder"].standardise(batch["mel"]), means, s, t), s, t))
     turned = [q.transpose(1, 2).contiguous() for q, _, _ in cases]  # [B, S, T], as the reference takes them

@@ -58,6 +58,7 @@ def own_text(name):
 
 def test_these_are_the_presets():
     assert presets.presets() == sorted(ALL + SPEECH + IMAGES)
+    assert sorted(TASKS) == presets.systems()  # every system of the workbench has some
 
 
 @pytest.mark.parametrize("name", ALL + SPEECH + IMAGES)

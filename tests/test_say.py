@@ -83,8 +83,8 @@ def test_what_is_made_does_not_wait_for_what_follows(voice, monkeypatch):
     "The first sentence comes out when one spectrogram has been made, not three."
     from workbench.tasks.tts import use as tts_use
 
-    count, held = [], tts_use.sing
-    monkeypatch.setattr(tts_use, "sing", lambda *a, **k: count.append(1) or held(*a, **k))
+    count, held = [], tts_use.predict_mels
+    monkeypatch.setattr(tts_use, "predict_mels", lambda *a, **k: count.append(1) or held(*a, **k))
     speech = use(voice, TEXT)
     assert next(speech).says == "Good morning." and len(count) == 1
     assert len(list(speech)) == 2 and len(count) == 3
@@ -120,7 +120,8 @@ def test_the_first_sentence_begins_the_file_anew(voice, tmp_path):
 
 def test_many_texts_are_many_files_and_a_table(run, tmp_path, capsys):
     "A text that cannot be spoken is named, and the others go on."
-    (tmp_path / "texts.txt").write_text("Good morning. Thank them.\n\nሰላም\nPlease hold on.\n", encoding="utf8")
+    (tmp_path / "texts.txt").write_text("Good morning. Thank them.\n\nሰላም\nPlease hold on.\n",
+                                        encoding="utf8")
     assert main(["use", str(run), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "speech"),
                  "--checkpoint", "last", "--overrides", "speak.speed=1.5"]) == 2
     said = capsys.readouterr()

@@ -118,7 +118,7 @@ def test_alignments_are_monotonic_complete_and_sum_to_the_frames(good):
     for split, rows in d.datasets.items():
         batch = batch_of(d, range(len(rows)), split)
         with torch.no_grad():
-            found, _ = tts_voice.align(nets, batch, tts_voice.read(nets, batch)[0])
+            found, _ = tts_voice.align(nets, batch, tts_voice.encode_text(nets, batch)[0])
         check_durations(found, batch["text_lengths"], batch["mel_lengths"], batch["uid"])
         owner = frames_to_symbols(found, batch["mel"].shape[2])
         steps = owner.diff(dim=1)[torch.arange(1, owner.shape[1]) < batch["mel_lengths"][:, None]]
@@ -165,7 +165,7 @@ def test_the_length_regulator_has_no_loop():
     for rows, symbols in ((2, 3), (30, 60)):
         durations, x = torch.randint(1, 9, (rows, symbols)), torch.randn(rows, symbols, 8)
         with Count() as count:
-            tts_voice.spread(x, durations, 400)
+            tts_voice.expand_to_frames(x, durations, 400)
         counts.append(count.calls)
     assert counts[0] == counts[1] > 0
 

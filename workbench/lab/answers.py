@@ -28,12 +28,14 @@ def place(
     out: str | Path | None,  # a file or a folder; None: by what is made
     many: bool,  # inputs
 ) -> tuple[Path | None, Path | None]:
-    "(folder, file) that the answers go to, at most one of them. Raises `Refused` for one that cannot be written."
+    """(folder, file) that the answers go to, at most one of them.
+    Raises `Refused` for one that cannot be written."""
     if out is None:
         return (Path("answers") if many else None), None
     path, known = Path(out).expanduser(), (*SUFFIXES.values(), *TABLES)
     if path.suffix and path.suffix.lower() not in known:
-        raise Refused(f"{path} cannot be written: give the name of a {', '.join(known)} file, or of a folder.")
+        raise Refused(f"{path} cannot be written: give the name of a {', '.join(known)} file, or of a "
+                      "folder.")
     if not path.suffix:
         return path, None
     if not path.parent.is_dir():
@@ -91,7 +93,8 @@ def write_one(
 def table(
     path: Path | None,  # None: none is written
 ) -> Iterator[Callable]:
-    "Within it a function that writes (answer, what was made) as a row. Raises `Refused` where it cannot be written."
+    """Within it a function that writes (answer, what was made) as a row.
+    Raises `Refused` where it cannot be written."""
     if path is None:
         yield lambda answer, made: None
         return

@@ -17,7 +17,7 @@ from .tokenizer import load_tokenizer, save_tokenizer
 def kept_tokenizer(
     assets: Path | None,  # of a run
 ) -> tuple[object, dict] | None:
-    "(tokenizer, where it came from) as the run kept them; None where it kept none. Raises ValueError."
+    "(tokenizer, where it came from) as the run kept them; None where it kept none. Raises `Refused`."
     if not assets or not (assets / "tokenizer").is_dir():
         return None
     return load_tokenizer(str(assets / "tokenizer")), read_json(assets / "tokenizer.json", {})
@@ -41,7 +41,7 @@ def new_tokenizer(
     revision: str = "",
     special: tuple[str, ...] = (),  # tokens added to a pretrained one
 ) -> tuple[object, dict]:
-    "(tokenizer, where it came from). Raises ValueError or OSError where it is not to be had."
+    "(tokenizer, where it came from). Raises `Refused` where it is not to be had."
     if name is None:
         return train(), {"kind": "scratch", "why": "learnt from the training texts"}
     source = locate(name, init, "tokenizer", device, revision=revision)

@@ -16,8 +16,8 @@ from ...core.step.ranks import device_of
 from ...core.task import Answer, Data
 from ...errors import Refused
 from ...parts.image.files import to_pixels
-from .evaluation import drawing, sample_sizes
-from .sampling import padded, row_chance
+from .evaluation import draw, sample_sizes
+from .sampling import padded, row_noise
 
 # %% ../../../nbs/tasks/flow/35_use.ipynb #check_caption
 def check_caption(
@@ -29,10 +29,7 @@ def check_caption(
 
     if not caption.strip():
         raise Refused("there is nothing to draw in an empty caption.")
-    try:
-        check_coverage(data.own.tokenizer, [caption], 0.1)
-    except ValueError as e:
-        raise Refused(str(e)) from e
+    check_coverage(data.own.tokenizer, [caption], 0.1)
 
 # %% ../../../nbs/tasks/flow/35_use.ipynb #draw_captions
 def draw_captions(
@@ -46,8 +43,8 @@ def draw_captions(
     device, factor = device_of(nets), nets["compressor"].factor
     ids, mask = padded([data.own.encode(text) for text in captions])
     shape = (ctx.cfg.model.vae.latent, size[0] // factor, size[1] // factor)
-    noise = torch.stack([row_chance(text, ctx.cfg.seed, shape)[0] for text in captions])
-    return to_pixels(drawing(nets, ids.to(device), mask.to(device), noise.to(device), ctx))
+    noise = torch.stack([row_noise(text, ctx.cfg.seed, shape)[0] for text in captions])
+    return to_pixels(draw(nets, ids.to(device), mask.to(device), noise.to(device), ctx))
 
 # %% ../../../nbs/tasks/flow/35_use.ipynb #use
 def use(
@@ -61,7 +58,7 @@ def use(
     if not ctx.cfg.loss.train_diff:
         raise Refused(f"stage `{ctx.stage}` of the run trains no flow: its checkpoint cannot draw.")
     sizes, given = sample_sizes(nets, data, ctx.cfg.sample), iter(given)
-    while captions := list(islice(given, ctx.cfg.valid.batch_size)):
+    while captions := list(islice(given, ctx.cfg.valid.batch_size or ctx.cfg.train.batch_size)):
         good = []
         for caption in captions:
             try:
@@ -69,7 +66,8 @@ def use(
                 good.append(caption)
             except Refused as e:
                 yield Answer(caption, refused=str(e))
-        began, drawn = time.perf_counter(), [draw_captions(nets, data, good, size, ctx) for size in sizes if good]
+        began, drawn = time.perf_counter(), [draw_captions(nets, data, good, size, ctx)
+                                             for size in sizes if good]
         took = (time.perf_counter() - began) / max(1, len(good) * len(sizes))
         for i, caption in enumerate(good):
             for k, ((height, width), pictures) in enumerate(zip(sizes, drawn)):

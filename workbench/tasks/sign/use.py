@@ -28,7 +28,8 @@ def clips_of(
 
     path = Path(named).expanduser()
     if not named.strip() or not os.path.exists(path):
-        raise Refused(f"there is no file or folder {named!r}: name a pose file ({', '.join(SUFFIXES[:3])}), a "
+        raise Refused(f"there is no file or folder {named!r}: name a pose file ({', '.join(SUFFIXES[:3])}), "
+                      "a "
                       "folder of them, or a table with a column `pose` or `uid`.")
     if path.suffix.lower() in (".csv", ".tsv"):
         yield from clips_in_table(path)
@@ -72,12 +73,14 @@ def frames_of(
     for clip, name in zip(clips, names):
         if name == "_":
             continue
-        pose = load_clip(Path(clip).absolute().parent, Path(clip).name, str(d.keypoints), d.dims, d.trim, d.layout)
+        pose = load_clip(Path(clip).absolute().parent, Path(clip).name, str(d.keypoints), d.dims, d.trim,
+                         d.layout)
         motions[name] = at_rate(pose.points, pose.fps, data.own.statistics.get("fps")).astype(np.float32)
     rows = PoseRows([Row(1, names[0], "", tuple(names))], motions, d.step_frames, d.max_frames)
     frames = rows[0, 0][1]
     if frames.shape[1] != (wanted := data.facts["numbers_per_frame"]):
-        raise Refused(f"{names[0]} has {frames.shape[1]} numbers a frame, and the run reads {wanted}: give poses of "
+        raise Refused(f"{names[0]} has {frames.shape[1]} numbers a frame, and the run reads {wanted}: give "
+                      "poses of "
                       f"the same kind as its data (data.keypoints = {d.keypoints}, data.dims = {d.dims}).")
     return frames
 
@@ -93,9 +96,9 @@ def readable(
             for name, clips in clips_of(named):
                 try:
                     yield name, frames_of(clips, data, cfg)
-                except (Refused, ValueError, OSError) as e:
+                except Refused as e:
                     yield name, str(e)
-        except (Refused, ValueError, OSError) as e:
+        except Refused as e:
             yield named, str(e)
 
 # %% ../../../nbs/tasks/sign/28_use.ipynb #use
@@ -110,12 +113,13 @@ def use(
     from torch.nn.utils.rnn import pad_sequence
 
     found, device = readable(given, data, ctx.cfg), device_of(nets)
-    while some := list(islice(found, ctx.cfg.valid.batch_size)):
+    while some := list(islice(found, ctx.cfg.valid.batch_size or ctx.cfg.train.batch_size)):
         began, good = time.perf_counter(), [f for _, f in some if not isinstance(f, str)]
         texts = iter(())
         if good:
             frames = [torch.from_numpy(f) for f in good]
-            batch = {"frames": pad_sequence(frames, True), "frame_lengths": torch.tensor([len(f) for f in frames])}
+            batch = {"frames": pad_sequence(frames, True),
+                     "frame_lengths": torch.tensor([len(f) for f in frames])}
             with torch.no_grad():
                 texts = iter(translate(nets, to_device(batch, device), ctx))
         took = (time.perf_counter() - began) / max(1, len(good))

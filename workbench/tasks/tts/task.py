@@ -35,7 +35,6 @@ def nets(
                                   m.dropout,
                                   len(data.own.speakers)),
            "durations": VariancePredictor(m.width, m.dropout, start=statistics["log_duration"]),
-
            "decoder": MelDecoder(m.width, d.width, d.blocks, d.kernel, cfg.data.mel.bands, d.kind == "flow",
                                  d.together)}
     if cfg.data.times is None:
@@ -98,20 +97,26 @@ def forward(
 ) -> dict:
     """mel_outputs [B, M, T] (log amplitude; of a flow decoder the velocity), durations [B, S] (logarithms),
     encoder_outputs [B, S, D] …"""
-    from workbench.tasks.tts.synthesis import align, colour, melody, path_point, read, spread
+    from workbench.tasks.tts.synthesis import (
+        add_prosody, align, encode_text, expand_to_frames, flow_targets, prosody_targets)
 
-    decoder = nets["decoder"]
-    encoded, mask = read(nets, batch)
-    real, means = align(nets, batch, encoded)
-    out = {"encoder_outputs": encoded, "durations": nets["durations"](encoded, mask), "real_durations": real,
-           "means": means,
-           "text_mask": mask, "melody": melody(nets, batch, real, ctx.data.own.statistics)}
-    out |= {name: nets[name](encoded, mask) for name in out["melody"]}
-    x, place, frames = spread(colour(nets, encoded, out["melody"]), real, batch["mel"].shape[2])
-    target, given = decoder.standardise(batch["mel"]), ()
+    decoder, statistics = nets["decoder"], ctx.data.own.statistics
+    # text: vectors of the symbols, [B, S, D]
+    encoded, text_mask = encode_text(nets, batch)
+    # which frames each symbol has in the recording, and what the nets predict of that from the text
+    real_durations, means = align(nets, batch, encoded)
+    durations = nets["durations"](encoded, text_mask)
+    prosody = prosody_targets(nets, batch, real_durations, statistics)  # {} or pitch and energy, [B, S]
+    predicted = {name: nets[name](encoded, text_mask) for name in prosody}
+    # frames: each symbol's vector over its frames, [B, T, D], and the spectrogram made of them
+    coloured = add_prosody(nets, encoded, prosody)
+    x, place, mel_mask = expand_to_frames(coloured, real_durations, batch["mel"].shape[2])
+    target, noised = decoder.standardise(batch["mel"]), ()
     if decoder.time is not None:
-        target, given = path_point(target, batch["uid"], ctx)
-    return out | {"mel_outputs": decoder(x, place, frames, *given), "mel_target": target, "mel_mask": frames}
+        target, noised = flow_targets(target, batch["uid"], ctx)
+    return {"encoder_outputs": encoded, "text_mask": text_mask, "durations": durations,
+            "real_durations": real_durations, "means": means, "prosody": prosody, **predicted,
+            "mel_outputs": decoder(x, place, mel_mask, *noised), "mel_target": target, "mel_mask": mel_mask}
 
 # %% ../../../nbs/tasks/tts/50_task.ipynb #speech_loss
 def speech_loss(
@@ -136,7 +141,7 @@ def speech_loss(
         parts["align_loss"] = masked_sum(band_error(means, nets["decoder"].standardise(batch["mel"])),
                                          out["mel_mask"]) / n["frames"]
         total = total + cfg.align_weight * parts["align_loss"]
-    for name, real in out["melody"].items():
+    for name, real in out["prosody"].items():
         parts[f"{name}_loss"] = masked_sum((out[name] - real).square(), out["text_mask"]) / n["symbols"]
         total = total + getattr(cfg, f"{name}_weight") * parts[f"{name}_loss"]
     return {"loss": total} | parts

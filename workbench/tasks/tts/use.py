@@ -15,7 +15,7 @@ from ...core.step.ranks import device_of
 from ...core.task import Answer, Data, Sound
 from ...errors import Refused
 from .evaluation import vocoder_of
-from .synthesis import demand_speaker, read_text, sing
+from .synthesis import require_speaker, read_text, predict_mels
 
 # %% ../../../nbs/tasks/tts/45_use.ipynb #use
 def use(
@@ -26,10 +26,10 @@ def use(
 ) -> Iterator[Answer]:
     "The sentences of each text as sounds. Raises `Refused` for a vocoder or a speaker that is not to be had."
     speak, mel = ctx.cfg.speak, data.own.mel
-    demand_speaker(data, speak.speaker)
+    require_speaker(data, speak.speaker)
     try:
         make_wave = vocoder_of(speak.vocoder, mel)
-    except ValueError as e:
+    except Refused as e:
         raise Refused(f"speak.vocoder: {e}") from e
     for text in given:
         began = time.perf_counter()
@@ -39,7 +39,7 @@ def use(
             yield Answer(text, refused=str(e))
             continue
         for i, (sentence, batch) in enumerate(parts):
-            (spoken, _), = sing(nets, batch, speak.speed, speak.steps, ctx.cfg.seed)
+            (spoken, _), = predict_mels(nets, batch, speak.speed, speak.steps, ctx.cfg.seed)
             wave = np.clip(make_wave(spoken[None])[0].cpu().numpy(), -1, 1)
             yield Answer(text, Sound(wave, mel.rate), time.perf_counter() - began, i, sentence)
             began = time.perf_counter()
