@@ -11,6 +11,7 @@ import pytest
 import workbench
 from workbench.core.config import presets
 from workbench.core.config.modules import permit
+from workbench.core.config.tasks import systems
 from workbench.files import read_json, samples
 from workbench.lab import cli
 
@@ -106,6 +107,6 @@ def test_a_named_task_trains_in_its_own_process(clean):
 
 
 def test_the_systems_of_the_workbench_are_its_folders():
-    for name in presets.systems():
+    for name in systems():
         task = presets.task_module(name).task
         assert task.use and set(task.settings) <= set(task.config.model_fields), name
