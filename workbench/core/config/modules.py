@@ -86,12 +86,12 @@ def with_task(
     module: ModuleType,
 ) -> ModuleType:
     "The module that has the task: itself, or `task` inside it where it is a package."
-    inner = f"{module.__name__}.task"
     if isinstance(getattr(module, "task", None), ModuleType):  # imported before
         return module.task
-    if hasattr(module, "task") or not hasattr(module, "__path__") or importlib.util.find_spec(inner) is None:
+    if hasattr(module, "task") or not hasattr(module, "__path__"):
         return module
-    return importlib.import_module(inner)
+    inner = f"{module.__name__}.task"
+    return importlib.import_module(inner) if importlib.util.find_spec(inner) else module
 
 # %% ../../../nbs/core/config/70_modules.ipynb #from_name
 def from_name(
