@@ -100,7 +100,8 @@ def both(rounds: int = 6, steps: int = 30):
         training = start(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
                                    Path(folder) / "run"))
         setup = training.setup
-        begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in setup.nets.items()}
+        begun = {name: {k: t.clone() for k, t in net.state_dict().items()}
+                 for name, net in setup.nets.items()}
 
         def pass_of(how):
             """(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the

@@ -18,7 +18,8 @@ def looked_at(outputs):
     shown = [o for o in outputs if o.output_type in ("display_data", "execute_result")]
     for out in shown:
         kinds = [k for k in ("image/png", "text/html", "text/plain") if k in out.data]
-        out.data = {kinds[0]: out.data[kinds[0]]} | ({"text/plain": "a picture"} if kinds[0] != "text/plain" else {})
+        out.data = {kinds[0]: out.data[kinds[0]]} | ({"text/plain": "a picture"} if kinds[0] != "text/plain"
+                                                     else {})
         out.metadata = {}
     return shown
 
@@ -28,7 +29,8 @@ def refresh(path, names=()):
     kept = {c.id for c in book.cells if c.cell_type == "code" and c.outputs} | set(names)
     if odd := kept - {c.id for c in book.cells}:
         raise SystemExit(f"{path} has no cell {', '.join(sorted(odd))}.")
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(book, timeout=120, kernel_name="python3",
+                   resources={"metadata": {"path": path.parent}}).execute()
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = looked_at(cell.outputs) if cell.id in kept else []

@@ -93,17 +93,21 @@ def straight(folder, home):
 def test_a_trained_run_draws_captions(straight, tmp_path, capsys):
     "The same caption and seed give the same picture, alone and in company; one that says nothing is named."
     out = tmp_path / "drawn"
-    assert cli.main(["use", str(straight), "red heart", " ", "grinning face", "--out", str(out), "--checkpoint", "last",
+    assert cli.main(["use", str(straight), "red heart", " ", "grinning face", "--out", str(out),
+                     "--checkpoint", "last",
                      "--overrides", "sample.guidance=1 sample.sizes=[16,[24,16]]"]) == 2
     assert "nothing to draw" in capsys.readouterr().err
     names = sorted(p.name for p in out.glob("*.png"))
-    assert [n[5:] for n in names] == ["red-heart-2.png", "red-heart.png", "grinning-face-2.png", "grinning-face.png"]
+    assert [n[5:] for n in names] == ["red-heart-2.png", "red-heart.png", "grinning-face-2.png",
+                                      "grinning-face.png"]
     alone, wide = workbench.use(straight, "grinning face", checkpoint="last",
                                 overrides="sample.guidance=1 sample.sizes=[16,[24,16]]")
     assert alone.made.shape == (16, 16, 3) and wide.made.shape == (16, 24, 3)
-    drawn = np.asarray(read_picture((out / next(n for n in names if n.endswith("face.png"))).read_bytes(), "drawn"))
+    drawn = np.asarray(read_picture((out / next(n for n in names if n.endswith("face.png"))).read_bytes(),
+                                    "drawn"))
     assert abs(drawn.astype(int) - alone.made).max() <= 1
-    other = next(workbench.use(straight, "grinning face", checkpoint="last", seed=5, overrides="sample.guidance=1"))
+    other = next(workbench.use(straight, "grinning face", checkpoint="last", seed=5,
+                               overrides="sample.guidance=1"))
     assert (other.made != alone.made).any()
     with pytest.raises(Refused, match="`train.lr` cannot be changed"):
         workbench.use(straight, "red heart", overrides="train.lr=1")

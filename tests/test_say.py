@@ -120,7 +120,8 @@ def test_the_first_sentence_begins_the_file_anew(voice, tmp_path):
 
 def test_many_texts_are_many_files_and_a_table(run, tmp_path, capsys):
     "A text that cannot be spoken is named, and the others go on."
-    (tmp_path / "texts.txt").write_text("Good morning. Thank them.\n\nሰላም\nPlease hold on.\n", encoding="utf8")
+    (tmp_path / "texts.txt").write_text("Good morning. Thank them.\n\nሰላም\nPlease hold on.\n",
+                                        encoding="utf8")
     assert main(["use", str(run), str(tmp_path / "texts.txt"), "--out", str(tmp_path / "speech"),
                  "--checkpoint", "last", "--overrides", "speak.speed=1.5"]) == 2
     said = capsys.readouterr()

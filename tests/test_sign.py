@@ -714,7 +714,8 @@ def test_a_persons_files_are_read_as_the_rows_are(runs, spoilt, tmp_path, capsys
     files = {uid: next(poses.glob(f"{uid}.*")) for uid in wanted}
     assert {p.suffix for p in files.values()} == {".pose", ".npy", ".pkl"}
     bad = [str(poses / "evil.pkl"), str(poses / "truncated.pose"), str(tmp_path / "none.pose")]
-    assert cli.main(["use", str(run), *map(str, files.values()), *bad, "--out", str(tmp_path / "read.csv")]) == 2
+    assert cli.main(["use", str(run), *map(str, files.values()), *bad, "--out",
+                     str(tmp_path / "read.csv")]) == 2
     rows = table(tmp_path / "read.csv")
     assert [r["answer"] for r in rows] == [*wanted.values(), "", "", ""]
     assert [r["given"] for r in rows if r["refused"]] == bad and not spoilt.flag.exists()
@@ -723,7 +724,8 @@ def test_a_persons_files_are_read_as_the_rows_are(runs, spoilt, tmp_path, capsys
     signs.write(spoilt.home / "list.csv", [[uid, ""] for uid in wanted])
     found = list(workbench.use(run, str(spoilt.home / "list.csv")))
     assert [(a.given, a.made) for a in found] == list(wanted.items())
-    assert {a.given for a in workbench.use(run, str(poses / "isr"))} == {str(p) for p in (poses / "isr").iterdir()}
+    assert {a.given
+            for a in workbench.use(run, str(poses / "isr"))} == {str(p) for p in (poses / "isr").iterdir()}
     one = next(iter(wanted))
     greedy = next(workbench.use(run, str(files[one]), overrides="generate.num_beams=1 generate.max_length=2"))
     assert len(greedy.made) <= 2 and not greedy.refused
