@@ -79,7 +79,9 @@ def runner(training, stage, steps: int) -> list[float]:
         last[0] = time.perf_counter()
 
     at = training.setup.at
-    at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds, at.window, at.under = (stage.index, 0, 0, 0, 0.0, [], 0)
+    at.stage, at.window = stage.index, []
+    at.epoch = at.batch = at.stage_step = at.under = 0
+    at.stage_seconds = 0.0
     train.after_step = mark
     last[0] = time.perf_counter()
     with redirect_stdout(StringIO()):

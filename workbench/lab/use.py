@@ -47,9 +47,8 @@ def changed(
     for key in flat(over):
         if key.split(".")[0] not in settings:
             may = ", ".join(f"{name}.*" for name in settings) or "nothing"
-            raise Refused(f"`{key}` cannot be changed for a trained run: what a run of the task `{cfg.task}` "
-                          "is "
-                          f"used with is {may}.")
+            raise Refused(f"`{key}` cannot be changed for a trained run: what a run of the task "
+                          f"`{cfg.task}` is used with is {may}.")
     if not over:
         return cfg
     found = resolve(cfg.model_dump(), str(run / "config.yaml"), over)
@@ -77,8 +76,8 @@ def open_run(
     run, cfg = Path(run), config_of(run)
     task = get(cfg.task)
     if not task.use:
-        raise Refused(f"{run} is a run of the task `{cfg.task}`, which cannot be used so: its Task has no "
-                      "`use`.")
+        raise Refused(f"{run} is a run of the task `{cfg.task}`, which cannot be used so: "
+                      "its Task has no `use`.")
     changed(cfg, run, overrides)  # what is wrong is said before anything is loaded
     nets, data = load(run, which)
     folder = checkpoint.find(run, which) or checkpoint.find(run)
@@ -162,8 +161,8 @@ class Shown(Answer):
             import base64
 
             code = base64.b64encode(png(self.made)).decode()
-            return (head + f'<img src="data:image/png;base64,{code}" '
-                           'style="min-width:128px;image-rendering:pixelated">')
+            style = "min-width:128px;image-rendering:pixelated"
+            return head + f'<img src="data:image/png;base64,{code}" style="{style}">'
         return head + html.escape(str(self.made))
 
 
@@ -188,7 +187,8 @@ def use(
     seed: int | None = None,  # of what is drawn at random; None: the run's
 ) -> Iterator[Shown]:
     """What a trained run makes of its inputs, each answer as soon as it is made.
-    Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with `refused`."""
+    Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
+    `refused`."""
     opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
               else open_run(run, checkpoint, overrides, seed))
     answers = opened.task.use(opened.nets, opened.data, inputs(given), opened.ctx)

@@ -71,7 +71,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         self.level += 1
         if self.level > deepest:
-            raise Refused(f"{self.name}, line {self.line + 1}: more than {deepest} levels inside one another.")
+            raise Refused(f"{self.name}, line {self.line + 1}: more than {deepest} levels "
+                          "inside one another.")
         node = super().compose_node(parent, index)
         self.level -= 1
         return node
@@ -152,7 +153,8 @@ def read_yaml(
                       "YAML; take it out.") from e
     except yaml.YAMLError as e:
         line = f", line {e.problem_mark.line + 1}" if getattr(e, "problem_mark", None) else ""
-        raise Refused(f"{name}{line}: not valid YAML ({short(getattr(e, 'problem', None) or e, 200)}).") from e
+        why = short(getattr(e, "problem", None) or e, 200)
+        raise Refused(f"{name}{line}: not valid YAML ({why}).") from e
     # PyYAML's scanner lets `"\UFFFFFFFF"` and `%YAML 9…9` through to Python
     except (ValueError, OverflowError) as e:
         raise Refused(f"{name}: not valid YAML ({short(e, 200)}).") from e
