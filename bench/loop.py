@@ -147,7 +147,8 @@ def resume(rounds: int = 5):
                 began = time.perf_counter()
                 plan = train.batch_plan(setup)
                 first = min(batch, len(plan(epoch)) - 1)
-                next(iter(loader(setup.data.datasets["train"], setup.data.collate, stream(plan, epoch, first))))
+                next(iter(loader(setup.data.datasets["train"], setup.data.collate,
+                                 stream(plan, epoch, first))))
                 times.append(time.perf_counter() - began)
             rows.append((step, statistics.median(times)))
         table(["resumed at step", "ms to the first batch", "ratio"],

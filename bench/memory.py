@@ -32,7 +32,8 @@ def measured(preset: str) -> int:
     code = ("import resource, subprocess, sys; from workbench.core.config import presets; "
             "from workbench.core.run import folder as run; "
             f"folder = run.create(presets.load({preset!r}, {overrides(preset)!r}), sys.argv[1]); "
-            "code = 'import workbench.core.train.loop as t, workbench.core.train.stage as s; s.save = t.save = t.close_stage = lambda *a, **k: None;"
+            "code = 'import workbench.core.train.loop as t, workbench.core.train.stage as s; "
+            "s.save = t.save = t.close_stage = lambda *a, **k: None;"
             " t.final_evaluation = lambda training: None; t.main(' + repr(str(folder)) + ')'; "
             "subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL); "
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)")

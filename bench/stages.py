@@ -79,7 +79,9 @@ def runner(training, stage, steps: int) -> list[float]:
         last[0] = time.perf_counter()
 
     at = training.setup.at
-    at.stage, at.epoch, at.batch, at.stage_step, at.stage_seconds, at.window, at.under = (stage.index, 0, 0, 0, 0.0, [], 0)
+    at.stage, at.window = stage.index, []
+    at.epoch = at.batch = at.stage_step = at.under = 0
+    at.stage_seconds = 0.0
     train.after_step = mark
     last[0] = time.perf_counter()
     with redirect_stdout(StringIO()):
@@ -100,7 +102,8 @@ def both(rounds: int = 6, steps: int = 30):
         training = start(run.create(complete("flow_tiny", OVERRIDES.format(n=steps)),
                                    Path(folder) / "run"))
         setup = training.setup
-        begun = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in setup.nets.items()}
+        begun = {name: {k: t.clone() for k, t in net.state_dict().items()}
+                 for name, net in setup.nets.items()}
 
         def pass_of(how):
             """(seconds of the whole pass, seconds of each step after a stage's first, CPU seconds of the

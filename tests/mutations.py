@@ -1,4 +1,6 @@
-"""A seeded mutator of configurations: values, keys and the text of files that a tired person, an editor or a disk may leave behind."""
+"""A seeded mutator of configurations: values, keys and the text of files.
+
+A tired person, an editor or a disk may leave such files behind."""
 import json
 import math
 import random
@@ -58,10 +60,9 @@ def must_be_refused(path, usual, value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     counted = isinstance(usual, (int, float)) and not isinstance(usual, bool)
     if free or not number:
-        return counted and isinstance(value, (str, list,
-                                              dict)) and not free and key not in ("data.keypoints",
-                                                                                  "model.vae.blocks") and "every" not in key and not (
-            key == "train.minutes" and value == "auto")
+        takes_more = (free or "every" in key or key in ("data.keypoints", "model.vae.blocks")
+                      or key == "train.minutes" and value == "auto")
+        return counted and isinstance(value, (str, list, dict)) and not takes_more
     if isinstance(value, float) and not math.isfinite(value):
         return True
     if value < 0 and key not in MAY_BE_NEGATIVE:

@@ -1,10 +1,10 @@
 """Refresh what library notebooks keep of their outputs: each cell that has one, or the cells named.
 
-    python tests/pictures.py nbs/parts/speech/30_mel.ipynb          # the cells that keep an output make it again
-    python tests/pictures.py nbs/parts/speech/30_mel.ipynb mel_shown # this cell keeps its output as well
+    python tests/pictures.py nbs/parts/speech/30_mel.ipynb            # makes the kept outputs again
+    python tests/pictures.py nbs/parts/speech/30_mel.ipynb mel_shown  # this cell keeps its output as well
 
-A notebook is run as a whole, in its folder; the outputs of all other cells are dropped, and of a kept one what a
-person does not look at: streams, and the text beside a picture.
+A notebook is run as a whole, in its folder; the outputs of all other cells are dropped, and of a kept one
+what a person does not look at: streams, and the text beside a picture.
 """
 import sys
 from pathlib import Path
@@ -18,7 +18,8 @@ def looked_at(outputs):
     shown = [o for o in outputs if o.output_type in ("display_data", "execute_result")]
     for out in shown:
         kinds = [k for k in ("image/png", "text/html", "text/plain") if k in out.data]
-        out.data = {kinds[0]: out.data[kinds[0]]} | ({"text/plain": "a picture"} if kinds[0] != "text/plain" else {})
+        beside = {} if kinds[0] == "text/plain" else {"text/plain": "a picture"}
+        out.data = {kinds[0]: out.data[kinds[0]]} | beside
         out.metadata = {}
     return shown
 
@@ -28,7 +29,8 @@ def refresh(path, names=()):
     kept = {c.id for c in book.cells if c.cell_type == "code" and c.outputs} | set(names)
     if odd := kept - {c.id for c in book.cells}:
         raise SystemExit(f"{path} has no cell {', '.join(sorted(odd))}.")
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(book, timeout=120, kernel_name="python3",
+                   resources={"metadata": {"path": path.parent}}).execute()
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = looked_at(cell.outputs) if cell.id in kept else []

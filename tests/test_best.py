@@ -35,7 +35,8 @@ BASE = {"task": "scripted", "check": False, "trackers": ["tensorboard"], "train"
     "minutes": None, "batch_size": 4, "lr": 1e-2, "log_every": 1, "checkpoint_every": None, "ema": 0.5}}
 TWO = """valid.every=1 pipeline.steps='[
   {name: a, train: {max_steps: 4}, valid: {metric: good}, loss: {good: [1, 3, 3, 2], costs: [5, 4, 3, 1]}},
-  {name: b, train: {max_steps: 4, early_stopping: {patience: 9, min_delta: 0.5}}, loss: {good: [9, 9, 9, 9], costs: [0.9, 0.6, 0.8, 0.7]}}]'"""
+  {name: b, train: {max_steps: 4, early_stopping: {patience: 9, min_delta: 0.5}},
+   loss: {good: [9, 9, 9, 9], costs: [0.9, 0.6, 0.8, 0.7]}}]'"""
 
 
 @pytest.fixture(scope="module")

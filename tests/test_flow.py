@@ -103,8 +103,8 @@ def test_a_trained_run_draws_captions(straight, tmp_path, capsys):
     alone, wide = workbench.use(straight, "grinning face", checkpoint="last",
                                 overrides="sample.guidance=1 sample.sizes=[16,[24,16]]")
     assert alone.made.shape == (16, 16, 3) and wide.made.shape == (16, 24, 3)
-    drawn = np.asarray(read_picture((out / next(n for n in names if n.endswith("face.png"))).read_bytes(),
-                                    "drawn"))
+    file = out / next(n for n in names if n.endswith("face.png"))
+    drawn = np.asarray(read_picture(file.read_bytes(), "drawn"))
     assert abs(drawn.astype(int) - alone.made).max() <= 1
     other = next(workbench.use(straight, "grinning face", checkpoint="last", seed=5,
                                overrides="sample.guidance=1"))

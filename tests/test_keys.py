@@ -64,8 +64,8 @@ def test_every_preset_copied_and_written_out_whole_is_valid(tmp_path, monkeypatc
     for name in presets.presets():
         shutil.copy(presets.find(name), tmp_path / f"copy_of_{name}.yaml")
         cfg = complete(str(tmp_path / f"copy_of_{name}.yaml"))
-        same = cfg.model_dump(exclude={"asked",
-                                       "preset"}) == presets.load(name).model_dump(exclude={"asked", "preset"})
+        other = {"asked", "preset"}
+        same = cfg.model_dump(exclude=other) == presets.load(name).model_dump(exclude=other)
         # there the copy's own keys win over the on_cpu of what it extends
         assert cfg.asked and (same or device == "cpu")
         if name != "spade_off_on":  # its parent's keys of the flow are of no use to it
@@ -94,7 +94,8 @@ IDLE = {
         "train.optimizer='{type: SGD, eps: 1e-6}'": "`train.optimizer.eps` counts for nothing with SGD",
         "train.optimizer='{type: Lion, amsgrad: true}'": "`train.optimizer.amsgrad` counts for nothing with "
                                                          "Lion",
-        "train.optimizer.weight_decay=0.1 train.optimizers.translate.lr=0.1": "`train.optimizer.weight_decay` counts for nothing where `train.optimizers` has",
+        "train.optimizer.weight_decay=0.1 train.optimizers.translate.lr=0.1":
+            "`train.optimizer.weight_decay` counts for nothing where `train.optimizers` has",
         "train.scheduler.milestones=[3]": "`train.scheduler.milestones` counts for nothing with cosine",
         "train.scheduler='{type: StepLR, warmup: 9}'": "`train.scheduler.warmup` counts for nothing with "
                                                        "StepLR",
@@ -225,7 +226,8 @@ def test_a_row_in_another_process_reads_the_same_configuration():
         assert pool.apply(repr, (stage.cfg.look,)) == repr(stage.cfg.look)
 
 
-PIPED = ("""train.epochs=null pipeline.steps='[{name: one, objectives: [fit], freeze: [judge], train: {epochs: 1}}, {name: two, objectives: [fit], freeze: [head], train: {epochs: 1}}]'""")
+PIPED = ("train.epochs=null pipeline.steps='[{name: one, objectives: [fit], freeze: [judge], "
+         "train: {epochs: 1}}, {name: two, objectives: [fit], freeze: [head], train: {epochs: 1}}]'")
 
 
 def test_a_pipeline_is_told_at_its_last_stage_and_not_stopped(tmp_path):

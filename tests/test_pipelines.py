@@ -26,16 +26,22 @@ from workbench.lab.run.results import stages as stages_table
 from workbench.lab.run.stages_diagram import diagram, stage_states
 
 home = Path(__file__).parents[1]
-THREE = """dropout=0.2 norm=true noise=0.05 train.epochs=null train.accumulate=2 train.checkpoint_every=3 valid.every=2 pipeline.steps='[
-  {name: head, freeze: [judge, body], objectives: [fit], valid: {metric: error, mode: max}, train: {epochs: 2, ema: 0.9,
-     scheduler: {type: ReduceLROnPlateau, patience: 0, factor: 0.5}}},
-  {name: all, train: {epochs: 6, scheduler: {type: CosineAnnealingLR}, optimizers: {slow: {type: RMSprop, lr: 0.001, momentum: 0.5}}},
-     transition_on: {mode: loss_threshold, metric: fit_loss, threshold: 2.5, window: 5, patience: 2, min_epochs: 1}},
-  {name: rest, freeze: [body], unfreeze: [body.4], train: {max_steps: 12, ema: 0.8, optimizer: {type: Lion, lr: 0.001}}}]'""".replace("\n", "")
+THREE = """dropout=0.2 norm=true noise=0.05 train.epochs=null train.accumulate=2 train.checkpoint_every=3
+ valid.every=2 pipeline.steps='[
+  {name: head, freeze: [judge, body], objectives: [fit], valid: {metric: error, mode: max},
+     train: {epochs: 2, ema: 0.9, scheduler: {type: ReduceLROnPlateau, patience: 0, factor: 0.5}}},
+  {name: all, train: {epochs: 6, scheduler: {type: CosineAnnealingLR},
+                      optimizers: {slow: {type: RMSprop, lr: 0.001, momentum: 0.5}}},
+     transition_on: {mode: loss_threshold, metric: fit_loss, threshold: 2.5, window: 5, patience: 2,
+                     min_epochs: 1}},
+  {name: rest, freeze: [body], unfreeze: [body.4],
+     train: {max_steps: 12, ema: 0.8, optimizer: {type: Lion, lr: 0.001}}}]'""".replace("\n", "")
 HANDED = """dropout=0.2 train.epochs=null train.batch_size=8 valid.every=null pipeline.steps='[
-  {name: first, train: {epochs: 1, ema: 0.9}}, {name: second, objectives: [fit], freeze: [body.4, head], train: {max_steps: 3}}]'""".replace("\n", "")
-CALM = """train.epochs=null train.batch_size=8 norm=true valid.every=4 train.keep=1 width=400 pipeline.steps='[
-  {name: a, train: {epochs: 1, ema: 0.9}}, {name: b, objectives: [fit], freeze: [head], train: {epochs: 2}}]'""".replace("\n", "")
+  {name: first, train: {epochs: 1, ema: 0.9}},
+  {name: second, objectives: [fit], freeze: [body.4, head], train: {max_steps: 3}}]'""".replace("\n", "")
+CALM = """train.epochs=null train.batch_size=8 norm=true valid.every=4 train.keep=1 width=400
+ pipeline.steps='[{name: a, train: {epochs: 1, ema: 0.9}},
+  {name: b, objectives: [fit], freeze: [head], train: {epochs: 2}}]'""".replace("\n", "")
 
 
 @pytest.fixture(scope="module")
@@ -248,12 +254,15 @@ IMPOSSIBLE = {
     "objectives: [fit], train: {epochs: 1, schedulers: {guess: {type: cosine}}}": "belongs to objective "
                                                                                   "`guess`, which is not "
                                                                                   "active",
-    "train: {epochs: 1}, transition_on: {mode: loss_threshold, metric: fit_los, threshold: 1}": "did you mean `fit_loss`?",
+    "train: {epochs: 1}, transition_on: {mode: loss_threshold, metric: fit_los, threshold: 1}":
+        "did you mean `fit_loss`?",
     "objectives: [fit], train: {epochs: 1}, transition_on: {mode: loss_threshold, metric: guess_loss, "
     "threshold: 1}": "that is not active here",
-    "train: {max_steps: 5}, transition_on: {mode: loss_threshold, metric: loss, threshold: 1}": "looks at 20 steps",
+    "train: {max_steps: 5}, transition_on: {mode: loss_threshold, metric: loss, threshold: 1}":
+        "looks at 20 steps",
     "train: {epochs: 2}, transition_on: {mode: epoch, value: 5}": "over after 2 epochs",
-    "train: {epochs: 2}, transition_on: {mode: loss_threshold, metric: loss, threshold: 1, min_epochs: 3}": "over after 2 epochs",
+    "train: {epochs: 2}, transition_on: {mode: loss_threshold, metric: loss, threshold: 1, min_epochs: 3}":
+        "over after 2 epochs",
     "transition_on: {mode: loss_threshold, metric: loss, threshold: .nan}": "threshold",
     "transition_on: {mode: loss_threshold, metric: loss, threshold: 1}": "never ends",
     "train: {epochs: 0}": "train.epochs", "train: {epochs: -3}": "train.epochs",
@@ -310,8 +319,8 @@ def test_the_plan_of_a_pipeline(tmp_path, monkeypatch):
                                                             (72 + 9 + 9, 32 + 16)]
     assert [list(s["optimizers"]) for s in found] == [["fast"], ["slow", "fast", "guess"],
                                                       ["slow", "fast", "guess"]]
-    assert found[1]["optimizers"]["slow"] == {"type": "RMSprop", "lr": 0.001,
-                                              "steps": ["body"]} and found[2]["optimizers"]["guess"]["type"] == "Lion"
+    assert found[1]["optimizers"]["slow"] == {"type": "RMSprop", "lr": 0.001, "steps": ["body"]}
+    assert found[2]["optimizers"]["guess"]["type"] == "Lion"
     assert found[0]["schedulers"] == {"fast": {"type": "ReduceLROnPlateau", "mode": "max", "factor": 0.5,
                                                "patience": 0}} and found[0]["best"] == {"metric": "error",
                                                                                         "mode": "max",
@@ -396,8 +405,8 @@ def test_a_finished_pipeline_goes_on(calm, folder):
 
 def test_not_a_number_in_the_second_stage(folder):
     "The run fails, names the last good checkpoint, never touches it, and goes on from it."
-    words = CALM.replace("valid.every=4",
-                         "valid.every=null train.log_every=5 train.checkpoint_every=4").replace("train.keep=1", "train.keep=null")
+    words = CALM.replace("train.keep=1", "train.keep=null").replace(
+        "valid.every=4", "valid.every=null train.log_every=5 train.checkpoint_every=4")
     straight = done(go(folder / "numbers", words))
     first = read_json(straight / "stages.json")[0]["steps"]
     run = folder / "nan"

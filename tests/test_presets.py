@@ -188,7 +188,8 @@ def test_the_size_is_the_published_one_without_hub_and_memory(name):
     with torch.device("meta"):
         raw = model_config.override(hub.read_config(hub.locate(m.name, "scratch")), m.params)
         adapters = m.lora.model_dump() if m.lora else None
-        model = build_model(raw, {"kind": "scratch"}, True, tok, None, adapters, m.freeze_encoder, m.freeze_decoder)
+        model = build_model(raw, {"kind": "scratch"}, True, tok, None, adapters, m.freeze_encoder,
+                            m.freeze_decoder)
     mine = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
     assert mine == exact and {p.device.type for p in model.parameters()} == {"meta"}
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200  # MB

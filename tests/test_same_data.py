@@ -80,7 +80,8 @@ def test_the_same_rows_of_another_content_are_refused(stopped, monkeypatch):
                state | {"data": state["data"] | {"fingerprint": "a" * 16}})
     other(monkeypatch, content)
     assert train.main(stopped) == 2
-    assert ("the fingerprint was aaaaaaaaaaaaaaaa and is bbbbbbbbbbbbbbbb, so rows have another content" in status_of(stopped)["error"])
+    assert ("the fingerprint was aaaaaaaaaaaaaaaa and is bbbbbbbbbbbbbbbb, so rows have another content"
+            in status_of(stopped)["error"])
 
 
 def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
@@ -90,7 +91,8 @@ def test_a_checkpoint_of_an_older_build_knows_no_rows(stopped, monkeypatch):
     with monkeypatch.context() as m:
         other(m, fewer)
         assert train.main(stopped) == 2
-    assert ("stands at step 11 of epoch 0, which has 7: its data is not what it was" in status_of(stopped)["error"])
+    assert ("stands at step 11 of epoch 0, which has 7: its data is not what it was"
+            in status_of(stopped)["error"])
     assert train.main(stopped) == 0
 
 

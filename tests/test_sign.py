@@ -1,5 +1,7 @@
-"""Sign end to end: a user's folder whole and spoilt, every family, real runs that are killed, resumed and shared by processes.
-Each fault of the public projects has a test that shows it cannot happen; its docstring begins with `Fault`."""
+"""Sign end to end: a user's folder whole and spoilt, every family, real runs that are killed and resumed.
+
+Each fault of the public projects has a test that shows it cannot happen; its docstring begins with
+`Fault`."""
 import builtins
 import csv
 import json
@@ -724,8 +726,8 @@ def test_a_persons_files_are_read_as_the_rows_are(runs, spoilt, tmp_path, capsys
     signs.write(spoilt.home / "list.csv", [[uid, ""] for uid in wanted])
     found = list(workbench.use(run, str(spoilt.home / "list.csv")))
     assert [(a.given, a.made) for a in found] == list(wanted.items())
-    assert {a.given
-            for a in workbench.use(run, str(poses / "isr"))} == {str(p) for p in (poses / "isr").iterdir()}
+    given = {a.given for a in workbench.use(run, str(poses / "isr"))}
+    assert given == {str(p) for p in (poses / "isr").iterdir()}
     one = next(iter(wanted))
     greedy = next(workbench.use(run, str(files[one]), overrides="generate.num_beams=1 generate.max_length=2"))
     assert len(greedy.made) <= 2 and not greedy.refused

@@ -179,7 +179,7 @@ LONG = ["Anna Maria von Hohenfels", "Benjamin of the Old Mill"]
 
 def voices(folder, columns, name="metadata.csv", sign="|", head="", end="\n", texts=SAID,
            path="wavs/c{}.wav"):
-    "Recordings of the texts, and a table; a column is `path`, `text`, or a function of a row's number and text."
+    "Recordings and their table; a column is `path`, `text`, or a function of a row's number and text."
     for i, text in enumerate(texts):
         noise(folder / f"wavs/c{i}.wav", 0.5 + 0.07 * len(text), 16000)
     cells = [[path.format(i) if c == "path" else text if c == "text" else c(i, text) for c in columns]

@@ -13,11 +13,14 @@ from workbench.files import read_json
 from workbench.core.task import get
 
 window = 4
-FREEZING = """norm=true lift=true train.batch_size=8 train.keep=null train.ema=0.9 valid.every=null pipeline.steps='[
+FREEZING = """norm=true lift=true train.batch_size=8 train.keep=null train.ema=0.9 valid.every=null
+ pipeline.steps='[
   {name: head, objectives: [fit], freeze: [body], train: {epochs: 1}},
-  {name: body, objectives: [fit, guess], freeze: [head, judge.bias], train: {epochs: 1, optimizers: {slow: {type: SGD}}}},
+  {name: body, objectives: [fit, guess], freeze: [head, judge.bias],
+   train: {epochs: 1, optimizers: {slow: {type: SGD}}}},
   {name: lift, objectives: [lift], train: {max_steps: 3, ema: null}},
-  {name: all, objectives: [fit, guess], freeze: [body], unfreeze: [body.4], train: {max_steps: 5}}]'""".replace("\n", "")
+  {name: all, objectives: [fit, guess], freeze: [body], unfreeze: [body.4],
+   train: {max_steps: 5}}]'""".replace("\n", "")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""Text to speech in real runs: killed, resumed, shared by processes, built upon; then speaking, and what a run leaves behind.
+"""Text to speech in real runs: killed, resumed, shared by processes, built upon; then speaking.
+
+What such a run leaves behind is looked at too.
 Each fault of the public project has a test that shows it cannot happen; its docstring begins with `Fault`."""
 import csv
 import json

@@ -204,13 +204,12 @@ def test_bytes_paths_and_bombs_are_sentences(tmp_path, capsys):
                     + "".join(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}, m: *a{i - 1}}}\n"
                               for i in range(1, 60)))
     assert "more than 20,000 values" in told(str(path))
-    assert "no configuration file" in told("y/" * 10_000
-                                           + "x.yaml") and "no preset" in told("y"
-                                                                               * 20_000).replace("no configuration file", "no preset")
+    assert "no configuration file" in told("y/" * 10_000 + "x.yaml")
+    assert "no preset" in told("y" * 20_000).replace("no configuration file", "no preset")
     assert "is a folder" in told(str(tmp_path)) and "no configuration file" in told("~no.such.user/x.yaml")
-    assert "a.b=value" in told("t5_tiny", ".".join("a" * 3000)
-                               + "=1") and "closing quotation" in told("t5_tiny",
-                                                                       "data.prefix='x") and "`train` is 5" in told("t5_tiny", "train=5")
+    assert "a.b=value" in told("t5_tiny", ".".join("a" * 3000) + "=1")
+    assert "closing quotation" in told("t5_tiny", "data.prefix='x")
+    assert "`train` is 5" in told("t5_tiny", "train=5")
     path.write_bytes(b"\xef\xbb\xbftask: curve\nwidth: 032\ntrain: &t {max_steps: 0x10}\n")
     assert load(str(path)).width == 32 and load(str(path)).train.max_steps == 16
     path.write_text("task: curve\ntrain: &t {max_steps: 5}\npipeline: {steps: [{name: a, train: *t}, {name: "
@@ -332,8 +331,8 @@ def test_a_split_that_the_default_names_may_be_missing_and_that_is_said(monkeypa
                         types.SimpleNamespace(task=dataclasses.replace(curve.task, data=data)))
     facts = plan(complete({"task": "testless", "trackers": [],
                            "train": {"max_steps": 2, "scheduler": {"warmup": 9}}}))
-    assert "There is no split test: the final scores are of valid." in facts["notes"] and any("warmup is 9 "
-                                                                                              "steps, and stage train has 2" in n for n in facts["notes"])
+    assert "There is no split test: the final scores are of valid." in facts["notes"]
+    assert any("warmup is 9 steps, and stage train has 2" in n for n in facts["notes"])
 
 
 def test_a_task_that_says_no_scores_is_asked_before_the_first_step(tmp_path):
@@ -357,8 +356,8 @@ def test_every_number_of_every_section_is_bounded():
     from workbench.tasks.tts import config as tts_config
 
     for section in (sign_config.SignConfig, tts_config.TtsConfig, flow_config.FlowConfig):
-        cfg = presets.schema_of(section)(task="x",
-                                         sample={"sampler": "heun"}) if section is flow_config.FlowConfig else presets.schema_of(section)(task="x")
+        more = {"sample": {"sampler": "heun"}} if section is flow_config.FlowConfig else {}
+        cfg = presets.schema_of(section)(task="x", **more)
         full = cfg.model_dump()
         numbers = [p for p, v in mutations.leaves(full)
                    if isinstance(v, (int, float)) and not isinstance(v, bool)]

@@ -40,7 +40,8 @@ def handed_over(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("words", [["resume", "{run}"], ["say", "{run}", "Hello."], ["use", "{run}", "Hello."],
+@pytest.mark.parametrize("words",
+                         [["resume", "{run}"], ["say", "{run}", "Hello."], ["use", "{run}", "Hello."],
                                    ["plan", "{run}/config.yaml"], ["check", "{run}/config.yaml"],
                                    ["train", "{run}/config.yaml"], ["plan", "mine.yaml"],
                                    ["plan", "t5_tiny", "--overrides", "task=extra"]])

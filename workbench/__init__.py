@@ -51,8 +51,10 @@ def use(
     seed: int | None = None,  # of what is drawn at random; None: the run's
     task_from: str = "",  # a module or a .py file that may be the run's task
 ):
-    """What a trained run makes of texts or files, an answer each as soon as it is made; a notebook shows them.
-    Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with `refused`."""
+    """What a trained run makes of texts or files, an answer each as soon as it is made.
+
+    Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
+    `refused`."""
     from workbench.core.config.modules import permit
     from workbench.lab.use import use
 

@@ -1,5 +1,7 @@
-"""A task for tests: two nets learn a curve under one objective with two optimisers, a third guesses their errors.
-What goes wrong, and when, is said by the variable TOY_TRAP, so that the configuration of a run stays as it is."""
+"""A task for tests: two nets learn a curve under one objective, a third guesses their errors.
+
+The two have an optimiser each. The variable TOY_TRAP names what goes wrong, and when, so that the
+configuration of a run stays as it is."""
 import os
 import signal
 import time

@@ -1,4 +1,5 @@
-"""A user's folder of another sign language: .pose, .npy and .pkl files, tables in three scripts, and what goes wrong in them."""
+"""A user's folder of another sign language: pose files of three kinds, tables in three scripts, and
+what goes wrong in them."""
 import io
 import os
 import pickle

@@ -56,8 +56,9 @@ def parser() -> argparse.ArgumentParser:
     checkpoint = ("--checkpoint", dict(default="best", metavar="NAME",
                                        help="best, last, or a checkpoint's name"))
     command("use", "give a trained run texts or files, and get what it makes of them", run,
-            ("inputs", dict(nargs="+", metavar="INPUT", help="a text or a path, as the run's task takes it; -: "
-                            "the lines of standard input; a .txt file: its lines")),
+            ("inputs", dict(nargs="+", metavar="INPUT",
+                            help="a text or a path, as the run's task takes it; -: the lines of standard "
+                                 "input; a .txt file: its lines")),
             ("--out", dict(metavar="PATH", help="a file, or a folder for several answers (default: texts are "
                            "printed, a sound is answer.wav, a picture answer.png, several are in answers/)")),
             ("--overrides", dict(action=Joined, default="", metavar="TEXT",
@@ -269,8 +270,9 @@ def say(options) -> int:
     from workbench.lab.answers import use_into
 
     speak = {k: v for k in ("speed", "vocoder", "speaker") if (v := getattr(options, k)) is not None}
-    return 2 if use_into(options.run, [options.text], options.out, overrides={"speak": speak} if speak else "",
-                         checkpoint=options.checkpoint) else 0
+    refused = use_into(options.run, [options.text], options.out,
+                       overrides={"speak": speak} if speak else "", checkpoint=options.checkpoint)
+    return 2 if refused else 0
 
 
 def docs(options) -> int:
