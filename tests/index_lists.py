@@ -1,6 +1,7 @@
 """The lists of notebooks in nbs/index.ipynb: each with its title and its first sentence, in reading order.
 `python tests/index_lists.py` writes them; a test compares them with the notebooks."""
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,12 @@ from workbench.lab.docs.pages import read_pages, rooms
 nbs = Path(__file__).parents[1] / "nbs"
 index = nbs / "index.ipynb"
 folders = ("core", "parts", "tasks", "lab")  # a cell for each, with the id `list-<folder>`
+
+
+@cache
+def all_pages():
+    "Every notebook in reading order."
+    return read_pages(nbs)
 
 
 def line(page):
@@ -26,7 +33,7 @@ def lists():
     "{id of a cell: its source}: the notebooks of a folder, those of each folder in it under its title."
     found = {f"list-{name}": [] for name in folders}
     last = None
-    for page in read_pages(nbs):
+    for page in all_pages():
         lines = found.get(f"list-{page.path.parts[0]}")
         if lines is None:
             continue
