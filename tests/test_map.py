@@ -1,5 +1,6 @@
-"""The map of the house is true: the tree and the links of README and index, and every command of the README,
-which is run here with small settings added."""
+"""The README and the index are true: the tree, the links, the lists of notebooks. Every command of the README is
+run, with small settings added."""
+import ast
 import importlib.util
 import re
 import shlex
@@ -59,7 +60,8 @@ def fenced_tree():
 
 
 def test_what_the_tree_says_beside_a_folder_is_there():
-    folder = {"errors.py": "", "files.py": "", "task.py": "core", "show.py": "lab", "use.py": "lab", "cli.py": "lab"}
+    folder = {"errors.py": "", "files.py": "", "task.py": "core", "show.py": "lab", "use.py": "lab",
+              "cli.py": "lab"}
     tree = re.search(r"```text\n(.*?)```", readme, re.S)[1]
     assert {m for m in re.findall(r"\b\w+\.py\b", tree)} == {*folder}
     assert all((home / "workbench" / where / name).exists() for name, where in folder.items())
@@ -67,7 +69,8 @@ def test_what_the_tree_says_beside_a_folder_is_there():
 
 @pytest.mark.parametrize("page", pages)
 def test_every_link_leads_to_a_file(page):
-    text = "\n\n".join(c.source for c in books[page] if c.cell_type == "markdown") if page in books else readme
+    text = "\n\n".join(c.source
+                       for c in books[page] if c.cell_type == "markdown") if page in books else readme
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
     links = re.findall(r"\]\(((?!https?:|#|attachment:)[^)\s#]+)[^)]*\)", text)
     lost = [link for link in links if not ((home / page).parent / link).exists()]
@@ -83,7 +86,8 @@ def test_every_path_that_is_named_exists(page):
 
 @pytest.mark.parametrize("page", pages)
 def test_every_module_that_is_named_can_be_imported(page):
-    lost = {name for name in re.findall(r"(?<![\w./-])workbench(?:\.[a-z_]\w*)+(?![\w/])", pages[page]) if not found(name)}
+    lost = {name for name in re.findall(r"(?<![\w./-])workbench(?:\.[a-z_]\w*)+(?![\w/])", pages[page])
+            if not found(name)}
     assert not lost, f"{page}: {lost}"
 
 
@@ -118,22 +122,45 @@ def test_the_index_names_every_system():
     assert sorted(re.findall(r"^\| `(\w+)` \|", cell, re.M)) == systems
 
 
+# The tables of the README
+
+def first_column(head):
+    "The names in the first column of the table that begins with a word."
+    return re.findall(r"^\| `(\w+)` \|", readme.split(f"| {head} |")[1].split("\n\n")[0], re.M)
+
+
+def test_the_presets_are_those_of_the_package():
+    for name, words in cli.preset_table().rows:
+        assert f"| `{name}` | {words} |" in readme
+    assert first_column("preset") == presets.presets()
+
+
+def test_the_parameters_are_those_of_the_notebook():
+    cells = nbformat.read(home / "nbs/train.ipynb", 4).cells
+    parameters = next(c for c in cells if "parameters" in c.metadata.get("tags", [])).source
+    assert first_column("parameter") == re.findall(r"^(\w+) =", parameters, re.M)
+
+
 # The commands of the README
 
 BRIEF = ("train.max_steps=2 train.minutes=null train.batch_size=2 train.log_every=1 train.checkpoint_every=2 "
          "valid.every=null valid.batch_size=2 valid.final=[valid] trackers=[] check=false")
-SMALL = {"sign": "data.languages=null data.step_frames=4 generate.max_length=4 model.init=scratch model.tokenizer_kind=char "
+SMALL = {"sign": "data.languages=null data.max_lost=1 data.step_frames=4 generate.max_length=4 "
+                 "model.init=scratch model.tokenizer_kind=char "
                  "model.params.d_model=16 model.params.d_kv=8 model.params.d_ff=16 model.params.num_layers=1 "
                  "model.params.num_decoder_layers=1 model.params.num_heads=2",
-         "tts": "data.text.kind=characters speak.f0=false model.width=16 model.layers=1 model.hidden=16 model.prenet=1 "
+         "tts": "data.text.kind=characters speak.f0=false model.width=16 model.layers=1 model.hidden=16 "
+                "model.prenet=1 "
                 "model.decoder.width=16 model.decoder.blocks=1",
-         "flow": "data.length=12 sample.steps=1 sample.sizes=[16] model.flow.width=16 model.flow.depth=1 model.flow.heads=2 "
+         "flow": "data.length=12 sample.steps=1 sample.sizes=[16] model.flow.width=16 model.flow.depth=1 "
+                 "model.flow.heads=2 "
                  "model.vae.width=8 model.vae.hidden=8 model.vae.attention=false model.text.vocab=120 model.text.width=16 "
                  "model.text.layers=1 model.text.heads=2"}
 
 
 class Place:
-    "A folder in which the commands run, with small data and trained runs where the README has FOLDER and RUN."
+    """A folder in which the commands run, with small data and trained runs where the README has FOLDER and
+    RUN."""
 
     def __init__(self, folder):
         self.folder, self.made = folder, {}
@@ -145,7 +172,8 @@ class Place:
     def folder_of(self, name):
         "A user's data: `sign`, `tts`, `flow`, or `am` for Amharic speech."
         if name not in self.made:
-            make = {"sign": signs.good_folder, "am": voices.good_folder, "tts": english, "flow": pictures}[name]
+            make = {"sign": signs.good_folder, "am": voices.good_folder, "tts": english,
+                    "flow": pictures}[name]
             self.made[name] = make(self.folder / f"data_{name}")
         return self.made[name]
 
@@ -153,7 +181,8 @@ class Place:
         "The settings that make a preset small: few rows, two steps of each stage, tiny nets."
         cfg = presets.load(preset)
         data = self.folder_of("am" if preset.startswith("amharic") else cfg.task)
-        ends = [f"pipeline.steps.{s.name}.train.max_steps=2" for s in (cfg.pipeline.steps if cfg.pipeline else [])]
+        ends = [f"pipeline.steps.{s.name}.train.max_steps=2"
+                for s in (cfg.pipeline.steps if cfg.pipeline else [])]
         return " ".join([f"data.source={data}", SMALL[cfg.task], BRIEF, *ends])
 
     def run(self, preset, path):
@@ -166,7 +195,7 @@ class Place:
 def english(folder):
     "Real recordings with a table in LJSpeech's layout."
     folder.mkdir()
-    lines = sorted((samples("tts") / "en/train.csv").read_text(encoding="utf8").splitlines(), key=len)[40:64]
+    lines = sorted((samples("tts") / "en/train.csv").read_text(encoding="utf8").splitlines(), key=len)[80:110]
     for line in lines:
         shutil.copy(samples("tts") / "en" / line.split("|")[0], folder)
     table = [f"{Path(file).name}|{text}" for file, text in (line.split("|") for line in lines)]
@@ -241,7 +270,8 @@ notebooks = [line for line in fenced("sh") if line.startswith("papermill ")]
 
 def test_every_line_of_the_readme_is_run_by_a_test():
     rest = {*fenced("sh")} - {*commands} - {*notebooks}
-    assert rest == {"make train", "make test", "make docs", "make docs FAST=1", ".venv/bin/jupyter lab nbs/index.ipynb"}
+    assert rest == {"make train", "make test", "make docs", "make docs FAST=1",
+                    ".venv/bin/jupyter lab nbs/index.ipynb"}
 
 
 @pytest.mark.parametrize("line", commands)
@@ -264,8 +294,10 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
     code = cli.main(words)
     out, err = capsys.readouterr()
     assert code == 0, out + err
-    expected = {"presets": "t5_tiny", "plan": "Plan", "check": "Reality checks", "train": "Scores of step_", "runs": "finished",
-                "stop": "is not running", "resume": "finished after 3 steps", "use": "", "say": "Good morning.",
+    expected = {"presets": "t5_tiny", "plan": "Plan", "check": "Reality checks", "train": "Scores of step_",
+                "runs": "finished",
+                "stop": "is not running", "resume": "Scores of step_00000003", "use": "",
+                "say": "Good morning.",
                 "check-model": "t5-small", "docs": "http://127.0.0.1:"}
     assert expected[words[0]] in out
 
@@ -283,19 +315,35 @@ def test_a_notebook_of_the_readme_runs(line, here, capsys):
         words = with_overrides(words, "overrides", more)
         if "-p" != words[words.index("overrides") - 1]:
             words.insert(words.index("overrides"), "-p")
+    if "nbs/flowchart.ipynb" in words:
+        words += ["-p", "upto", "data"]  # the stations after it: test_flowchart
     prepared = CliRunner().invoke(papermill, [*words, "--prepare-only"])
     assert prepared.exit_code == 0, prepared.output
     cells = [c.source for c in nbformat.read(words[1], 4).cells if c.cell_type == "code"]
     namespace = {"__name__": "__main__", "In": [""]}
     for cell in cells:
         namespace["In"].append(cell)
-        exec(compile(cell, words[1], "exec"), namespace)
+        run_cell(cell, namespace)
     assert capsys.readouterr().out
+
+
+def run_cell(source, namespace):
+    "Run a cell and show the value of its last line, as a notebook does."
+    from IPython.display import display
+
+    body = ast.parse(source).body
+    last = [body.pop()] if body and isinstance(body[-1], ast.Expr) else []
+    exec(compile(ast.Module(body, []), "<cell>", "exec"), namespace)
+    for node in last:
+        value = eval(compile(ast.Expression(node.value), "<cell>", "eval"), namespace)
+        if value is not None:
+            display(value)
 
 
 def test_the_python_of_the_readme_runs(here, capsys, monkeypatch):
     train = launch.train
-    monkeypatch.setattr(launch, "train", lambda config, more, **how: train(config, f"{more} {here.small(config)}", **how))
+    monkeypatch.setattr(launch, "train", lambda config,
+                        more, **how: train(config, f"{more} {here.small(config)}", **how))
     code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
     assert f"```python\n{code}```" in pages["nbs/index.ipynb"]
     exec(code, names := {})
