@@ -148,7 +148,8 @@ BRIEF = ("train.max_steps=2 train.minutes=null train.batch_size=2 train.log_ever
          "valid.every=null valid.batch_size=2 valid.final=[valid] trackers=[] check=false")
 SMALL = {"sign": "data.languages=null data.max_lost=1 data.step_frames=4 generate.max_length=4 "
                  "model.init=scratch model.tokenizer_kind=char model.params.d_model=16 model.params.d_kv=8 "
-                 "model.params.d_ff=16 model.params.num_layers=1 model.params.num_decoder_layers=1 model.params.num_heads=2",
+                 "model.params.d_ff=16 model.params.num_layers=1 model.params.num_decoder_layers=1 "
+                 "model.params.num_heads=2",
          "tts": "data.text.kind=characters speak.f0=false model.width=16 model.layers=1 model.hidden=16 "
                 "model.prenet=1 model.decoder.width=16 model.decoder.blocks=1",
          "flow": "data.length=12 sample.steps=1 sample.sizes=[16] model.flow.width=16 model.flow.depth=1 "
