@@ -1,12 +1,13 @@
-# Two commands: `make train` runs the main job, `make test` proves everything. `make docs` builds pages to browse (FAST=1: nothing runs).
-# Each sets up .venv first, once.
+# Two commands: `make train` runs the main job, `make test` passes every test.
+# `make docs` builds pages to browse from the notebooks (with FAST=1 it runs none of them).
+# Each makes the environment .venv first, once.
 SHELL := bash
 PYTHON ?= python3
 CONFIG ?= t5_tiny
 NAME ?= $(CONFIG)-$(shell date +%Y%m%d-%H%M%S)
 PARAMETERS ?=
 
-# the kernel of a notebook is called `python`: the environment's must be the first that is found
+# the kernel of a notebook is the first `python` of the path: it must be that of the environment
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 unexport PYTHONHOME

@@ -237,26 +237,6 @@ def test_the_index_runs(tmp_path):
     assert "Plan: t5_tiny" in outputs(nbformat.read(out, 4))
 
 
-def test_the_readme_is_true():
-    from workbench.core.config.presets import presets
-    from workbench.lab.cli import parser, preset_table
-
-    readme = (home / "README.md").read_text(encoding="utf8")
-    for name, words in preset_table().rows:
-        assert f"| `{name}` | {words} |" in readme
-    table = readme.split("| preset |")[1].split("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == presets()
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", readme, re.S))
-    for line in re.findall(r"^workbench (.*)$", blocks, re.M):
-        parser().parse_args(re.sub(r'"([^"]*)"', lambda m: m[1].replace(" ", "\0"), line).split())
-    cells = nbformat.read(home / "nbs/train.ipynb", 4).cells
-    parameters = next(c for c in cells if "parameters" in c.metadata.get("tags", [])).source
-    assert re.findall(r"^\| `(\w+)` \|", readme.split("| parameter |")[1].split("\n\n")[0], re.M) == \
-        re.findall(r"^(\w+) =", parameters, re.M)
-    for target in re.findall(r"^make (\w+)", blocks, re.M):
-        assert re.search(rf"^{target}:", (home / "Makefile").read_text(), re.M)
-
-
 def test_notebooks_carry_no_outputs_and_a_kernel():
     for path in sorted((home / "nbs").rglob("*.ipynb")):
         notebook = nbformat.read(path, 4)
