@@ -1,4 +1,5 @@
-# Two commands: `make train` runs the main job, `make test` proves everything. `make docs` builds pages to browse (FAST=1: nothing runs).
+# Two commands: `make train` runs the main job, `make test` proves everything in 15 minutes on two cores.
+# `make test-all` tries every combination, `make docs` builds pages to browse (FAST=1: nothing runs).
 # Each sets up .venv first, once.
 SHELL := bash
 PYTHON ?= python3
@@ -13,7 +14,7 @@ unexport PYTHONHOME
 
 ready := .venv/.ready
 
-.PHONY: train test docs setup
+.PHONY: train test test-all docs setup
 .DELETE_ON_ERROR:
 
 train: $(ready)
@@ -22,6 +23,9 @@ train: $(ready)
 
 test: $(ready)
 	tests/check.sh
+
+test-all: $(ready)
+	WORKBENCH_TESTS=all tests/check.sh
 
 docs: $(ready)
 	python -m workbench.lab.docs.site $(if $(FAST),--fast)
