@@ -275,7 +275,8 @@ def faults_of_output(cell):
 def test_some_library_notebooks_keep_one_small_output():
     "What a reader sees at once on the page of a repository: a picture or a table, the same on every machine."
     kept = {nb: [c for c in code_cells(nb) if c.outputs] for nb in library()}
-    wrong = [f"{in_nbs(nb)}: {len(cells)} cells keep an output" for nb, cells in kept.items() if len(cells) > 1]
+    wrong = [f"{in_nbs(nb)}: {len(cells)} cells keep an output"
+             for nb, cells in kept.items() if len(cells) > 1]
     wrong += [f"{in_nbs(nb)}, cell {c.id} keeps {fault}"
               for nb, cells in kept.items() for c in cells for fault in faults_of_output(c)]
     assert not wrong, "\n".join(wrong)

@@ -130,7 +130,7 @@ def shrunk(name):
 def kinds_of(name):
     "What the checks meet in a preset: its task, its architecture, how it is adapted, how it speaks or draws."
     cfg = presets.load(name).model_dump()
-    family = re.match(r"[a-z]+5?", str(cfg["model"].get("name", "")))[0]
+    family = re.match(r"[a-z]*5?", cfg["model"].get("name") or "")[0]
     steps = cfg["pipeline"]["steps"] if cfg.get("pipeline") else []
     return {cfg["task"], f"{family} {bool(cfg['model'].get('lora'))}",
             f"reads {(cfg['data'].get('text') or {}).get('kind')}",
