@@ -1,6 +1,6 @@
 # Two commands: `make train` runs the main job, `make test` passes every test.
-# `make docs` builds pages to browse from the notebooks (with FAST=1 it runs none of them).
-# Each makes the environment .venv first, once.
+# `make test-all` tries every combination, too. `make docs` builds pages to browse from the notebooks
+# (with FAST=1 it runs none of them). Each makes the environment .venv first, once.
 SHELL := bash
 PYTHON ?= python3
 CONFIG ?= t5_tiny
@@ -14,7 +14,7 @@ unexport PYTHONHOME
 
 ready := .venv/.ready
 
-.PHONY: train test docs setup
+.PHONY: train test test-all docs setup
 .DELETE_ON_ERROR:
 
 train: $(ready)
@@ -23,6 +23,9 @@ train: $(ready)
 
 test: $(ready)
 	tests/check.sh
+
+test-all: $(ready)
+	WORKBENCH_TESTS=all tests/check.sh
 
 docs: $(ready)
 	python -m workbench.lab.docs.site $(if $(FAST),--fast)

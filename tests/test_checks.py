@@ -1,9 +1,11 @@
 """Every reality check meets the fault that it exists for, and every healthy model passes them all."""
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import some
 from runs import done, go, lines, same_bits, tensors
 from test_seq2seq import BARTISH, FAMILIES, T5ISH
 
@@ -125,7 +127,19 @@ def shrunk(name):
     return {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}
 
 
-@pytest.mark.parametrize("name", presets.presets())
+def kinds_of(name):
+    "What the checks meet in a preset: its task, its architecture, how it is adapted, how it speaks or draws."
+    cfg = presets.load(name).model_dump()
+    family = re.match(r"[a-z]*5?", cfg["model"].get("name") or "")[0]
+    steps = cfg["pipeline"]["steps"] if cfg.get("pipeline") else []
+    return {cfg["task"], f"{family} {bool(cfg['model'].get('lora'))}",
+            f"reads {(cfg['data'].get('text') or {}).get('kind')}",
+            f"decodes {(cfg['model'].get('decoder') or {}).get('kind')}",
+            f"flows {(cfg['model'].get('flow') or {}).get('kind')} {cfg['model'].get('path')}",
+            f"stages {[s['name'] for s in steps]}", *({name} & {"t5_tiny", "tts_tiny", "flow_tiny"})}
+
+
+@pytest.mark.parametrize("name", some(presets.presets(), kinds_of))
 def test_every_preset_passes(name):
     # of 4,000 steps, two move no norm in float32
     warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}

@@ -1,5 +1,5 @@
-"""A sixth system: the guide is run as a reader runs it, and the task that it writes is used, checked and walked
-through the flowchart; a task is found in a file, a package and a module of any name."""
+"""A sixth system: the guide is run as a reader runs it, and the task that it writes is used, checked and
+walked through the flowchart; a task is found in a file, a package and a module of any name."""
 import json
 import subprocess
 import sys

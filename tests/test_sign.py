@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import signs
 import torch
+from conftest import pairs
 from test_seq2seq import FAMILIES
 
 import workbench
@@ -417,8 +418,7 @@ def test_a_family_trains_and_writes(good, folders, family):
                for n in unread)
 
 
-@pytest.mark.parametrize("kind", ["scratch", "pretrained", "lora"])
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family, kind", pairs(KINDS, ["scratch", "pretrained", "lora"]))
 def test_a_family_passes_the_reality_checks(good, folders, family, kind):
     more = {"scratch": "model.init=scratch", "pretrained": "", "lora": "model.lora.r=4"}[kind]
     found = check(family_config(good, folders, family, f"train.lr=1e-3 {more}"), seconds=1)

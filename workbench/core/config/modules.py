@@ -44,8 +44,8 @@ def permit(
     for word in filter(None, (word.strip() for word in words.split(","))):
         path = Path(word).expanduser()
         if is_file(word) and not (path.suffix == ".py" and path.is_file() or path.is_dir()):
-            raise Refused(f"--task-from names {word}, and there is no such file: give a .py file, a folder, or "
-                          "the name of a module.")
+            raise Refused(f"--task-from names {word}, and there is no such file: give a .py file, a folder, "
+                          "or the name of a module.")
         before.append(str(path.resolve()) if is_file(word) else word)
     os.environ[variable] = ",".join(dict.fromkeys(filter(None, before)))
 

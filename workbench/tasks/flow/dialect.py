@@ -156,8 +156,8 @@ def translate(
 def own_stages(
     given: dict,  # a file of the user's, or his overrides
 ) -> dict:
-    """A configuration with its pipeline in one place and without what is given to all stages: a stage that has
-    no use for that is no mistake."""
+    """A configuration with its pipeline in one place and without what is given to all stages.
+    A stage that has no use for that is no mistake."""
     raw = copy.deepcopy(given)
     training = dict(raw["training"]) if isinstance(raw.get("training"), dict) else {}
     piped = "pipeline" in training or "pipeline" in raw

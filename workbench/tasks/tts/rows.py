@@ -66,8 +66,8 @@ def in_vocabulary(
     sequence: list[str],
     symbols,  # Symbols
 ) -> list[str]:
-    """The symbols, those outside the vocabulary replaced where that can be done: a phone by the same with another
-    stress, or by its parts; a mark of punctuation by the pause between words."""
+    """The symbols, with those outside the vocabulary replaced where that can be done.
+    A phone becomes the same with another stress, or its parts; punctuation becomes the pause between words."""
     from workbench.parts.speech.symbols import is_pause
 
     def ways(s):
@@ -104,7 +104,8 @@ def with_symbols(
     lexicon: dict[str, str],  # text -> phones
     times: dict | None,  # uid -> phone times
 ) -> tuple[dict[str, list[Row]], list[dict]]:
-    "(split -> rows with their symbols, rows that are rejected because text and recording do not go together)."
+    """(split -> rows with their symbols, rejected rows).
+    A row is rejected where its text cannot be that of its recording."""
     from workbench.parts.speech.phone_times import durations_of
 
     rows, rejected = {}, []
