@@ -67,7 +67,7 @@ def in_vocabulary(
     symbols,  # Symbols
 ) -> list[str]:
     """The symbols, with those outside the vocabulary replaced where that can be done.
-    A phone becomes the same with another stress, or its parts; punctuation becomes the pause between words."""
+    A phone becomes the same with another stress, or its parts; punctuation becomes the pause of words."""
     from workbench.parts.speech.symbols import is_pause
 
     def ways(s):
