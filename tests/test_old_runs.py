@@ -1,4 +1,6 @@
-"""Run folders of an older build resume, load and are listed. tests/old_runs has two that it wrote and stopped,
+"""Run folders of an older build resume, load and are listed.
+
+tests/old_runs has two that it wrote and stopped,
 one in mid-epoch and one in its second stage, and the lines that it wrote itself when it resumed copies of
 them."""
 import json
