@@ -48,7 +48,8 @@ def test_the_tree_is_that_of_the_repository():
         drawn.add("".join(above).rstrip("/"))
     files = subprocess.run(["git", "ls-files"], cwd=home, capture_output=True, text=True, check=True)
     folders = {p.as_posix() for f in files.stdout.splitlines() for p in Path(f).parents} - {"."}
-    inside = re.compile(r"workbench/(samples|architectures)/")  # a folder for each pack and each model
+    # a folder for each pack, each model and each run
+    inside = re.compile(r"(workbench/(samples|architectures)|tests/old_runs)/")
     same = {f for f in folders if f.startswith("nbs/") and f"workbench/{f[4:]}" in folders}
     assert drawn == {f for f in folders - same if not inside.match(f)} | {"nbs/samples"}
 
