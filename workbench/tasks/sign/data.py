@@ -178,7 +178,7 @@ def data(
 
 # %% ../../../nbs/tasks/sign/20_data.ipynb #clip_facts
 def clip_facts(
-    clips,  # pose_clips.Clips
+    clips,  # parts.pose.clips.Clips
     asked: float | None = None,  # data.fps
 ) -> dict[str, str]:
     "Frame rates and persons of the pose files, for the plan."
@@ -205,7 +205,7 @@ def frame_statistics(
 # %% ../../../nbs/tasks/sign/20_data.ipynb #collate
 def collate(
     items: list,  # (row, frames [T, F])
-    targets,  # text.Targets: text -> its tokens; a uid may stand in two splits
+    targets,  # parts.text.targets.Targets: text -> its tokens; a uid may stand in two splits
     tok,
 ) -> dict:
     "A batch of tensors."

@@ -71,7 +71,7 @@ def check_letters(
 @dataclass(frozen=True)
 class Texts:
     "The texts of all splits as tokens."
-    targets: object  # text.Targets
+    targets: object  # parts.text.targets.Targets
     no_repeat_ngram: int  # tokens that the search may not write twice; 0: off
     bleu: str  # BLEU's tokenizer
     facts: dict  # for the plan
@@ -79,7 +79,7 @@ class Texts:
 # %% ../../../nbs/tasks/sign/10_texts.ipynb #repeat_facts
 def repeat_facts(
     cfg,
-    targets,  # text.Targets
+    targets,  # parts.text.targets.Targets
 ) -> tuple[int, dict]:  # tokens that may not come twice, and what the plan says of it
     "What the search forbids."
     from workbench.parts.text.coverage import has_repeated_ngram, is_character_level
