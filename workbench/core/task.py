@@ -40,6 +40,8 @@ class Objective:
     # name -> what it steps; {}: one for all
     optimizers: dict[str, Sequence[str]] = field(default_factory=dict)
     parts: Sequence[str] = ()  # what `loss` reports besides "loss"; (): not said before the first step
+    in_batch: Sequence[str] = ()  # parts that compare the rows of a batch with each other: contrastive ones
+    frozen: Sequence[str] = ()  # prefixes under `trains` that stay as they are on purpose
 
     def owners(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['untouched', 'fresh_objectives', 'one_step', 'fingerprint', 'check_gradients', 'check_frozen', 'check_moved',
-           'two_steps', 'frozen_parts']
+           'check_steps', 'frozen_parts']
 
 # %% ../../../nbs/core/checks/30_steps.ipynb #steps-imports
 from collections.abc import Callable, Iterable
@@ -132,7 +132,7 @@ def check_moved(
     return Check("steps", "passed", f"two optimiser steps moved all {len(moved)} trained tensors.")
 
 # %% ../../../nbs/core/checks/30_steps.ipynb #two_steps
-def two_steps(
+def check_steps(
     setup: Setup,
     batch: dict,
     before: dict[str, torch.Tensor],  # the trained parameters as they were
