@@ -10,9 +10,11 @@ __all__ = ['colours', 'part_colours', 'number', 'amount', 'span', 'width', 'isol
 import functools
 import html
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from ..errors import Failed, Refused
@@ -86,15 +88,23 @@ class Table:
     rows: Sequence[Sequence]  # cells: text or numbers
     title: str = ""
     note: str = ""  # a line under it
+    widest: int | None = None  # columns of a terminal, at which a text goes on in the next line
 
     def numeric(self) -> list[bool]:
         "Which columns hold numbers."
         columns = zip(*self.rows) if self.rows else [()] * len(self.head)
         return [any(isinstance(c, (int, float)) for c in column) for column in columns]
 
+    def wrapped(self, row: list[str]) -> list[list[str]]:
+        "A row as the lines that it takes."
+        if not self.widest:
+            return [row]
+        cells = [textwrap.wrap(c, self.widest) or [""] for c in row]
+        return [list(line) for line in zip_longest(*cells, fillvalue="")]
+
     def __repr__(self) -> str:
-        lines = [[isolated(number(c)) for c in row]
-                 for row in ([self.head] if self.head else []) + list(self.rows)]
+        every = ([self.head] if self.head else []) + list(self.rows)
+        lines = [line for row in every for line in self.wrapped([isolated(number(c)) for c in row])]
         wide = [max(map(width, column)) for column in zip(*lines)]
         right = self.numeric()
         pad = lambda c, w, r: " " * (w - width(c)) + c if r else c + " " * (w - width(c))

@@ -24,3 +24,4 @@ class Question:
     fault: str  # the fault that it exists for
     otherwise: str  # what would have been seen if the fault were there
     look: str  # what to look at first where it does not pass
+    blind: str = ""  # what it cannot see
