@@ -14,7 +14,7 @@ from .few_rows import batch_of, spread
 from .questions import check_losses
 from .reload import reloaded
 from .result import Check
-from .steps import check_steps, untouched
+from .steps import check_gradients_again, check_steps, gradients_of, untouched
 from .unread_keys import check_keys
 from ..setup.state import Setup
 from ..step.evaluate import batches_of
@@ -33,12 +33,16 @@ def quick(
         if any(c.state == "failed" for c in found):
             return found
         batch = batch_of(setup, rows)
+        with untouched(setup):
+            gradients = gradients_of(setup, batch)
         found += check_losses(setup, batch)
         found += check_rows(setup, rows)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights)
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
+        before_steps.rebuild()
+        found.append(check_gradients_again(gradients, gradients_of(setup, batch)))
     few = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
                             setup.accelerator.device)
     return found + check_keys(setup, few)

@@ -112,7 +112,9 @@ def objectives(
 ) -> dict[str, Objective]:
     "One objective that trains everything."
     return {"translate": Objective(["reader", "translator"] + ["ctc"] * cfg.model.ctc, translate_loss,
-                                   parts=("ce", "ctc") if cfg.model.ctc else ("loss",))}
+                                   parts=("ce", "ctc") if cfg.model.ctc else ("loss",),
+                                   # what the model's keys freeze, and what a model of this family never uses
+                                   frozen=["translator"])}
 
 # %% ../../../nbs/tasks/sign/30_task.ipynb #predict
 def predict(
