@@ -86,7 +86,7 @@ PACKED = []  # what the fault "after an answer" keeps
 def loss(nets, batch, ctx):
     fault, x = ctx.cfg.fault, batch["x"]
     if fault == "replaced" and not hasattr(nets["one"], "old"):
-        nets["one"].old = nets["one"].weight
+        nets["one"].__dict__["old"] = True
         nets["one"].weight = nn.Parameter(nets["one"].weight.detach().clone())
     h = nets["body"](x.bfloat16() if fault == "bfloat16" else x)
     if fault == "after an answer" and PACKED:
@@ -116,7 +116,7 @@ mixed = Task(config=MixConfig, data=data, nets=nets, objectives=objectives, pred
 
 FAULTS = {  # fault: (check, a word of what it says)
     "left out": ("coverage", "`two`"), "half is frozen": ("coverage", "`body.middle.0`"),
-    "detached": ("gradients", "`two.weight` got no gradient"),
+    "detached": ("gradients", "`two.weight` has a gradient of zero"),
     "replaced": ("gradients", "`one.weight` was replaced"),
     "nothing": ("gradients", "`one`"), "decay": ("frozen", "`body.teacher.weight` is frozen"),
     "statistics move": ("frozen", "`body.front.1.running_mean` is a buffer"),

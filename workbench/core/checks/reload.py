@@ -18,6 +18,7 @@ from ..run import checkpoint
 from ..setup.prepare import make_nets
 from ..setup.resume import save
 from ..setup.state import Optimisation, Setup
+from ...errors import Refused
 
 # %% ../../../nbs/core/checks/35_reload.ipynb #reload-asks
 asks = {"checkpoint": Question(
@@ -94,6 +95,8 @@ def reloaded(
         fresh = new_nets(setup, before_steps)
         checkpoint.restore_nets(fresh.nets, checkpoint.find(folder))
         setup.accelerator.wait_for_everyone()
+    except Refused as e:  # other names or shapes than the nets have now
+        return Check("checkpoint", "failed", f"a checkpoint of these nets cannot be read into new ones: {e}")
     finally:
         if setup.main:
             shutil.rmtree(folder if run else home)
