@@ -38,7 +38,7 @@ def quick(
         found += check_losses(setup, batch)
         found += check_rows(setup, rows)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
-        found += check_steps(setup, batch, before_steps.weights)
+        found += check_steps(setup, batch, before_steps.weights, gradients)
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
         before_steps.rebuild()

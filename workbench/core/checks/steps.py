@@ -239,6 +239,7 @@ def check_steps(
     setup: Setup,
     batch: dict,
     before: dict[str, torch.Tensor],  # the trained parameters as they were
+    first: dict[str, float | None] = {},  # from `gradients_of`, before anything was computed
 ) -> list[Check]:
     "Two optimiser steps: coverage, gradients, frozen tensors, moved tensors, size of the update."
     active, params, largest, update = (fresh_objectives(setup), named_parameters(setup.nets), {},
@@ -260,7 +261,7 @@ def check_steps(
     values = [one_step(setup, active, batch, i, note_largest) for i in range(2)]
     now = named_parameters(setup.nets)
     replaced = [n for a in active for o in a.optimizers.values() for n, p in o.parameters.items()
-                if not any(p is q for q in now.values())]
+                if not any(p is q for q in now.values()) or largest[n] and first.get(n, 0) is None]
     found = check_gradients(largest, [n for n in largest if params[n].dim() < 2], replaced)
     # fp16 skips such steps by design
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
