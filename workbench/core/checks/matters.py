@@ -48,13 +48,19 @@ def check_change(
 # %% ../../../nbs/core/checks/18_matters.ipynb #other_values
 def other_values(
     values: torch.Tensor,  # [B, …], whole numbers with -100 where nothing is counted, or floating point
+    mask: torch.Tensor | None = None,  # where it is real, as a batch has it: [B, T], or lengths [B]
 ) -> torch.Tensor:
-    "The values of other rows; what is not counted stays so."
-    if values.is_floating_point() or values.dtype == torch.bool:
-        return values.roll(1, 0)
-    kept, out = values != -100, values.clone()
-    out[kept] = values[kept].roll(max(1, int(kept[0].sum())))
-    return out
+    "The first row's values in all rows; what is not counted stays so."
+    if values.is_floating_point() or values.dtype == torch.bool or values.dim() == 1:
+        return values[:1].expand_as(values).contiguous()
+    kept = values != -100
+    if mask is not None and mask.shape == values.shape:
+        kept = kept & mask.bool()
+    flat, where = values.flatten(1), kept.flatten(1)
+    first = flat[0][where[0]]
+    if not len(first):
+        return values
+    return torch.where(where, first[(where.cumsum(1) - 1) % len(first)], flat).view_as(values)
 
 
 def other_end(
@@ -73,11 +79,13 @@ def other_end(
 def effects(
     a: Pass,
     b: Pass,
+    eye: bool = False,  # with the parts that the loss is not made of
 ) -> dict[str, float]:
     "The relative change of each loss and part."
-    after = labelled(b, a.weights)
+    weights = {objective: dict.fromkeys(parts, 1.0) for objective, parts in a.parts.items()} if eye else a.weights
+    after = labelled(b, weights)
     return {label: abs(after[label] - before) / max(1e-12, abs(before))
-            for label, before in labelled(a, a.weights).items() if label in after}
+            for label, before in labelled(a, weights).items() if label in after}
 
 
 def labelled(
@@ -116,6 +124,7 @@ class Effects:
     noise: float  # the same where whole rows were moved
     trained: dict[str, float]  # part -> its largest change in training mode
     rounding: dict[str, float] = field(default_factory=dict)  # part -> its change as nothing was changed
+    parts: dict[str, float] = field(default_factory=dict)  # part -> its change in evaluation mode
 
     def answers(self, wanted: bool | None) -> list[str]:
         "The parts that depend on what was changed (True), do not (False), or hardly (None)."
@@ -137,6 +146,7 @@ def check_targets(
     found: Effects,  # of other targets
     ends: dict[str, float] = {},  # sequence of targets -> the largest change as its last place was another
     idle: Iterable[str] = (),  # targets that are looked up, and other values of them change no part
+    alone: Iterable[str] = (),  # parts of the loss that depend on no target
 ) -> Check:
     "Other targets cost something else, in both modes, and the loss compares with them."
     names = " and ".join(targets)
@@ -150,8 +160,12 @@ def check_targets(
         return Check("targets", "failed", f"`{next(iter(ends))}` is read and never compared with: another value in "
                      "its last place costs the same, and a decoder is given all places but that one.")
     if idle := list(idle):
-        return Check("targets", "warned", f"`{idle[0]}` is looked up, and other values of it change no part in "
-                                          "training mode: nothing is compared with it.")
+        says = f"`{idle[0]}` is looked up, and other values of it change no part in training mode"
+        if alone := list(alone):
+            return Check("targets", "warned", f"{says}, while `{alone[0]}` depends on no target: is it to be "
+                                              f"compared with `{idle[0]}`?")
+        return Check("targets", "not proven", f"{says}: either the loss has no use for it here, or it does not "
+                                              "reach the loss.")
     state = "passed" if found.answers(True) else "not proven"
     return Check("targets", state, f"other {names} change {found.said}.")
 
@@ -178,11 +192,15 @@ def check_inputs_matter(
     if deaf := [n for n in found.answers(False) if n in on_targets]:
         worst = min(deaf, key=lambda n: not (on_targets[n] and n in main))
         sure = on_targets[worst] and worst in main
-        says = (f"`{worst}` reads its targets and not {names}: other rows' inputs change it by "
-                f"{found.trained[worst]:.2g} of itself in training mode, and ")
+        there = found.parts.get(worst, 0.0)
+        mode = (f"in training mode (in evaluation mode by {there:.2g})" if there > max(3 * found.noise, 1e-6)
+                else "in both modes")
         also = ", ".join(f"{n} by {e:.2g}" for n, e in found.trained.items() if n != worst)
-        return Check(name, "failed" if sure else "warned", f"{says}{also}" + (
-            ": the decoder ignores its encoder." if sure else ". A reconstruction may; a decoder may not."))
+        why = ("the decoder ignores its encoder" if sure
+               else "a reconstruction may, a decoder may not, and it does where what lies between is dead")
+        return Check(name, "failed" if sure else "warned",
+                     f"`{worst}` reads its targets and not {names}: other rows' inputs change it by "
+                     f"{found.trained[worst]:.2g} of itself {mode}, and {also}: {why}.")
     state = "passed" if found.answers(True) else "not proven"
     return Check(name, state, f"other rows' {names} change {found.said}.")
 
@@ -206,6 +224,7 @@ class Asking:
         changed: dict,
         wanted: Iterable[str] = (),  # parts that should answer; (): one of them
         draws: int = 3,
+        eye: bool = False,  # with the parts that are reported for the eye alone
     ) -> dict[str, float]:
         "The largest change of each part."
         largest: dict[str, float] = {}
@@ -213,9 +232,9 @@ class Asking:
             if draw not in self.bases:
                 self.bases[draw] = self.run(self.batch, self.counts, draw)
                 self.bases[draw].weights = self.bases[0].weights
-            found = effects(self.bases[draw], self.run(changed, self.counts, draw))
+            found = effects(self.bases[draw], self.run(changed, self.counts, draw), eye)
             largest = {n: max(e, largest.get(n, 0.0), key=lambda x: (x != x, x)) for n, e in found.items()}
-            answered = {n for n, e in largest.items() if depends(e, self.rounding[n]) is not False}
+            answered = {n for n, e in largest.items() if depends(e, self.rounding.get(n, 0.0)) is not False}
             if answered >= set(wanted) if wanted else answered:
                 break
         return largest
@@ -239,19 +258,24 @@ def targets_matter(
         return Check("targets", "not proven", f"the rows looked at have the same {' and '.join(targets)}."), {}
     ends, idle, largest, whole = {}, [], {}, {}
     for name in [t for t in targets if t in read and isinstance(batch.get(t), torch.Tensor)]:
-        end, other = other_end(batch[name]), other_values(batch[name])
+        end = other_end(batch[name])
+        other = other_values(batch[name], batch.get(setup.data.padding.get(name)))
         found = ask(batch | {name: end}) if end is not None else {}
-        if found:
-            ends[name] = max(found.values())
-        if (not found or ends[name] <= 3e-8) and not torch.equal(other, batch[name]):
-            found = ask(batch | {name: other})
-            idle += [name] * all(depends(e, ask.rounding[n]) is False for n, e in found.items())
+        effect = max(found.values(), default=0.0)
+        if not effect > 3e-8 and not torch.equal(other, batch[name]):
+            found = ask(batch | {name: other}, eye=True)
+            if all(depends(e, ask.rounding.get(n, 0.0)) is False for n, e in found.items()):
+                idle.append(name)
+        if end is not None and name not in idle:
+            ends[name] = effect
         for n, e in found.items():
-            largest[n] = max(e, largest.get(n, 0.0))
-            if depends(e, ask.rounding[n]):
+            if n in ask.rounding:
+                largest[n] = max(e, largest.get(n, 0.0))
+            if n in ask.rounding and depends(e, ask.rounding[n]):
                 whole[n] = whole.get(n, True) and not batch[name].is_floating_point()
     effect = distance(before, parts_of(setup, repeated(batch, targets), counts))
-    return check_targets(targets, Effects(effect, noise, largest, ask.rounding), ends, idle), whole
+    return check_targets(targets, Effects(effect, noise, largest, ask.rounding), ends, idle,
+                         [n for n in ask.rounding if n not in whole and not n.endswith("loss")]), whole
 
 # %% ../../../nbs/core/checks/18_matters.ipynb #inputs_matter
 def inputs_matter(
@@ -278,8 +302,9 @@ def inputs_matter(
            for label in labels_of(ask.bases[0], objective)}
     if all(torch.equal(batch[n], batch[n].roll(1, 0)) for n in inputs):
         return [Check("inputs matter", "not proven", f"the rows looked at have the same {' and '.join(inputs)}.")]
-    effect = distance(before, parts_of(setup, rolled(batch, inputs), counts))
+    moved = parts_of(setup, rolled(batch, inputs), counts)
     looked = [n for n in inputs if n in every]
-    found = Effects(effect, noise, ask(rolled(batch, inputs), own & set(on_targets)), ask.rounding)
+    found = Effects(distance(before, moved), noise, ask(rolled(batch, inputs), own & set(on_targets)),
+                    ask.rounding, {n: distance({n: before[n]}, moved) for n in before})
     unpaired = found.quiet and distance(before, parts_of(setup, repeated(batch, inputs), counts)) > 1e-6
     return [check_inputs_matter(looked, found, {n: w for n, w in on_targets.items() if n in own}, main, unpaired)]

@@ -73,7 +73,7 @@ def check_first_loss(
             return Check(name, "failed" if scratch or parts[n] <= min(0, low) else "warned", f"{says}: {why}.")
     for n, band in expected.items():
         ideal = getattr(band, "ideal", None)
-        if scratch and ideal and parts[n] > 8 * ideal:
+        if scratch and ideal and parts[n] > 12 * ideal:
             return Check(name, "warned", f"{n} is {parts[n]:.4g}, and ln V is {ideal:.3f}: the logits are far too "
                                          "wide, so look at the scale of the output layer and of what it reads.")
     return Check(name, "passed", "; ".join(said) + ".")
@@ -132,6 +132,9 @@ def check_parts(
                                             f"there are {', '.join(parts)}.")
         if odd := [n for n, w in first.weights[objective].items() if n in expected and w == 0]:
             return Check("parts", "warned", f"`{odd[0]}` counts with a weight of 0: nothing learns from it.")
+        if odd := [n for n in parts if n.lower().startswith("kl") and max(parts[n], evaluated.get(n, 0.0)) < -1e-3]:
+            return Check("parts", "warned", f"`{odd[0]}` is {parts[odd[0]]:.3g}: a divergence is never below zero, "
+                                            "so its sign is turned or it is estimated.")
     sums = [f"{objective} = " + " + ".join(f"{w:.3g} {n}" for n, w in weights.items())
             for objective, weights in first.weights.items() if weights]
     said = "; ".join(sums) or f"{', '.join(evaluated)} reported"
