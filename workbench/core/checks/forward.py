@@ -42,6 +42,19 @@ class NotedBatch(dict):
         self.read.update(super().keys())
         return super().__iter__()
 
+    def pop(self, name, *default):
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def copy(self):
+        return dict(self.items())
+
+    def __or__(self, other):
+        return self.copy() | other
+
+    def __ror__(self, other):
+        return other | self.copy()
+
     def items(self):
         return [(name, self[name]) for name in self]
 
@@ -117,7 +130,7 @@ def weights_of(
     "d loss / d part of every part that the loss was made of; others are there to be looked at."
     loss = parts["loss"]
     made = {n: p for n, p in parts.items() if p is not loss and isinstance(p, torch.Tensor) and p.requires_grad}
-    if not made or not loss.requires_grad:
+    if not made or not getattr(loss, "requires_grad", False):
         return {}
     found = torch.autograd.grad(loss, list(made.values()), torch.ones_like(loss), retain_graph=True,
                                 allow_unused=True)

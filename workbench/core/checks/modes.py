@@ -198,7 +198,6 @@ def check_training(
     run,  # from `training_passes`
     batch: dict,
     other: dict | None,  # a batch of other rows; None: there are none
-    evaluated: dict[str, float],  # the parts of the batch in evaluation mode
 ) -> tuple[Pass, Pass, list[Check]]:
     "The first pass in training mode, the same again, and what is to be said of the modes and of A, B, A."
     counts = setup.data.counts(batch)
@@ -210,9 +209,8 @@ def check_training(
     more = [run(batch, counts).losses for _ in range(2)] if changed else []
     deaf = {n for n, loss in first.losses.items() if loss == between.losses[n]}
     if deaf and other:  # a generator need not look at a batch
-        elsewhere = parts_of(setup, other)
-        deaf = {n for n in deaf for key in [f"{n}_loss" if len(first.parts) > 1 else "loss"]
-                if elsewhere[key] == evaluated[key]}
+        a, b = parts_of(setup, batch), parts_of(setup, other)
+        deaf = {n for n in deaf for key in [f"{n}_loss" if len(first.parts) > 1 else "loss"] if a[key] == b[key]}
     resting = list(dict.fromkeys(n for names in first.resting.values() for n in names))
     nets = {n: net for n, net in setup.nets.items() if n in first.trains}
     found = [check_training_mode(nets, resting, draws.seen)]

@@ -88,16 +88,16 @@ def out_of_band(
     "What a first loss outside its band may mean; empty: loaded weights know more than chance."
     if value > high:
         return "worse than chance: the loss counts what it should not, or its scale is another"
+    better = "better than chance before any training: "
     if value == 0:
-        return "it is compared with itself, its weight is zero, or it is never computed"
+        return (f"{better}exactly zero, so it is compared with itself, its weight is zero, it is never computed, or "
+                "it sees what it should predict")
     if value < 0 < low:
-        return ("better than chance before any training: below zero, so its sign is turned or something is "
-                "subtracted from it")
-    if value < 0.01 * low:
-        return ("better than chance before any training: next to nothing, so its scale is another or the loss "
-                "sees what it should predict")
-    return ("better than chance before any training: the loss sees what it should predict, counts what is easy, "
-            "or is normalised over something else than the classes") if scratch else ""
+        return f"{better}below zero, so its sign is turned or something is subtracted from it"
+    if value < 1e-3 * low and scratch:
+        return f"{better}next to nothing, so the loss sees what it should predict, or its scale is another"
+    return (f"{better}the loss sees what it should predict, counts what is easy, or is normalised over something "
+            "else than the classes") if scratch else ""
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #scratch
 def from_scratch(
@@ -184,6 +184,8 @@ def check_losses(
     with torch.no_grad():
         expected = setup.task.expect(setup.nets, batch, ctx)
     first = check_first_loss(before, expected, from_scratch(setup))
+    if before["loss"] == 0 and first.state == "failed":
+        return [first]
     if not math.isfinite(before["loss"]):
         return [Check(first.name, first.state, first.says + not_finite(setup, rows))]
     moved, quiet = modes.evaluation(setup, rolled(batch, batch), counts)
@@ -205,7 +207,7 @@ def in_training(
     other = other_rows(setup, rows)
     other = batch_of(setup, other) if other else None
     with zeros_nudged(setup.nets, setup.cfg.seed) as nudged, training_passes(setup) as run:
-        found, again, said = modes.check_training(setup, run, batch, other, before)
+        found, again, said = modes.check_training(setup, run, batch, other)
         if any(c.name == "batches" and c.state == "failed" for c in said):
             return said
         awake = parts_of(setup, batch, counts) if nudged else before

@@ -35,7 +35,7 @@ def quick(
         batch = batch_of(setup, rows)
         losses = check_losses(setup, batch, rows)
         found += losses
-        if len(losses) < 3:  # not finite, or noise in evaluation mode
+        if len(losses) < 3:  # nothing or not finite, or noise in evaluation mode
             return found
         found += check_rows(setup, rows)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
