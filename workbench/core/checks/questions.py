@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import matters, modes
+from .effects import Asking
 from .few_rows import batch_of, distance, rolled
 from .forward import Pass, active_objectives, parts_of, training_passes, zeros_nudged
 from .result import Check, Question
@@ -210,11 +211,11 @@ def in_training(
         found, again, said = modes.check_training(setup, run, batch, other)
         if any(c.name == "batches" and c.state == "failed" for c in said):
             return said
-        awake = parts_of(setup, batch, counts) if nudged else before
-        ask = matters.Asking(run, batch, counts, found, again)
+        ask = Asking(run, batch, counts, found, again)
         every = set().union(*found.read.values())
-        targets, whole = matters.targets_matter(setup, batch, awake, noise, ask, every)
+        targets, whole = matters.targets_matter(setup, batch, ask, every)
         main = expected | {"loss", *(f"{n} loss" for n in found.parts)}
+        awake = parts_of(setup, batch, counts) if nudged else before
         inputs = matters.inputs_matter(setup, batch, awake, noise, ask, found.read, whole, main)
     parts = check_parts(found, again, before, {n: tuple(o.parts) for n, o in active.items()}, expected)
     return [*said, parts, targets, *inputs]
