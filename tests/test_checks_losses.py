@@ -1,4 +1,4 @@
-"""The questions about losses find the faults of the gallery that are theirs, and pass its healthy variants."""
+"""The questions about losses name the gallery's faults that are theirs, and pass what is healthy."""
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,16 @@ from workbench.core.step.optim import named_parameters
 GALLERY = Path(__file__).parents[1] / "bench/gallery"
 FLOW = {"pipeline": {"steps": [{"name": "flow", "objectives": ["flow"]}]}}
 FAULTS = {  # (system, fault): (the check, its state, what it says)
-    ("pairs", "the decoder ignores its encoder"): ("inputs matter", "failed", "`ce` reads its targets and not source"),
+    ("pairs", "the decoder ignores its encoder"): ("inputs matter", "failed",
+                                                   "`ce` reads its targets and not source"),
     ("pairs", "deaf in training"): ("inputs matter", "failed", "in training mode (in evaluation mode by 0.0"),
     ("pairs", "targets of the batch before"): ("batches", "failed", "something of the batch before"),
-    ("pairs", "the first batch for ever"): ("batches", "failed", "the first batch for ever"),
+    ("pairs", "the first batch forever"): ("batches", "failed", "the first batch forever"),
     ("pairs", "no dropout in training"): ("training mode", "failed", "`encoder.layers.layers.0.self_attn`"),
     ("pairs", "dropout in evaluation"): ("evaluation", "failed", "draws dropout (p = 0.1)"),
     ("pairs", "frozen statistics move"): ("evaluation", "failed", "`symbols.norm` in training mode"),
-    ("pairs", "the loss never sees the targets"): ("targets", "failed", "`labels` is read and never compared with"),
+    ("pairs", "the loss never sees the targets"): ("targets", "failed",
+                                                   "`labels` is read and never compared with"),
     ("pairs", "softmax over the rows"): ("first loss", "failed", "normalised over something else"),
     ("pairs", "the wrong sign"): ("first loss", "failed", "its sign is turned"),
     ("pairs", "a weight of zero"): ("first loss", "failed", "its weight is zero"),
@@ -41,19 +43,22 @@ FAULTS = {  # (system, fault): (the check, its state, what it says)
     ("draw", "captions are never read"): ("inputs matter", "failed", "does not read caption")}
 VARIANTS = [("pairs", v) for v in ("", "tied", "no dropout", "last layer at zero", "gate at zero", "adapter",
                                    "frozen encoder", "terms of both signs")]
-VARIANTS += [("voice", v) for v in ("", "quantised base", "answers at zero", "frames alone", "two optimisers")]
+VARIANTS += [("voice", v)
+             for v in ("", "quantised base", "answers at zero", "frames alone", "two optimisers")]
 VARIANTS += [("draw", v) for v in ("", "no discriminator", "pairs in the batch", "flow")]
 OURS = {"first loss", "evaluation", "training mode", "batches", "parts", "targets", "inputs matter"}
 
 
 @pytest.fixture(autouse=True)
 def gallery(monkeypatch):
-    monkeypatch.setenv("WORKBENCH_TASKS", ",".join(str(GALLERY / f"{n}.py") for n in ("pairs", "voice", "draw")))
+    monkeypatch.setenv("WORKBENCH_TASKS",
+                       ",".join(str(GALLERY / f"{n}.py") for n in ("pairs", "voice", "draw")))
 
 
 def config(system, fault="", variant=""):
     flow = FLOW if fault == "captions are never read" or variant == "flow" else {}
-    return presets.load({"task": system, "trackers": [], "fault": fault, "variant": variant.replace("flow", ""),
+    return presets.load({"task": system, "trackers": [], "fault": fault,
+                         "variant": variant.replace("flow", ""),
                          "train": {"max_steps": 60, "lr": 0.003, "batch_size": 16}} | flow)
 
 
@@ -98,7 +103,8 @@ def test_passes_in_training_mode_repeat_themselves_and_leave_nothing(tmp_path):
     assert all(torch.equal(b, buffers[n]) for n, b in setup.nets["symbols"].named_buffers())
 
 
-@pytest.mark.parametrize("ce, ideal, state", [(9.3, 8.3, "passed"), (584.0, 8.3, "warned"), (299.0, 2.4, "warned")])
+@pytest.mark.parametrize("ce, ideal, state",
+                         [(9.3, 8.3, "passed"), (584.0, 8.3, "warned"), (299.0, 2.4, "warned")])
 def test_a_start_far_above_ln_v_is_a_warning(ce, ideal, state):
     "Stock initialisations: a tied T5 costs 9.3, a tied mT5 584, where ln V is 8.3."
     band = chance_band(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]))
@@ -125,7 +131,8 @@ def test_what_a_loss_keeps(tmp_path, monkeypatch, loss, state):
 
     def remembers(nets, batch, ctx):
         parts, queue = objective.loss(nets, batch, ctx), nets["decoder"].queue
-        extra = {"spectral norm": torch.zeros(()), "twice": kept[-1], "own numbers": torch.randn((), generator=noise), "queue": queue[0].clone()}[loss]
+        extra = {"spectral norm": torch.zeros(()), "twice": kept[-1],
+                 "own numbers": torch.randn((), generator=noise), "queue": queue[0].clone()}[loss]
         kept.append(batch["frames"].mean())
         queue.copy_(batch["frames"].mean()[None])
         return parts | {"loss": parts["loss"] + extra}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NotedBatch', 'parts_of', 'active_objectives', 'zeros_nudged', 'Pass', 'weights_of', 'kept_state', 'training_passes',
-           'require_gradients', 'one_objective', 'named_modules']
+           'let_train', 'one_objective', 'named_modules']
 
 # %% ../../../nbs/core/checks/15_forward.ipynb #forward-imports
 from collections.abc import Callable, Iterator
@@ -74,7 +74,7 @@ def parts_of(
     noted = NotedBatch(batch, set() if read is None else read)
     return losses(setup.nets, active_objectives(setup), noted, ctx)
 
-
+# %% ../../../nbs/core/checks/15_forward.ipynb #active_objectives
 def active_objectives(
     setup: Setup,
 ) -> dict[str, Objective]:
@@ -112,9 +112,11 @@ class Pass:
     "What a pass in training mode gave, by objective."
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, dict[str, float]] = field(default_factory=dict)  # of the parts that "loss" is made of
-    resting: dict[str, list[str]] = field(default_factory=dict)  # modules that the loss left in evaluation mode
+    # modules that the loss left in evaluation mode
+    resting: dict[str, list[str]] = field(default_factory=dict)
     read: dict[str, set[str]] = field(default_factory=dict)  # fields that were looked up
-    moved: list[str] = field(default_factory=list)  # weights that a loss changed and that are too many to keep
+    # weights that a loss changed and that are too many to keep
+    moved: list[str] = field(default_factory=list)
 
     trains: set[str] = field(default_factory=set)  # nets of which something trains
 
@@ -123,13 +125,14 @@ class Pass:
         "Of the objectives."
         return {name: parts["loss"] for name, parts in self.parts.items()}
 
-
+# %% ../../../nbs/core/checks/15_forward.ipynb #weights_of
 def weights_of(
     parts: dict,  # as a loss returned them
 ) -> dict[str, float]:
     "d loss / d part of every part that the loss was made of; others are there to be looked at."
     loss = parts["loss"]
-    made = {n: p for n, p in parts.items() if p is not loss and isinstance(p, torch.Tensor) and p.requires_grad}
+    made = {n: p
+            for n, p in parts.items() if p is not loss and isinstance(p, torch.Tensor) and p.requires_grad}
     if not made or not getattr(loss, "requires_grad", False):
         return {}
     found = torch.autograd.grad(loss, list(made.values()), torch.ones_like(loss), retain_graph=True,
@@ -175,8 +178,8 @@ def kept_state(
 def training_passes(
     setup: Setup,
 ) -> Iterator[Callable[..., Pass]]:
-    """Yields a function (batch, counts, draw) -> `Pass`: the stage's objectives in training mode, with the random
-    numbers of `draw`."""
+    """Yields a function (batch, counts, draw) -> `Pass`: the stage's objectives in training mode.
+    The random numbers are those of `draw`."""
     stage, params = setup.stage, named_parameters(setup.nets)
     order, active = list(setup.task.objectives(stage.cfg)), active_objectives(setup)
 
@@ -188,10 +191,10 @@ def training_passes(
 
         def run(batch: dict, counts: dict, draw: int = 0, weigh: bool = False) -> Pass:
             found, cache = Pass(), {}
-            require_gradients(params, every)
+            let_train(params, every)
             set_modes(setup.nets, True)
             for name, objective in active.items():
-                require_gradients(params, trained[name])
+                let_train(params, trained[name])
                 seed = seed_all(setup.cfg.seed, setup.at.step, order.index(name), draw)
                 ctx = setup.ctx(counts=counts, cache=cache, generator=torch.Generator(
                     setup.accelerator.device).manual_seed(seed))
@@ -201,8 +204,8 @@ def training_passes(
 
         yield run
 
-
-def require_gradients(
+# %% ../../../nbs/core/checks/15_forward.ipynb #require_gradients
+def let_train(
     params: dict[str, nn.Parameter],
     names: set[str],
 ):
@@ -210,7 +213,7 @@ def require_gradients(
     for n, p in params.items():
         p.requires_grad_(n in names)
 
-
+# %% ../../../nbs/core/checks/15_forward.ipynb #one_objective
 @torch.enable_grad()
 def one_objective(
     found: Pass,  # is filled in
@@ -230,7 +233,7 @@ def one_objective(
     found.resting[name] = [n for n, m in named_modules(nets).items() if m in training and not m.training
                            and matches(n, objective.trains)]
 
-
+# %% ../../../nbs/core/checks/15_forward.ipynb #named_modules
 def named_modules(
     nets: dict[str, nn.Module],
 ) -> dict[str, nn.Module]:

@@ -20,7 +20,8 @@ from ..setup.state import Setup
 # %% ../../../nbs/core/checks/17_modes.ipynb #modes-asks
 asks = {
     "evaluation": Question(
-        "Is evaluation mode quiet?", "a loss that puts nets into training mode, or dropout that ignores the mode",
+        "Is evaluation mode quiet?", "a loss that puts nets into training mode, or dropout that ignores the "
+                                     "mode",
         "dropout drawn, or a module in training mode, in a pass in evaluation mode, with the module's name",
         "calls of train() in the loss and in forward; functional dropout without training=self.training"),
     "training mode": Question(
@@ -30,7 +31,8 @@ asks = {
         "calls of eval() in the loss and in what it calls"),
     "batches": Question(
         "Is a batch computed from itself alone?", "the targets of the batch before, the first batch for ever",
-        "the same rows with the same random numbers cost something else after other rows, or all rows the same",
+        "the same rows with the same random numbers cost something else after other rows, or all rows the "
+        "same",
         "what the loss and the nets keep between two calls: module attributes, globals, caches")}
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #DROPOUTS
@@ -60,7 +62,8 @@ class Draws(TorchFunctionMode):
     def __enter__(self):
         self.hooks = [every_module.register_module_forward_pre_hook(lambda m, args: self.running.append(m)),
                       every_module.register_module_forward_hook(
-                          lambda m, args, out: self.running and self.running.pop() and None, always_call=True)]
+                          lambda m, args, out: self.running and self.running.pop() and None,
+                          always_call=True)]
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -93,13 +96,15 @@ def check_evaluation(
                                              "calls train().")
     if draws:
         name = max(draws, key=lambda n: draws[n] < 0.5)
-        says = (f"`{name}` draws dropout (p = {draws[name]:g}) in evaluation mode{several(draws, 'modules')}: "
+        says = (f"`{name}` draws dropout (p = {draws[name]:g}) in evaluation "
+                f"mode{several(draws, 'modules')}: "
                 "it does not ask for the mode (training=self.training)")
         meant = ", unless it is meant, as in Tacotron's prenet" if draws[name] >= 0.5 else ""
         return Check("evaluation", "warned" if meant else "failed", f"{says}{meant}.")
-    return Check("evaluation", "passed", f"none of {modules} modules draws dropout or is left in training mode.")
+    return Check("evaluation", "passed", f"none of {modules} modules draws dropout or is left in training "
+                                         "mode.")
 
-
+# %% ../../../nbs/core/checks/17_modes.ipynb #several
 def several(names, what: str) -> str:
     "How many there are, if more than one."
     return f" ({len(names)} {what})" if len(names) > 1 else ""
@@ -144,7 +149,8 @@ def check_training_mode(
     "What trains has its dropout and its batch statistics."
     modules, name = named_modules(nets), "training mode"
     if still := [n for n in resting if drops(modules[n])]:
-        return Check(name, "failed", f"the loss leaves `{still[0]}` in evaluation mode{several(still, 'modules')}: "
+        return Check(name, "failed", f"the loss leaves `{still[0]}` in evaluation "
+                                     f"mode{several(still, 'modules')}: "
                                      "no dropout in training.")
     if still := [n for n in resting if has_statistics(modules[n])]:
         return Check(name, "warned", f"the loss leaves `{still[0]}` in evaluation mode"
@@ -152,7 +158,7 @@ def check_training_mode(
     wanted = [n for n, m in modules.items() if drops(m) and m.training and not isinstance(m, nn.RNNBase)]
     if wanted and not draws:
         return Check(name, "warned", f"no dropout was drawn in training mode, and `{wanted[0]}` is to drop "
-                                     f"something{several(wanted, 'modules')}: is it called, and in that mode?")
+                                     f"something{several(wanted, 'modules')}: is it called?")
     said = f"{len(draws)} modules draw dropout" if draws else "there is no dropout"
     return Check(name, "passed", f"what trains stays in training mode; {said}.")
 
@@ -168,22 +174,26 @@ def check_batches(
     for name, loss in first.items():
         if unlike(loss, again[name]) and after_itself:
             a, b = (x[name] for x in after_itself)
-            said = f"`{name}` costs {loss:.6g}, after other rows {again[name]:.6g} with the same random numbers"
+            said = (f"`{name}` costs {loss:.6g}, after other rows {again[name]:.6g} with the same random "
+                    "numbers")
             if not unlike(a, b):
-                return Check("batches", "failed", f"{said} and after the same rows {a:.6g}: it keeps something "
+                return Check("batches", "failed",
+                             f"{said} and after the same rows {a:.6g}: it keeps something "
                                                   "of the batch before (its targets, a cache).")
-            return Check("batches", "warned", f"{said}, then {a:.6g} and {b:.6g}: it counts its calls or draws "
+            return Check("batches", "warned",
+                         f"{said}, then {a:.6g} and {b:.6g}: it counts its calls or draws "
                                               "random numbers that are not seeded, so a resumed run "
                                               "would be another.")
     for name, loss in first.items():
         if loss == other[name] != 0 and name not in deaf:
-            return Check("batches", "failed", f"`{name}` costs {loss:.6g} for some rows and for other rows, to the "
-                                              "last digit: in training mode it sees the first batch for ever, "
+            return Check("batches", "failed",
+                         f"`{name}` costs {loss:.6g} for some rows and for other rows, to the "
+                                              "last digit: in training mode it sees the first batch forever, "
                                               "or nothing of a batch.")
     says = ", ".join(f"{loss:.4g}, {other[n]:.4g}, {again[n]:.4g}" for n, loss in first.items())
     return Check("batches", "passed", f"some rows, other rows and the first again cost {says}.")
 
-
+# %% ../../../nbs/core/checks/17_modes.ipynb #unlike
 def unlike(
     a: float,
     b: float,
@@ -210,7 +220,8 @@ def check_training(
     deaf = {n for n, loss in first.losses.items() if loss == between.losses[n]}
     if deaf and other:  # a generator need not look at a batch
         a, b = parts_of(setup, batch), parts_of(setup, other)
-        deaf = {n for n in deaf for key in [f"{n}_loss" if len(first.parts) > 1 else "loss"] if a[key] == b[key]}
+        deaf = {n for n in deaf
+                for key in [f"{n}_loss" if len(first.parts) > 1 else "loss"] if a[key] == b[key]}
     resting = list(dict.fromkeys(n for names in first.resting.values() for n in names))
     nets = {n: net for n, net in setup.nets.items() if n in first.trains}
     found = [check_training_mode(nets, resting, draws.seen)]
