@@ -1,4 +1,5 @@
 """The questions about losses name the gallery's faults that are theirs, and pass what is healthy."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from workbench.core.checks.check import check
 from workbench.core.checks.few_rows import batch_of, spread
 from workbench.core.checks.forward import training_passes, zeros_nudged
 from workbench.core.checks.modes import Draws
-from workbench.core.checks.questions import chance_band, check_first_loss
+from workbench.core.checks.questions import chance_band, check_first_loss, check_losses
 from workbench.core.config import presets
 from workbench.core.run.folder import create
 from workbench.core.setup.prepare import prepare
@@ -22,7 +23,7 @@ FAULTS = {  # (system, fault): (the check, its state, what it says)
                                                    "`ce` reads its targets and not source"),
     ("pairs", "deaf in training"): ("inputs matter", "failed", "in training mode (in evaluation mode by 0.0"),
     ("pairs", "targets of the batch before"): ("batches", "failed", "something of the batch before"),
-    ("pairs", "the first batch forever"): ("batches", "failed", "the first batch forever"),
+    ("pairs", "the first batch for ever"): ("batches", "failed", "the first batch forever"),
     ("pairs", "no dropout in training"): ("training mode", "failed", "`encoder.layers.layers.0.self_attn`"),
     ("pairs", "dropout in evaluation"): ("evaluation", "failed", "draws dropout (p = 0.1)"),
     ("pairs", "frozen statistics move"): ("evaluation", "failed", "`symbols.norm` in training mode"),
@@ -120,8 +121,6 @@ def test_a_start_far_above_ln_v_is_a_warning(ce, ideal, state):
                                          ("spectral norm", "passed")])
 def test_what_a_loss_keeps(tmp_path, monkeypatch, loss, state):
     "A buffer may remember other batches; a global list of targets may not; unseeded noise is a warning."
-    from dataclasses import replace
-
     setup = prepared(tmp_path, "voice")
     setup.nets["decoder"].register_buffer("queue", torch.zeros(1))
     if loss == "spectral norm":
@@ -137,7 +136,6 @@ def test_what_a_loss_keeps(tmp_path, monkeypatch, loss, state):
         queue.copy_(batch["frames"].mean()[None])
         return parts | {"loss": parts["loss"] + extra}
 
-    from workbench.core.checks.questions import check_losses
     changed = replace(setup.task, objectives=lambda cfg: {"speak": replace(objective, loss=remembers)})
     object.__setattr__(setup.job, "task", changed)
     rows = spread(setup.data)
@@ -158,3 +156,12 @@ def test_dropout_is_seen_through_functions_and_attention():
         torch.dropout(torch.ones(3), 0.1, True)
         body(torch.ones(1, 1, 2, 2))
     assert draws.seen == {"the loss itself": 0.1, "body": 0.25}
+
+
+def test_no_change_in_half_precision_is_no_proof(tmp_path):
+    setup = prepared(tmp_path, "pairs", fault="the decoder ignores its encoder")
+    for net in setup.nets.values():
+        net.bfloat16()
+    rows = spread(setup.data)
+    found = {c.name: c for c in check_losses(setup, batch_of(setup, rows), rows)}
+    assert found["inputs matter"].state == "not proven" and "in half precision" in found["inputs matter"].says

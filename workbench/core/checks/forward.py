@@ -117,7 +117,6 @@ class Pass:
     read: dict[str, set[str]] = field(default_factory=dict)  # fields that were looked up
     # weights that a loss changed and that are too many to keep
     moved: list[str] = field(default_factory=list)
-
     trains: set[str] = field(default_factory=set)  # nets of which something trains
 
     @property
@@ -131,8 +130,7 @@ def weights_of(
 ) -> dict[str, float]:
     "d loss / d part of every part that the loss was made of; others are there to be looked at."
     loss = parts["loss"]
-    made = {n: p
-            for n, p in parts.items() if p is not loss and isinstance(p, torch.Tensor) and p.requires_grad}
+    made = {n: p for n, p in parts.items() if p is not loss and getattr(p, "requires_grad", False)}
     if not made or not getattr(loss, "requires_grad", False):
         return {}
     found = torch.autograd.grad(loss, list(made.values()), torch.ones_like(loss), retain_graph=True,
@@ -149,7 +147,8 @@ def kept_state(
     the names of the weights that had changed and could not be."""
     params = named_parameters(nets)
     copied = sum(p.numel() for p in params.values()) <= most
-    weights = {n: (p, p._version, p.detach().clone() if copied else None) for n, p in params.items()}
+    version = lambda p: 0 if p.is_inference() else p._version
+    weights = {n: (p, version(p), p.detach().clone() if copied else None) for n, p in params.items()}
     buffers = [(m, n, b, b.clone()) for net in nets.values() for m in net.modules()
                for n, b in m._buffers.items() if b is not None]
     grads = {n: p.requires_grad for n, p in params.items()}
@@ -159,11 +158,11 @@ def kept_state(
         for module, name, buffer, kept in buffers:
             module._buffers[name] = buffer
             buffer.copy_(kept)
-        moved = [n for n, (p, version, _) in weights.items() if p._version != version]
+        moved = [n for n, (p, was, _) in weights.items() if version(p) != was]
         for n in moved if copied else ():
             p, _, kept = weights[n]
             p.copy_(kept)
-            weights[n] = (p, p._version, kept)
+            weights[n] = (p, version(p), kept)
         return [] if copied else moved
 
     try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asks', 'check_change', 'check_targets', 'check_inputs_matter', 'targets_matter', 'is_whole', 'equal', 'never_read',
-           'inputs_matter']
+           'sure', 'inputs_matter']
 
 # %% ../../../nbs/core/checks/18_matters.ipynb #matters-imports
 from collections.abc import Iterable
@@ -142,15 +142,14 @@ def targets_matter(
             found = ask(batch | {name: other}, eye=True)
             if all(depends(e, ask.rounding.get(n, 0.0)) is False for n, e in found.items()):
                 idle.append(name)
-        if end is not None and name not in idle:
-            ends[name] = effect
-        for n, e in found.items():
-            if n in ask.rounding:
-                largest[n] = max(e, largest.get(n, 0.0))
-            if n in ask.rounding and depends(e, ask.rounding[n]):
-                whole[n] = whole.get(n, True) and is_whole(batch[name])
-    alone = [n for n in ask.rounding if n not in whole and not n.endswith("loss")]
-    return check_targets(targets, Effects(largest, ask.rounding), ends, idle, alone), whole
+        found = {n: e for n, e in found.items() if n in ask.rounding}  # not those for the eye alone
+        largest |= {n: max(e, largest.get(n, 0.0)) for n, e in found.items()}
+        touched = [n for n, e in found.items() if depends(e, ask.rounding[n])]
+        whole |= {n: whole.get(n, True) and is_whole(batch[name]) for n in touched}
+        ends |= {name: effect} if end is not None and touched else {}
+    totals = {"loss", *(f"{objective} loss" for objective in ask.bases[0].parts)}
+    alone = [n for n in ask.rounding if n not in whole and n not in totals]
+    return sure(setup, check_targets(targets, Effects(largest, ask.rounding), ends, idle, alone)), whole
 
 # %% ../../../nbs/core/checks/18_matters.ipynb #is_whole
 def is_whole(values) -> bool:
@@ -174,6 +173,17 @@ def never_read(
             or len(setup.task.objectives(setup.stage.cfg)) > len(setup.stage.objectives))
     return Check(name, "not proven",
                  f"in this stage {elsewhere}.") if more else Check(name, "failed", f"{says}.")
+
+# %% ../../../nbs/core/checks/18_matters.ipynb #sure
+def sure(
+    setup: Setup,
+    check: Check,  # that may say that nothing changes
+) -> Check:
+    "The check; not proven where half precision may have rounded the change away."
+    half = any(p.dtype in (torch.bfloat16, torch.float16) for net in setup.nets.values()
+               for p in net.parameters())
+    return Check(check.name, "not proven", f"in half precision {check.says}") if half and (
+        check.state == "failed") else check
 
 # %% ../../../nbs/core/checks/18_matters.ipynb #inputs_matter
 def inputs_matter(
@@ -205,5 +215,5 @@ def inputs_matter(
                     {n: distance({n: before[n]}, moved) for n in before}, noise)
     still = distance(before, moved) <= max(noise, 1e-9)
     unpaired = still and distance(before, parts_of(setup, repeated(batch, inputs), counts)) > 1e-6
-    return [check_inputs_matter(looked, found, {n: w for n, w in on_targets.items() if n in own}, main,
-                                unpaired)]
+    mine = {n: w for n, w in on_targets.items() if n in own}
+    return [sure(setup, check_inputs_matter(looked, found, mine, main, unpaired))]

@@ -16,12 +16,13 @@ from torch.overrides import TorchFunctionMode
 from .forward import Pass, named_modules, parts_of
 from .result import Check, Question
 from ..setup.state import Setup
+from ..step.optim import set_modes
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #modes-asks
 asks = {
     "evaluation": Question(
-        "Is evaluation mode quiet?", "a loss that puts nets into training mode, or dropout that ignores the "
-                                     "mode",
+        "Is evaluation mode quiet?",
+        "a loss that puts nets into training mode, or dropout that ignores the mode",
         "dropout drawn, or a module in training mode, in a pass in evaluation mode, with the module's name",
         "calls of train() in the loss and in forward; functional dropout without training=self.training"),
     "training mode": Question(
@@ -31,8 +32,7 @@ asks = {
         "calls of eval() in the loss and in what it calls"),
     "batches": Question(
         "Is a batch computed from itself alone?", "the targets of the batch before, the first batch for ever",
-        "the same rows with the same random numbers cost something else after other rows, or all rows the "
-        "same",
+        "the same rows with the same random numbers cost something else after other rows; all rows the same",
         "what the loss and the nets keep between two calls: module attributes, globals, caches")}
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #DROPOUTS
@@ -43,9 +43,10 @@ DROPOUTS = {  # function -> the probability with which a call of it drops someth
     **{f: off_by_default for f in (F.alpha_dropout, F.feature_alpha_dropout)},
     **{f: lambda input, p, train: p * bool(train)
        for f in (torch.dropout, torch.dropout_, torch.native_dropout, torch.feature_dropout)},
-    F.scaled_dot_product_attention: lambda q, k, v, attn_mask=None, dropout_p=0.0, *rest, **more: dropout_p,
-    F.multi_head_attention_forward: lambda *args, training=True, **more: args[10] * bool(
-        args[13] if len(args) > 13 else training)}
+    F.scaled_dot_product_attention: lambda query, key, value, attn_mask=None, dropout_p=0.0, *rest, **more:
+        dropout_p,
+    F.multi_head_attention_forward: lambda *args, dropout_p=0.0, training=True, **more:
+        (args[10] if len(args) > 10 else dropout_p) * bool(args[13] if len(args) > 13 else training)}
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #Draws
 class Draws(TorchFunctionMode):
@@ -96,13 +97,12 @@ def check_evaluation(
                                              "calls train().")
     if draws:
         name = max(draws, key=lambda n: draws[n] < 0.5)
-        says = (f"`{name}` draws dropout (p = {draws[name]:g}) in evaluation "
-                f"mode{several(draws, 'modules')}: "
-                "it does not ask for the mode (training=self.training)")
+        says = (f"`{name}` draws dropout (p = {draws[name]:g}) in evaluation mode{several(draws, 'modules')}"
+                ": it does not ask for the mode (training=self.training)")
         meant = ", unless it is meant, as in Tacotron's prenet" if draws[name] >= 0.5 else ""
         return Check("evaluation", "warned" if meant else "failed", f"{says}{meant}.")
-    return Check("evaluation", "passed", f"none of {modules} modules draws dropout or is left in training "
-                                         "mode.")
+    return Check("evaluation", "passed", f"none of {modules} modules draws dropout or is left in "
+                                         "training mode.")
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #several
 def several(names, what: str) -> str:
@@ -116,8 +116,7 @@ def evaluation(
     counts: dict,
 ) -> tuple[dict[str, float], Check]:
     "The loss parts of a batch in evaluation mode, and whether that mode was quiet."
-    for net in setup.nets.values():
-        net.eval()
+    set_modes(setup.nets, False)
     modules = named_modules(setup.nets)
     asleep = {n for n, m in modules.items() if not m.training}
     with Draws(setup.nets) as draws:
@@ -149,9 +148,8 @@ def check_training_mode(
     "What trains has its dropout and its batch statistics."
     modules, name = named_modules(nets), "training mode"
     if still := [n for n in resting if drops(modules[n])]:
-        return Check(name, "failed", f"the loss leaves `{still[0]}` in evaluation "
-                                     f"mode{several(still, 'modules')}: "
-                                     "no dropout in training.")
+        return Check(name, "failed", f"the loss leaves `{still[0]}` in evaluation mode"
+                                     f"{several(still, 'modules')}: no dropout in training.")
     if still := [n for n in resting if has_statistics(modules[n])]:
         return Check(name, "warned", f"the loss leaves `{still[0]}` in evaluation mode"
                                      f"{several(still, 'modules')}: its batch statistics rest.")
@@ -176,20 +174,19 @@ def check_batches(
             a, b = (x[name] for x in after_itself)
             said = (f"`{name}` costs {loss:.6g}, after other rows {again[name]:.6g} with the same random "
                     "numbers")
-            if not unlike(a, b):
-                return Check("batches", "failed",
-                             f"{said} and after the same rows {a:.6g}: it keeps something "
-                                                  "of the batch before (its targets, a cache).")
-            return Check("batches", "warned",
-                         f"{said}, then {a:.6g} and {b:.6g}: it counts its calls or draws "
-                                              "random numbers that are not seeded, so a resumed run "
-                                              "would be another.")
+            if unlike(a, b):
+                return Check("batches", "warned", f"{said}, then {a:.6g} and {b:.6g}: it counts its calls or "
+                             "draws random numbers that are not seeded, so a resumed run would be another.")
+            if unlike(again[name], a):
+                return Check("batches", "failed", f"{said} and after the same rows {a:.6g}: it keeps "
+                             "something of the batch before (its targets, a cache).")
+            return Check("batches", "not proven", f"{said} and from then on: the first batch sets something "
+                                                  "up, and it is not in the buffers.")
     for name, loss in first.items():
         if loss == other[name] != 0 and name not in deaf:
-            return Check("batches", "failed",
-                         f"`{name}` costs {loss:.6g} for some rows and for other rows, to the "
-                                              "last digit: in training mode it sees the first batch forever, "
-                                              "or nothing of a batch.")
+            return Check("batches", "failed", f"`{name}` costs {loss:.6g} for some rows and for other rows, "
+                         "to the last digit: in training mode it sees the first batch forever, or nothing "
+                         "of a batch.")
     says = ", ".join(f"{loss:.4g}, {other[n]:.4g}, {again[n]:.4g}" for n, loss in first.items())
     return Check("batches", "passed", f"some rows, other rows and the first again cost {says}.")
 
@@ -217,14 +214,14 @@ def check_training(
     again = run(batch, counts)
     changed = any(unlike(loss, again.losses[n]) for n, loss in first.losses.items())
     more = [run(batch, counts).losses for _ in range(2)] if changed else []
+    resting = list(dict.fromkeys(n for names in first.resting.values() for n in names))
+    nets = {n: net for n, net in setup.nets.items() if n in first.trains}
+    found = [check_training_mode(nets, resting, draws.seen)]
     deaf = {n for n, loss in first.losses.items() if loss == between.losses[n]}
     if deaf and other:  # a generator need not look at a batch
         a, b = parts_of(setup, batch), parts_of(setup, other)
         deaf = {n for n in deaf
                 for key in [f"{n}_loss" if len(first.parts) > 1 else "loss"] if a[key] == b[key]}
-    resting = list(dict.fromkeys(n for names in first.resting.values() for n in names))
-    nets = {n: net for n, net in setup.nets.items() if n in first.trains}
-    found = [check_training_mode(nets, resting, draws.seen)]
     if not other:
         return first, again, [*found, Check("batches", "not proven", "there are no other rows to ask.")]
     if first.moved:
