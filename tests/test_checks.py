@@ -47,8 +47,8 @@ def test_a_fault_is_found_and_named(fault):
 def test_nothing_is_found_in_a_healthy_toy():
     found = check(toy(), seconds=30)
     assert {c.state for c in found} == {"passed"}, found
-    assert {c.name for c in found} == {"inputs", "first loss", "evaluation", "training mode", "batches", "parts",
-                                       "padding", "targets", "inputs matter",
+    assert {c.name for c in found} == {"inputs", "first loss", "evaluation", "training mode", "batches",
+                                       "parts", "padding", "targets", "inputs matter",
                                        "gradients", "frozen",
                                        "steps", "checkpoint", "overfit", "shuffled targets",
                                        "shuffled inputs", "generation"}
