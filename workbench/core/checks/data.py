@@ -43,14 +43,15 @@ def dead_targets(
     padding: Mapping[str, str],
 ) -> str:
     "What is wrong with a target that is the same everywhere; nothing: none is."
-    real = {n: batch[n] for n in targets if isinstance(batch.get(n), torch.Tensor) and n not in padding.values()}
+    real = {n: batch[n]
+            for n in targets if isinstance(batch.get(n), torch.Tensor) and n not in padding.values()}
     for name, field in real.items():
         masked = field.dim() > 1 and name in padding
         rows = pieces(field, batch[padding[name]] if masked else None)
         if field.is_floating_point() and masked and (same(torch.cat(rows)) or same(rows)):
             return f"the target `{name}` is the same everywhere or in all rows: there is nothing to learn."
         values = torch.cat(rows)
-        if not field.is_floating_point() and field.dim() > 1 and len(values[values != -100].unique()) < 2:
+        if field.dim() > 1 and len(values[values != -100].unique()) < 2:
             return f"the target `{name}` has one value: there is nothing to learn."
     return ""
 
@@ -86,7 +87,8 @@ def check_inputs(
     if wrong := dead if len(dead) == len(inputs) else odd:
         values = ", ".join(f"{v:g}" for v in inputs[wrong[0]].flatten()[:3].tolist())
         return Check("inputs", "failed" if len(dead) == len(inputs) else "warned",
-                     f"`{wrong[0]}` is the same everywhere or in all rows ({values}…): there is nothing in it.")
+                     f"`{wrong[0]}` is the same everywhere or in all rows ({values}…): there is nothing in "
+                     "it.")
     for name in sorted(real - set(dead)):
         rows = pieces(inputs[name], batch.get(padding.get(name)) if inputs[name].dim() > 1 else None)
         if empty := [i for i, row in enumerate(rows) if same(row)]:
@@ -159,8 +161,10 @@ def asked_inputs(
     rest = asked(rows, idle) if idle else found
     if not idle or rest.state == "failed":
         return rest
-    return Check("inputs", "warned", f"`{idle[0]}` is the same in all {len(rows)} rows looked at, and no loss of this "
-                                     "stage asks for it by name: for a stage that reads it there is nothing in it.")
+    return Check("inputs", "warned", f"`{idle[0]}` is the same in all {len(rows)} rows looked at, and no "
+                                     "loss of this "
+                                     "stage asks for it by name: for a stage that reads it there is nothing "
+                                     "in it.")
 
 # %% ../../../nbs/core/checks/10_data.ipynb #row_inputs
 def still_rows(
@@ -191,7 +195,8 @@ def repeated_values(
             return ""
         uid, row = still[0]
         said = said or (f"`{name}` is one value repeated in {len(still)} of {len(long)} rows, e.g. "
-                        f"{', '.join(str(v) for v in row.reshape(-1)[:3].tolist())} … in row `{uid}`: only the first "
+                        f"{', '.join(str(v) for v in row.reshape(-1)[:3].tolist())} … in row `{uid}`: only "
+                        "the first "
                         "of its values was kept, or none was read.")
     return said
 
@@ -200,7 +205,8 @@ def one_input(
     train: Sample,
     held: Sample | None,
 ) -> tuple[str, bool]:
-    "(what to say where all of validation has one input, whether training has hardly another); nothing: it has not."
+    """(what to say where all of validation has one input, whether training has hardly another); nothing: it
+    has not."""
     if not held or len(held.rows) < 8 or not train.inputs or not train.targets or any(
             n not in held.fields[0] for n in train.inputs):
         return "", False
@@ -241,7 +247,7 @@ def check_data(
     if found[0].state == "failed":
         return found
     train = sample_of(data, "train")
-    held = sample_of(data, "valid", 64) if len(data.datasets.get("valid", ())) else None
+    held = sample_of(data, "valid", 32) if len(data.datasets.get("valid", ())) else None
     if found[0].state == "passed":
         found[0] = check_input_rows(setup, train, held) or found[0]
     found += check_values(train, held)

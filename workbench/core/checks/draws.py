@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .result import Check, Question
-from .sample import (
-    Sample, alone, equal, nearness, places_apart, values_apart)
+from .sample import Sample, alone, equal, nearness, places_apart, values_apart
 from ..task import Data
 
 # %% ../../../nbs/core/checks/08_draws.ipynb #draws-asks
@@ -21,7 +20,8 @@ asks = {
         "Is a row drawn twice the same row, and in another epoch still nearer to itself than to other rows?",
         "augmentation that is on in validation; random numbers that (row, epoch) does not decide; targets or inputs "
         "that are drawn anew for every epoch",
-        "fields of a row that differ between two draws, and by how much; other rows that are nearer than itself",
+        "fields of a row that differ between two draws, and by how much; other rows that are nearer than "
+        "itself",
         "`dataset[i, epoch]`: what it draws, and from which seed"),
 }
 
@@ -60,7 +60,9 @@ def moves(
         moved = [(a, b) for a, b in pairs if not equal(a, b)]
         if moved:
             size = sum(max(places_apart(a, b), float(len(a) != len(b)) * 0.02) for a, b in moved) / len(moved)
-            out[name] = Move(len(moved) / len(pairs), size, nearness([b for _, b in pairs], [a for a, _ in pairs], [row[name] for row in pool]),
+            out[name] = Move(len(moved) / len(pairs), size,
+                             nearness([b for _, b in pairs], [a for a, _ in pairs],
+                                      [row[name] for row in pool]),
                              all(gone(a, b) or gone(b, a) for a, b in moved))
     return out
 
@@ -89,7 +91,8 @@ class Draws:
     valid_epochs: dict[str, Move]  # two epochs
     train_again: dict[str, Move]
     train_epochs: dict[str, Move]
-    denoises: bool = False  # the inputs are noisy copies of the targets, or the targets are parts of the inputs
+    # the inputs are noisy copies of the targets, or the targets are parts of the inputs
+    denoises: bool = False
     retold: int = 0  # training rows with equal inputs and another target in another epoch
     rows: int = 16  # of training
     uids: tuple[str, str] = ("", "")  # of a validation row and of a training row
@@ -99,7 +102,8 @@ def says_valid(
     d: Draws,
 ) -> tuple[str, str]:
     "(state, sentence) of the validation rows."
-    moved, what = (d.valid_again, "twice in the same epoch") if d.valid_again else (d.valid_epochs, "in two epochs")
+    moved, what = (d.valid_again,
+                   "twice in the same epoch") if d.valid_again else (d.valid_epochs, "in two epochs")
     if not moved:
         return "passed", "validation rows are the same whenever they are drawn"
     said = f"validation rows drawn {what} differ (`{d.uids[0]}` and others: {worded(moved)})"
@@ -109,7 +113,8 @@ def says_valid(
     size = max([m.size for m in inputs.values()], default=0.0)
     if inputs and not targets and not d.denoises and size > 0.02:
         alike = any(m.size / 3 < train[n].size < 3 * m.size for n, m in inputs.items() if n in train)
-        return ("failed", f"{said}, as training rows do, and their targets stay: the augmentation of training is on "
+        return ("failed", f"{said}, as training rows do, and their targets stay: the augmentation of "
+                          "training is on "
                           "in validation") if alike else (
             "warned", f"{said}, and their targets stay: the validation is augmented")
     if d.valid_again:
@@ -127,17 +132,21 @@ def says_train(
     inputs, targets = ({n: moved[n] for n in names if n in moved} for names in (d.inputs, d.targets))
     anew = [n for n, m in targets.items() if m.anew]
     if anew and d.retold:
-        return "failed", (f"{d.retold} of {d.rows} training rows have equal inputs in two epochs and another target "
+        return "failed", (f"{d.retold} of {d.rows} training rows have equal inputs in two epochs and another "
+                          "target "
                           f"`{anew[0]}`, and {targets[anew[0]].rank:.0%} of other rows' are nearer to it "
                           "than its own (50% by chance): the targets are drawn anew")
     near = all(m.size <= 0.35 and m.rank <= 0.2 for m in inputs.values())
     if anew and near and not d.denoises:
-        return "warned", (f"the target `{anew[0]}` of training rows ({row}) is another in each epoch, no nearer to itself "
+        return "warned", (f"the target `{anew[0]}` of training rows ({row}) is another in each epoch, no "
+                          "nearer to itself "
                           "than to other rows', while the inputs stay: is it drawn anew?")
     if inputs and d.targets and not targets and all(n in inputs and inputs[n].anew for n in d.inputs):
-        return "warned", (f"the inputs of training rows ({row}: {worded(inputs)}) are no nearer to themselves in two "
+        return "warned", (f"the inputs of training rows ({row}: {worded(inputs)}) are no nearer to "
+                          "themselves in two "
                           "epochs than to other rows', and the targets stay: are the rows rewritten?")
-    how = ("inputs and targets change together" if inputs and targets else "only the targets change" if targets
+    how = ("inputs and targets change together" if inputs and targets else "only the targets change"
+           if targets
            else "the targets stay")
     return "passed", f"training rows change from epoch to epoch ({worded(moved)}): {how}"
 
@@ -148,8 +157,10 @@ def check_draws(
     "A row drawn again is the same row, and a row of another epoch is near itself."
     found = [says_valid(d), says_train(d)]
     if d.train_again:
-        found.append(("warned", f"training rows drawn twice in the same epoch differ (`{d.uids[1]}` and others: "
-                      f"{worded(d.train_again)}): draw from (row, epoch) alone, else a resumed run is another run"))
+        found.append(("warned", f"training rows drawn twice in the same epoch differ (`{d.uids[1]}` and "
+                                "others: "
+                      f"{worded(d.train_again)}): draw from (row, epoch) alone, else a resumed run is "
+                      "another run"))
     worst = next(s for s in ("failed", "warned", "passed") if s in [state for state, _ in found])
     said = "; ".join(says for state, says in found if state == worst)
     return Check("draws", worst, said if said.endswith("?") else f"{said}.")
@@ -199,7 +210,8 @@ def draws_of(
     moved = lambda some, n, epoch: moves(*drawn(some, n, epoch), some.fields) if some else {}
     before, after = drawn(sample, 16, 1)
     epochs = moves(before, after, sample.fields)
-    return Draws(sample.inputs, sample.targets, moved(held, 8, 0), moved(held, 8, 1), moved(sample, 16, 0), epochs,
+    return Draws(sample.inputs, sample.targets, moved(held, 4, 0), moved(held, 8, 1), moved(sample, 4, 0),
+                 epochs,
                  bool(epochs) and denoises(before, after, sample.inputs, sample.targets),
                  retold(before, after, sample.targets) if epochs else 0, len(before),
                  (held.uids[0] if held else "", sample.uids[0]))

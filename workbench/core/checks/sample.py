@@ -76,7 +76,7 @@ def how_many(
     data: Data,
     split: str,
     most: int,
-    numbers: int = 1 << 19,  # of the whole sample
+    numbers: int = 400_000,  # of the whole sample
 ) -> int:
     "Rows of a sample: at least sixteen, where there are so many."
     lengths = np.asarray(data.lengths[split]).reshape(len(data.datasets[split]), -1).sum(1)

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .result import Check, Question
-from .sample import (
-    Sample, alone, content, places_apart, sample_of)
+from .sample import Sample, alone, content, places_apart, sample_of
 from ..task import Data
 
 # %% ../../../nbs/core/checks/09_splits.ipynb #splits-asks
 asks = {
     "splits": Question(
         "Are the held-out rows apart from the rows that are trained on?",
-        "a table that stands in two splits; rows split after they were copied or augmented; ids that name two rows",
+        "a table that stands in two splits; rows split after they were copied or augmented; ids that name "
+        "two rows",
         "how many rows of validation or test are training rows, and one of them by name",
         "how the rows were split: by what a row is made of, before anything is copied"),
 }
@@ -39,6 +39,7 @@ class Shared:
     ids: tuple = ()  # ids that stand in both, though their rows differ
     near: tuple = ()  # (held-out uid, training uid, how far, how far others are)
     judged: int = 0  # held-out rows that `near` was asked of
+    whole: bool = False  # the split is the training split itself, as the task says
 
 
 def positions(
@@ -55,21 +56,27 @@ def says_shared(
 ) -> tuple[str, str]:
     "(state, sentence) of a split."
     k, n = len(s.pairs), s.rows
+    if s.whole:
+        return "warned", f"{s.split} is the training split itself: its scores say what was learnt by heart"
     if k:
         share = min(1.0, k / (n * s.looked))
-        said = (f"{k} of {n} rows of {s.split} have the content of a training row, e.g. `{s.pairs[0][0]}` that of "
+        said = (f"{k} of {n} rows of {s.split} have the content of a training row, e.g. `{s.pairs[0][0]}` "
+                "that of "
                 f"`{s.pairs[0][1]}`")
         if k <= 2 * s.repeats * n + (s.looked == 1) and share < 0.5:
             return "passed", f"{said}; {s.repeats:.1%} of the training rows repeat each other"
         sure = k > 1 and share >= 0.1 and share > 2 * s.repeats
         return "failed" if sure else "warned", f"{said}: their scores say what was learnt by heart"
     if s.ids:
-        return "warned", (f"{len(s.ids)} ids of {s.split} stand in train too, e.g. `{s.ids[0]}`, and their rows "
+        return "warned", (f"{len(s.ids)} ids of {s.split} stand in train too, e.g. `{s.ids[0]}`, and their "
+                          "rows "
                           "differ: one id names two rows")
     if s.near and len(s.near) >= max(3, 0.2 * s.judged):
         one, other, own, usual = s.near[0]
-        return "warned", (f"{len(s.near)} of {s.judged} rows of {s.split} are nearly a training row with the same target, "
-                          f"e.g. `{one}` and `{other}` ({own:.2g} apart, other rows {usual:.2g}): copies of a row "
+        return "warned", (f"{len(s.near)} of {s.judged} rows of {s.split} are nearly a training row with the "
+                          "same target, "
+                          f"e.g. `{one}` and `{other}` ({own:.2g} apart, other rows {usual:.2g}): copies of "
+                          "a row "
                           "stand in both")
     return "passed", f"no row of {s.split} ({n} looked at) is a training row"
 
@@ -100,7 +107,8 @@ def nearly(
     train: Sample,
     rows: int = 32,  # of each split that are looked at
 ) -> tuple[tuple, int]:
-    "((held-out uid, training uid, how far, how far others are) of nearly equal rows, how many rows were asked)."
+    """((held-out uid, training uid, how far, how far others are) of nearly equal rows, how many rows were
+    asked)."""
     inputs = [n for n in train.inputs if n in held.fields[0]]
     if not inputs or not train.targets:
         return (), 0
@@ -109,13 +117,15 @@ def nearly(
     every = list(zip(train.uids, train.fields))
     for uid, f in every:
         like[key(f)].append((uid, f))
-    asked = [(uid, *nearest(f, like[key(f)][:8], inputs)) for uid, f in list(zip(held.uids, held.fields))[:rows]
+    asked = [(uid, *nearest(f, like[key(f)][:8], inputs))
+             for uid, f in list(zip(held.uids, held.fields))[:rows]
              if key(f) in like]
     if len(asked) < 3:
         return (), len(asked)
     mates = [(f, [m for m in like[key(f)] if m[1] is not f][:8]) for _, f in every[:rows]]
     if sum(bool(m) for _, m in mates) < 4:  # every target is another: what is usual are any other rows
-        mates = [(f, (every[i + 1: i + 9] or every[:8])) for i, (_, f) in enumerate(every[:rows]) if len(every) > 1]
+        mates = [(f, (every[i + 1: i + 9] or every[:8]))
+                 for i, (_, f) in enumerate(every[:rows]) if len(every) > 1]
     usual = float(np.median([nearest(f, others, inputs)[0] for f, others in mates if others] or [0.0]))
     return tuple((uid, other, d, usual) for uid, d, other in asked if d < 0.15 * usual), len(asked)
 
@@ -171,9 +181,11 @@ def shared_with(
     held: Sample | None,  # of this split, if it has been drawn
 ) -> Shared:
     "What a held-out split and the training rows have in common."
+    if data.datasets[split] is data.datasets["train"]:
+        return Shared(split, train.total, whole=True)
     known = set(data.uids.get("train", ()))
     ids = [u for u in data.uids.get(split, ()) if u in known]
-    held = held or (None if data.contents.get(split) else sample_of(data, split, 64))
+    held = held or (None if data.contents.get(split) else sample_of(data, split, 32))
     names = train.inputs + train.targets or sorted(train.fields[0])
     if data.contents.get("train") and data.contents.get(split):
         found = by_contents(data, split)

@@ -21,7 +21,8 @@ asks = {
     "range": Question(
         "Are the numbers of inputs and targets finite, and of a size that a net can learn from?",
         "one row of thousands that holds NaN; pictures of 0 … 255, frames in thousands",
-        "a NaN with the id of its row, a root mean square above 100 or below 0.001, a mean far from the spread",
+        "a NaN with the id of its row, a root mean square above 100 or below 0.001, a mean far from the "
+        "spread",
         "how the data are scaled before they reach the net: its mean and deviation, or a division by 255"),
     "target values": Question(
         "Do the targets of the rows differ, so that there is something to learn?",
@@ -114,7 +115,8 @@ def is_length(
     "Whether a field says how many places another field of its row has."
     rows = sample.of(name)
     return all(row.numel() == 1 and not row.is_floating_point() for row in rows) and all(
-        any(int(row) == len(other) for k, other in fields.items() if k != name and other.dim() > 1 and len(other) > 1)
+        any(int(row) == len(other)
+            for k, other in fields.items() if k != name and other.dim() > 1 and len(other) > 1)
         for row, fields in zip(rows, sample.fields))
 
 
@@ -141,7 +143,8 @@ def target_field(
         p = torch.cat([row.reshape(-1) for row in rows]).unique(return_counts=True)[1].double()
         entropy = float(-(p / p.sum() * (p / p.sum()).log()).sum())
     still = tuple(u for u, row in zip(sample.uids, rows) if real and one_value(row))
-    return TargetField(times / len(rows), len(counts), entropy, all(r.numel() == 1 for r in rows), still, words)
+    return TargetField(times / len(rows), len(counts), entropy, all(r.numel() == 1 for r in rows), still,
+                       words)
 
 # %% ../../../nbs/core/checks/07_values.ipynb #check_target_values
 def check_target_values(
@@ -161,15 +164,18 @@ def check_target_values(
     for name in moving:
         f = found[name]
         if len(f.still) > 0.05 * rows:
-            return Check(name_of, "warned", f"the target `{name}` is one value everywhere in {len(f.still)} of {rows} rows, "
+            return Check(name_of, "warned", f"the target `{name}` is one value everywhere in {len(f.still)} "
+                                            f"of {rows} rows, "
                          f"{len(f.still) / rows:.0%}, e.g. `{f.still[0]}`: an empty or unread recording.")
         if f.share > (0.75 if f.label else 0.5):
-            return Check(name_of, "warned", f"{f.share:.0%} of the rows ({seen}) have the same target `{name}` ({f.common}): "
+            return Check(name_of, "warned", f"{f.share:.0%} of the rows ({seen}) have the same target "
+                                            f"`{name}` ({f.common}): "
                          "answering with it is right that often.")
     still = [n for n in found if n not in moving]
     said = [f"`{n}`: {found[n].kinds} different targets, the commonest in {found[n].share:.0%}"
             + f", entropy {found[n].entropy:.2g} nats" * (found[n].entropy > 0) for n in moving]
-    return Check(name_of, "passed", f"{'; '.join(said)}{f'; the same everywhere: {still}' * bool(still)} ({seen}).")
+    return Check(name_of, "passed", f"{'; '.join(said)}{f'; the same everywhere: {still}' * bool(still)} "
+                                    f"({seen}).")
 
 # %% ../../../nbs/core/checks/07_values.ipynb #values_of
 def check_values(
@@ -177,7 +183,7 @@ def check_values(
     held: Sample | None,  # of the validation rows
 ) -> list[Check]:
     "What is to be said of the numbers of inputs and targets."
-    seen = sample.seen + f" of train and {held.seen} of valid" * (held is not None)
+    seen = f"{sample.seen} of train and {held.seen} of valid" if held else sample.seen
     found, names = {}, list(dict.fromkeys([*sample.inputs, *sample.targets]))
     for name in (n for n in names if sample.fields[0][n].is_floating_point()):
         found[name] = numbers_of(sample, name)
