@@ -9,6 +9,7 @@ __all__ = ['asks', 'dead_targets', 'dead_inputs', 'check_inputs', 'check_texts',
 # %% ../../../nbs/core/checks/10_data.ipynb #data-imports
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -138,7 +139,7 @@ def unread_of(
 def asked_inputs(
     setup: Setup,
     rows: list[int],  # of the training data
-) -> Check:
+) -> tuple[Check, list[str]]:  # the answer, and constant inputs that no loss of the stage reads
     "Whether there is something in the inputs; what is constant in a few rows is looked for in 64."
     data = setup.data
 
@@ -150,16 +151,16 @@ def asked_inputs(
     if found.state == "failed":
         found = asked(rows := spread(data, 64))
     if found.state == "passed":
-        return found
+        return found, []
     batch = batch_of(setup, rows)
     idle = unread_of(setup, batch, dead_inputs(batch, data.targets, data.padding))
     rest = asked(rows, idle) if idle else found
     if not idle or rest.state == "failed":
-        return rest
+        return rest, idle
     return Check("inputs", "warned", f"`{idle[0]}` is the same in all {len(rows)} rows looked at, and no "
-                                     "loss of this "
-                                     "stage asks for it by name: for a stage that reads it there is nothing "
-                                     "in it.")
+                                     "loss of "
+                                     "this stage asks for it by name: a stage that reads it learns nothing "
+                                     "from it."), idle
 
 # %% ../../../nbs/core/checks/10_data.ipynb #row_inputs
 def still_rows(
@@ -191,8 +192,7 @@ def repeated_values(
         uid, row = still[0]
         said = said or (f"`{name}` is one value repeated in {len(still)} of {len(long)} rows, e.g. "
                         f"{', '.join(str(v) for v in row.reshape(-1)[:3].tolist())} … in row `{uid}`: only "
-                        "the first "
-                        "of its values was kept, or none was read.")
+                        "the first of its values was kept, or none was read.")
     return said
 
 
@@ -238,12 +238,15 @@ def check_data(
     data = setup.data
     seed_all(setup.cfg.seed)
     texts = [odd for odd in [check_texts(data.texts.get("train", ()))] if odd]
-    found = [asked_inputs(setup, rows), *texts]
-    if found[0].state == "failed":
+    inputs, idle = asked_inputs(setup, rows)
+    found = [inputs, *texts]
+    if inputs.state == "failed":
         return found
     train = sample_of(data, "train")
     held = sample_of(data, "valid", 32) if len(data.datasets.get("valid", ())) else None
-    found[0] = check_input_rows(setup, train, held) or found[0]
+    train, held = (some and replace(some, inputs=[n for n in some.inputs if n not in idle])
+                   for some in (train, held))
+    found[0] = check_input_rows(setup, train, held) or inputs
     found += check_values(train, held)
     if any(c.state == "failed" for c in found):
         return found

@@ -21,7 +21,7 @@ asks = {
     "range": Question(
         "Are the numbers of inputs and targets finite, and of a size that a net can learn from?",
         "one row of thousands that holds NaN; pictures of 0 … 255, frames in thousands",
-        "a NaN with the id of its row, a root mean square above 100 or below 0.001, a mean far from the "
+        "a NaN with the id of its row, a root mean square above 300 or below 0.001, a mean far from the "
         "spread",
         "how the data are scaled before they reach the net: its mean and deviation, or a division by 255"),
     "target values": Question(
@@ -71,7 +71,7 @@ def out_of_range(
     "What is unusual about the size of a field's numbers; nothing: they are as nets like them."
     if numbers.rms > 30 and numbers.low >= 0 and 128 < numbers.high <= 255:
         return "these look like bytes of 0 to 255 that nobody scaled"
-    if numbers.rms > 100:
+    if numbers.rms > 300:
         return "that is far more than a net starts well with, so look where the data are scaled"
     if 0 < numbers.rms < 1e-3:
         return "that is hardly more than nothing beside a net's biases, so look where the data are scaled"
