@@ -339,4 +339,4 @@ def test_the_sample_is_a_fixed_count_of_rows():
     data.datasets["train"] = big("train", train.item, None, (5000, 0))
     data.lengths["train"], data.uids["train"] = [4] * 5000, [f"train{i}" for i in range(5000)]
     found = asked(data)
-    assert "128 of 5,000 rows of train" in found["range"].says and len(drawn) < 170
+    assert "256 of 5,000 rows of train" in found["range"].says and len(drawn) < 320

@@ -88,7 +88,7 @@ def how_many(
 def sample_of(
     data: Data,
     split: str,
-    most: int = 128,
+    most: int = 256,
 ) -> Sample:
     "Evenly spaced rows of a split, drawn in epoch 0."
     total = len(data.datasets[split])
