@@ -232,6 +232,11 @@ def one_nan(i, rng):
     return item
 
 
+def raw_validation(i, rng):
+    item = vector(i, rng)
+    return item | {"x": 12 + 9 * item["x"]} if i >= 1000 else item
+
+
 def silent(i, rng):
     item = spoken(i, rng)
     return item | {"y": item["y"] * (i % 4 > 0)}
@@ -278,6 +283,10 @@ FAULTS = {  # data: (check, state, words of what it says)
     "pixels": (made(scaled(100, 640)), "range", "warned", "far more than a net starts well with"),
     "hardly anything": (made(scaled(1e-4)), "range", "warned", "hardly more than nothing"),
     "a far mean": (made(scaled(0.5, 40)), "range", "warned", "subtract it"),
+    "validation that is scaled otherwise": (made(raw_validation), "range", "warned", "not scaled alike"),
+    "eight rows again and again": (made(lambda i,
+                                        rng: vector(i, np.random.default_rng(i % 8 if i < 1000 else i))),
+                                   "inputs", "warned", "8 different contents"),
     "one target": (made(lambda i, rng: vector(i, rng) | {"y": 3}), "target values", "failed",
                    "the target is the same (3)"),
     "one label in most rows": (made(lambda i, rng: vector(i, rng) | {"y": int(i % 8 == 0)}), "target values",

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['asks', 'dead_targets', 'dead_inputs', 'check_inputs', 'check_texts', 'NotedBatch', 'unread_of', 'asked_inputs',
-           'still_rows', 'repeated_values', 'one_input', 'check_input_rows', 'check_data']
+           'still_rows', 'repeated_values', 'few_different', 'one_input', 'check_input_rows', 'check_data']
 
 # %% ../../../nbs/core/checks/10_data.ipynb #data-imports
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from .draws import check_draws, draws_of
 from .few_rows import batch_of, inputs_of, pieces, same, spread
 from .forward import parts_of
 from .result import Check, Question
-from .sample import Sample, alone, content, places_apart, sample_of
+from .sample import Sample, alone, content, information, places_apart, sample_of
 from .splits import check_held
 from .values import check_values, one_value
 from ..setup.state import Setup
@@ -87,9 +88,11 @@ def check_inputs(
     odd = [n for n in dead if n in real and inputs[n][0].numel() > 1 and not (inputs[n] == 1).all()]
     if wrong := dead if len(dead) == len(inputs) else odd:
         values = ", ".join(f"{v:g}" for v in inputs[wrong[0]].flatten()[:3].tolist())
+        where = f" where `{padding[wrong[0]]}` says that something is" if wrong[0] in padding else ""
         return Check("inputs", "failed" if len(dead) == len(inputs) else "warned",
-                     f"`{wrong[0]}` is the same everywhere or in all rows ({values}…): there is nothing in "
-                     "it.")
+                     f"`{wrong[0]}` is the same everywhere or in all rows ({values}…){where}: there is "
+                     "nothing "
+                     "in it.")
     return Check("inputs", "passed", f"{', '.join(inputs) or 'targets'}: finite, neither constant nor empty.")
 
 # %% ../../../nbs/core/checks/10_data.ipynb #check_texts
@@ -192,8 +195,18 @@ def repeated_values(
         uid, row = still[0]
         said = said or (f"`{name}` is one value repeated in {len(still)} of {len(long)} rows, e.g. "
                         f"{', '.join(str(v) for v in row.reshape(-1)[:3].tolist())} … in row `{uid}`: only "
-                        "the first of its values was kept, or none was read.")
+                        "the first of its values was kept, or all are one unknown token.")
     return said
+
+
+def few_different(
+    train: Sample,
+) -> str:
+    "What to say where most rows are equal to others, though a row holds much; nothing: they are not."
+    kinds = len({content(f, train.inputs + train.targets) for f in train.fields})
+    if len(train.rows) < 16 or kinds > len(train.rows) / 2 or information(train) < 3 * math.log(train.total):
+        return ""
+    return f"{train.seen} of train have {kinds} different contents: the same rows are read again and again."
 
 
 def one_input(
@@ -226,7 +239,7 @@ def check_input_rows(
     said, sure = one_input(train, held)
     if said:
         return Check("inputs", "failed" if sure else "warned", said)
-    said = still_rows(setup, train)
+    said = few_different(train) or still_rows(setup, train)
     return Check("inputs", "warned", said) if said else None
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bare', 'alone', 'Sample', 'how_many', 'sample_of', 'roles', 'thin', 'places_apart', 'values_apart', 'courses_apart',
-           'nearness', 'equal', 'content']
+           'nearness', 'equal', 'content', 'information']
 
 # %% ../../../nbs/core/checks/06_sample.ipynb #sample-imports
 from collections.abc import Iterable, Sequence
@@ -196,3 +196,16 @@ def content(
 ) -> tuple:
     "What identifies the content of a row: the bytes of these fields."
     return tuple(fields[n].contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n in names)
+
+# %% ../../../nbs/core/checks/06_sample.ipynb #information
+def information(
+    sample: Sample,
+) -> float:
+    "About how many nats the richest field of a row holds: the entropy of its values, times its places."
+    most = 0.0
+    for name in sample.inputs + sample.targets:
+        rows = sample.of(name)
+        p = torch.cat([thin(row.reshape(-1)) for row in rows]).unique(return_counts=True)[1].double()
+        entropy = float(-(p / p.sum() * (p / p.sum()).log()).sum())
+        most = max(most, entropy * sum(row.numel() for row in rows) / len(rows))
+    return most
