@@ -20,9 +20,13 @@ def spread(
     data: Data,
     n: int = 4,
 ) -> list[int]:
-    "Rows of the training data from the shortest to the median: seconds even for a large model."
+    """Rows of the training data from the shortest to the median: seconds even for a large model.
+    They may share a batch: all are of the largest group."""
     lengths = np.asarray(data.lengths["train"]).reshape(len(data.datasets["train"]), -1).sum(1)
     order = np.argsort(lengths, kind="stable")
+    if len(groups := np.asarray(data.groups.get("train", ()))):
+        kinds, counts = np.unique(groups, return_counts=True)
+        order = order[groups[order] == kinds[counts.argmax()]]
     return [int(order[i]) for i in dict.fromkeys(np.linspace(0, 0.5 * (len(order) - 1), n).astype(int))]
 
 
