@@ -49,9 +49,15 @@ def scores(
                 columns.append(found[kind])
     names = dict.fromkeys(k for c in columns for k in c)
     rows = [[name, *(c.get(name) for c in columns)] for name in names]
+    asked = [f"Inputs of other rows: {f['control_of']['rows']:,} rows of {split}"
+             + (f", which score {', '.join(f'{k} {v:.3g}' for k, v in own.items())} with their own."
+                if (own := f["control_of"]["own"]) and f["control_of"]["rows"] < f["rows"] else ".")
+             for split, f in results["splits"].items() if f.get("control_of", {}).get("rows")]
+    asked += [f"No answers from other rows' inputs on {split}: {f['control_of']['why']}."
+              for split, f in results["splits"].items() if f.get("control_of", {}).get("why")]
     counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows"
                         for split, f in results["splits"].items())
-    note = [f"{counted}."] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
+    note = [f"{counted}.", *asked] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
     signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
     note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
     plan = read_json(run / "plan.json", {})
