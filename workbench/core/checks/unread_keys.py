@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .answers import attempt
+from .attempt import attempt
 from .result import Check
 from ..setup.prepare import begun_from
 from ..setup.state import Setup
