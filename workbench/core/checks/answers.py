@@ -53,6 +53,8 @@ def judge_rows(
     failed = lambda says: Check("answers", "failed", says)
     if not isinstance(rows, list) or any(not isinstance(r, dict) for r in rows):
         return failed(f"`predict` gave a {type(rows).__name__}: it gives a list with a dict for each row.")
+    if not rows:
+        return Check("answers", "not proven", "`predict` gives no rows: there is nothing to compare.")
     for key in ("uid", "reference", "hypothesis"):
         if lacking := [r for r in rows if key not in r]:
             return failed(f"a row of `predict` has no `{key}`: its keys are {', '.join(lacking[0])}.")
@@ -164,8 +166,9 @@ def check_answers(
                                    f" on rows {', '.join(map(str, uids))}")
         failed = failed or judge_rows(rows, asked,
                                       from_scratch(setup)) or judge_modes("answers", "predict", seen)
-        if not failed:
-            _, failed = attempt("answers", "score", lambda: setup.task.score(rows, data))
+        if not failed or not rows and failed.state == "not proven":
+            _, wrong = attempt("answers", "score", lambda: setup.task.score(rows, data))
+            failed = wrong or failed
         if failed:
             found = [failed]
         else:

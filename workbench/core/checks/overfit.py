@@ -220,6 +220,8 @@ def generated(
     task, data, first, now = setup.task, setup.data, learning.first["loss"], learning.now["loss"]
     set_modes(setup.nets, False)
     rows = learning.rows = answer_batch(task, setup.nets, batch, setup.ctx(), accelerator=setup.accelerator)
+    if not rows:
+        return Check("generation", "not proven", "`predict` gives no rows.")
     below = now < 0 and first - now > abs(first)
     sure = learning.by_heart and (ended or now < 0.02 * first) or below and ended
     told = judge_answers(rows, learning.by_heart, sure, ended, below)
