@@ -42,7 +42,7 @@ def quick(
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
             # a third of the time of the checks before: speech and drawings are left to the deep checks
-            found += check_answers(setup, max(0.1, 0.35 * (time.monotonic() - began)))
+            found += check_answers(setup, max(0.15, 0.35 * (time.monotonic() - began)))
     few = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
                             setup.accelerator.device)
     called = {c.name for c in found if c.name in ("answers", "preview") and c.state != "not proven"}

@@ -170,9 +170,13 @@ def control_rows(
     accelerator=None,
 ) -> list[dict]:
     "Rows answered from the inputs of others; [] where the batch has no inputs or no other reference."
-    fields, by_uid = input_fields(batch, ctx.data), {r["uid"]: r for r in own}
+    by_uid = {r["uid"]: r for r in own}
     uids = batch.get("uid") or [r["uid"] for r in own]
-    where = partners([by_uid[u]["reference"] for u in uids])
+    references = [by_uid[u]["reference"] for u in uids]
+    # a list of the references is no input
+    fields = [k for k in input_fields(batch, ctx.data)
+              if not isinstance(batch[k], list) or batch[k] != references]
+    where = partners(references)
     moved = {u for u, j in zip(uids, where) if j is not None}
     if not fields or not moved:
         return []
