@@ -93,8 +93,8 @@ def check_preview(
     "Whether the preview can be made, in evaluation mode; nothing is written."
     data, ctx = setup.data, setup.ctx(training=False)
     few = replace(data, datasets=data.datasets | {"valid": First(data.datasets["valid"], 2)})
-    set_modes(setup.nets, False)
     with training_seen(setup.nets) as seen:
+        set_modes(setup.nets, False)
         try:
             shown, failed = setup.task.preview(setup.nets, few, ctx), None
         except Exception:  # it may want more rows than two

@@ -59,8 +59,8 @@ def deep(
     most: int = 400,  # steps
     quick: Iterable[Check] = (),  # what the quick checks found
 ) -> list[Check]:
-    """All checks: the quick ones, those of them that were left out for their time asked again, and what was learnt
-    of a few rows. The set-up is left as it was."""
+    """All checks: the quick ones, with those that were left out for their time, and what was learnt of a few
+    rows. The set-up is left as it was."""
     until, rows = time.monotonic() + seconds, spread(setup.data)
     batch = batch_of(setup, rows)
     with untouched(setup) as before_steps:

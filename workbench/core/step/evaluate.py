@@ -127,7 +127,8 @@ def input_fields(
     """The fields that hold inputs: tensors with a row each that are neither targets nor masks of targets
     alone; where no tensor is one, the lists besides `uid`."""
     targets, padding, rows = set(data.targets), data.padding, batch_rows(batch)
-    only = {m for t, m in padding.items() if t in targets} - {m for f, m in padding.items() if f not in targets}
+    shared = {m for f, m in padding.items() if f not in targets}
+    only = {m for t, m in padding.items() if t in targets} - shared
     free = [k for k in batch if k != "uid" and k not in targets | only]
     tensors = [k for k in free if isinstance(batch[k], torch.Tensor) and batch[k].dim()
                and len(batch[k]) == rows]
