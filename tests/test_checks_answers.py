@@ -74,7 +74,8 @@ def test_healthy_answers_pass_and_leave_no_trace(setup_of, system, variant):
 def test_slow_answers_are_left_to_the_deep_checks(setup_of):
     setup = setup_of("pairs")
     slow = setup.task.predict
-    setup.job = replace(setup.job, task=replace(setup.task, predict=lambda *a: (time.sleep(0.05), slow(*a))[1]))
+    late = lambda *a: (time.sleep(0.05), slow(*a))[1]
+    setup.job = replace(setup.job, task=replace(setup.task, predict=late))
     assert [c.state for c in check_answers(setup, allowance=0.01)] == ["passed", "not proven", "not proven"]
 
 

@@ -38,7 +38,7 @@ def control_notes(
     for split, found in splits.items():
         of = found.get("control_of", {})
         if of.get("rows"):
-            own = ", ".join(f"{k} {v:.3g}" for k, v in of["own"].items()) if of["rows"] < found["rows"] else ""
+            own = ", ".join(f"{k} {v:.3g}" for k, v in of["own"].items() if of["rows"] < found["rows"])
             out.append(f"Inputs of other rows: {of['rows']:,} rows of {split}"
                        f"{f', which score {own} with their own' if own else ''}.")
         elif of:
@@ -67,7 +67,8 @@ def scores(
     rows = [[name, *(c.get(name) for c in columns)] for name in names]
     counted = ", ".join(f"{split}: {f['rows']:,} of {f['of']:,} rows"
                         for split, f in results["splits"].items())
-    note = [f"{counted}.", *control_notes(results["splits"])] + ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
+    note = [f"{counted}.", *control_notes(results["splits"])]
+    note += ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
     signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
     note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
     plan = read_json(run / "plan.json", {})
