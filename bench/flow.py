@@ -35,16 +35,17 @@ def drawn(nets, data, cfg, assets, split, **how):
     "(scores, control) of a split's first rows."
     import torch
 
-    from workbench.core.step.evaluate import batches_of, control
+    from workbench.core.step.evaluate import answer_batch, batches_of, control_rows
     from workbench.core.task import Ctx
-    from workbench.tasks.flow.evaluation import predict, score
+    from workbench.tasks.flow.task import task
 
     cfg = cfg.model_copy(update={"sample": cfg.sample.model_copy(update=how)})
-    rows = []
+    rows, other, ctx = [], [], Ctx(cfg=cfg, data=data, assets=assets, training=False)
     with torch.no_grad():
         for batch in batches_of(data, split, 51, ROWS):
-            rows += predict(nets, batch, Ctx(cfg=cfg, data=data, assets=assets, training=False))
-    return score(rows, data), control(rows, lambda rows: score(rows, data))
+            own = answer_batch(task, nets, batch, ctx)
+            rows, other = rows + own, other + control_rows(task, nets, batch, own, ctx)
+    return task.score(rows, data), task.score(other, data)
 
 
 def scores(run):

@@ -34,7 +34,7 @@ def require_passed(
     if not any(c.state == "failed" for c in found):
         pace = (time.monotonic() - began) / 12  # the quick checks cost about twelve steps of their few rows
         length = stage_seconds(setup, pace, budget)
-        found += deep(setup, min(120.0, length / 10)) if length >= 1800 else []
+        found = deep(setup, min(120.0, length / 10), quick=found) if length >= 1800 else found
     if setup.main:
         write_checks(run, setup, found)
     if failed := [c for c in found if c.state == "failed"]:
@@ -78,5 +78,5 @@ def check(
         prove_metric(setup)
         found = quick(setup)
         if seconds and not any(c.state == "failed" for c in found):
-            found += deep(setup, seconds)
+            found = deep(setup, seconds, quick=found)
         return found

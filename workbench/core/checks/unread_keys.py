@@ -7,56 +7,60 @@ __all__ = ['call_all', 'check_keys']
 
 # %% ../../../nbs/core/checks/45_unread_keys.ipynb #heed-imports
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 
+from .attempt import attempt
 from .result import Check
 from ..setup.prepare import begun_from
 from ..setup.state import Setup
 from ..stages.idle import unread
+from ..step.evaluate import answer_batch
 from ..step.optim import set_modes
 
 # %% ../../../nbs/core/checks/45_unread_keys.ipynb #check_keys
 def call_all(
     setup: Setup,
     held_out: Callable[[], dict],  # a batch of a few validation rows
-) -> Iterator[None]:
-    """Call what a task does besides its losses, one function after another: predict and score, the trivial
-    answer, the preview, the export. Yields before each, so that the caller may stop."""
-    task, nets, device = setup.task, setup.nets, setup.accelerator.device
-    ctx = setup.ctx(training=False, generator=torch.Generator(device).manual_seed(setup.cfg.seed))
+    called: set[str],  # what has been called: "answers" (predict and score), "preview"
+) -> Iterator[Check | None]:
+    """Call what a task does besides its losses and has not been called, one function after another. Yields
+    before each, so that the caller may stop, the failed check of a function that raised."""
+    task, nets = setup.task, setup.nets
 
     def answers():
-        batch = held_out()
-        task.score(task.predict(nets, batch, replace(ctx, counts=setup.data.counts(batch))), setup.data)
+        rows = answer_batch(task, nets, held_out(), setup.ctx(), accelerator=setup.accelerator)
+        task.score(rows, setup.data)
 
     for stage in setup.job.stages:
         with setup.reads.during(stage):
             task.objectives(stage.cfg), task.active and task.active(stage.cfg)
-    yield
+    yield None
     set_modes(nets, False)
-    calls = [answers, lambda: task.baseline(setup.data, "valid"),
-             lambda: task.preview(nets, setup.data, ctx),
-             lambda: task.exports and task.exports(nets, setup.data)]
-    for call in calls:
-        with torch.no_grad(), setup.reads.during(setup.stage):
-            call()
-        yield
+    calls = {"answers": ("predict` or `score", answers),
+             "baseline": ("baseline", lambda: task.baseline(setup.data, "valid")),
+             "preview": ("preview", lambda: task.preview(nets, setup.data, setup.ctx(training=False))),
+             "exports": ("exports", lambda: task.exports and task.exports(nets, setup.data))}
+    for name, (function, call) in calls.items():
+        if name not in called:
+            with torch.no_grad(), setup.reads.during(setup.stage):
+                _, failed = attempt(name, function, call)
+            yield failed
 
 # %% ../../../nbs/core/checks/45_unread_keys.ipynb #check_keys_1
 def check_keys(
     setup: Setup,  # at the beginning of a stage; its losses have been computed
     held_out: Callable[[], dict],  # a batch of a few validation rows, where they are needed
+    called: set[str] = frozenset(),  # what has been called: see `call_all`
 ) -> list[Check]:
     "The keys of the task that the user set and that nothing reads, as one check; none where each is read."
     stages, held, only = setup.job.stages, begun_from(setup), setup.cfg.pipeline and setup.cfg.pipeline.only
     alone = len(stages) == 1 and not only
     left = lambda: [(s, says) for s, says in unread(setup.cfg, stages, setup.reads, "checks", held)
                     if s in (None, setup.stage)]
-    for _ in call_all(setup, held_out):
-        if not left():
-            return []
+    for failed in call_all(setup, held_out, called):
+        if failed or not left():
+            return [failed] if failed else []
     # a key of the run may be read in a stage to come
     whole_run = setup.at.stage == len(stages) - 1 and not only
     found = [(stage, says) for stage, says in left() if stage or whole_run]

@@ -17,10 +17,9 @@ from ..run.folder import metrics_of
 from ..run.lines import last_row
 from ..run.previews import save_predictions, save_previews
 from ..run.trackers import to_tensorboard
-from ..setup.scores import evaluate, final_splits, measured
+from ..setup.scores import evaluate, final_splits, measured, other_inputs
 from ..setup.state import Optimisation, Setup
 from ..stages.position import Position, ended, improves
-from ..step.evaluate import control
 from ..step.optim import named_parameters, set_modes, swap
 from ..step.schedule import steps_on_validation
 from .log import record
@@ -171,9 +170,11 @@ def final_scores(
     deadline: float | None,  # time.monotonic(); None: all rows
 ) -> dict:
     "The entry of a split in results.json; its line and its predictions are written."
-    setup = training.setup
+    setup, began = training.setup, time.monotonic()
     sample = setup.cfg.valid.rows if deadline is not None else None
-    scores, rows = evaluate(setup, split, sample, deadline)
+    soon = deadline and began + 0.85 * (deadline - began)  # the rest is the control's
+    scores, rows = evaluate(setup, split, sample, soon)
+    other = other_inputs(setup, split, rows, sample, deadline)
     row = line_of(training, split, scores, rows) | {"step": step}
     record(training.attempt, setup, row, best=True)
     if setup.main:
@@ -181,4 +182,4 @@ def final_scores(
     return {"rows": len(rows), "of": len(setup.data.datasets[split]),
             "scores": {k: v for k, v in scores.items() if isinstance(v, float)},
             "baseline": setup.task.baseline(setup.data, split),
-            "control": control(rows, lambda rows: setup.task.score(rows, setup.data))}
+            "control": other.pop("control"), "control_of": other}
