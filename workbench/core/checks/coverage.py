@@ -38,13 +38,13 @@ def prefixes(
 # %% ../../../nbs/core/checks/28_coverage.ipynb #uncovered
 def forgotten(
     setup: Setup,
-    objectives: dict[str, Objective],  # all of the task
+    objectives: list[Objective],  # all of the task, as each stage has them
 ) -> tuple[list[str], list[str]]:
     """(parameters that may train and that no objective names, parameters under `trains` that the task froze
     without a word)."""
     params, may = named_parameters(setup.nets), setup.model.trainable
-    trains = [p for o in objectives.values() for p in o.trains]
-    meant = [*setup.stage.freeze, *(p for o in objectives.values() for p in o.frozen)]
+    trains = [p for o in objectives for p in o.trains]
+    meant = [*setup.stage.freeze, *(p for o in objectives for p in o.frozen)]
     covered = {id(p) for n, p in params.items() if matches(n, trains)}  # tied: by any of its names
     adapted = [f"{name}" for name, net in setup.nets.items()
                if any(type(m).__module__.startswith("peft.") for m in net.modules())]

@@ -269,7 +269,7 @@ def check_steps(
     after = at_rest()
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
-    left, still = forgotten(setup, setup.task.objectives(setup.stage.cfg))
+    left, still = forgotten(setup, [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,

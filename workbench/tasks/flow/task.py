@@ -213,7 +213,8 @@ def objectives(
     body = ["compressor", "expander.body"] + ["expander.spade"] * cfg.loss.train_spade
     parts = ("vae_loss", "recon_loss", "mse_loss",
              "kl_loss") + ("lpips_loss",) * cfg.loss.use_lpips + ("generator_loss",) * cfg.loss.gan_training
-    return {"vae": Objective(body, vae_loss, {"vae": body}, parts),
+    return {"vae": Objective(body, vae_loss, {"vae": body}, parts,
+                             frozen=[] if cfg.loss.train_spade else ["expander.spade"]),
             "discriminator": Objective(["discriminator"], discriminator_loss,
                                        {"discriminator": ["discriminator"]},
                                        ("discriminator_loss", "r1_loss")),
