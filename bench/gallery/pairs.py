@@ -380,8 +380,8 @@ def loss(nets, batch, ctx):
         [nets[k].train() for k in ("encoder", "decoder")]
     encoded = encoded_of(nets, batch, fault)
     if fault == "noise with a seed of its own":
-        encoded = encoded + 0.3 * torch.randn(encoded.shape,
-                                              generator=torch.Generator().manual_seed(torch.seed() % 2**31))
+        noise = np.random.default_rng().normal(0, 0.3, encoded.shape)
+        encoded = encoded + torch.tensor(noise, dtype=encoded.dtype, device=encoded.device)
     start = torch.full_like(labels[:, :1], START)
     said = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
     if fault == "the decoder reads its target":
@@ -434,8 +434,9 @@ def origin(nets):
 
 
 def objectives(cfg):
-    trains = ["encoder", "decoder",
-              "counter"] + ["gate"] * (cfg.variant in ("gate at zero", "scale at zero", "adapter"))
+    trains = ["encoder", "decoder", "counter"]
+    if cfg.variant in ("gate at zero", "scale at zero", "adapter"):
+        trains.append("gate")
     if cfg.fault == "a head left out of what trains":
         trains.remove("counter")
     if cfg.fault == "only the head trains":
