@@ -68,7 +68,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "evaluation moves a weight": (("evaluation",), "an evaluated loss writes to a weight"),
     "noise with a seed of its own": (("evaluation",), "random numbers that no seed of the run decides"),
     "a frozen part decays": (("frozen",), "each training step shrinks the frozen embedding"),
-    "not a number in one row": (("watch",), "one training row of 96 costs NaN"),
+    "not a number in one row": (("watch:train0017",), "one training row of 96 costs NaN"),
     "no gradient after generation": (("after answers", "watch"), "predict cuts the loss off, for good"),
     # what trains
     "a head left out of what trains": (("coverage",), "the objective does not list the counter"),

@@ -23,7 +23,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "a third of the recordings is silence": (("inputs", "target values"), "every third recording is empty"),
     "all recordings are silence": (("inputs", "target values"), "recordings of zeros"),
     "frames in thousands": (("range",), "recordings that nobody has scaled"),
-    "infinity in one row": (("inputs",), "one training recording holds infinity"),
+    "infinity in one row": (("inputs", "watch:train021"), "one training recording holds infinity"),
     "durations of one": (("target values",), "every symbol lasts one frame"),
     # nets
     "a tanh before the frames": (("overfit", "range"), "outputs between -1 and 1 for frames beyond"),
