@@ -1,16 +1,16 @@
-"""Which seeded faults the reality checks name, before a run and in it, and what their peers say of the same nets.
+"""Which seeded faults the reality checks name, before a run and in it, beside their peers.
 
-    python bench/faults.py                          # every fault and variant of bench/gallery, before a run
-    python bench/faults.py --runs                   # those that are not named before: 120 steps of a run as well
-    python bench/faults.py --peers PYTHON           # torchtest2, torcheck, torch-audit, trainproof, traincheck
+    python bench/faults.py                  # every fault and variant of bench/gallery, before a run
+    python bench/faults.py --runs           # those that are not named before: 120 steps of a run as well
+    python bench/faults.py --peers PYTHON   # torchtest2, torcheck, torch-audit, trainproof on the same nets
     python bench/faults.py --only pairs voice --name "same input" --seconds 4
 
 A fault is *named* where a check that `expected` lists fails or warns (`name:word` where any of its kind says
-that word, `watch` where a check of the run does), *vague* where only others do or an
-error without a check ends it, and *missed* where all pass. What a check says of the healthy system as well
-counts for nothing. Each system is checked in a process of its own. With neither --only nor --name, the tables
-of README.md and results/faults.json are written. PYTHON is an interpreter with the peers and this repository's
-packages (bench/peers.py says how).
+that word, `watch` where a check of the run does), *vague* where only others do or an error without a check
+ends it, and *missed* where all pass. What a check says of the healthy system as well counts for nothing. Each
+system is checked in a process of its own. With neither --only nor --name, the tables of README.md and
+results/faults.json are written. PYTHON is an interpreter with the peers and the packages of this repository
+(peers.py says how).
 """
 import argparse
 import contextlib
@@ -30,21 +30,31 @@ here = Path(__file__).parent
 SYSTEMS = ("pairs", "voice", "draw")
 BAD = ("failed", "warned")
 ENDED = "the run ended"
+CHECKS = {"splits", "draws", "inputs", "range", "target values", "texts", "first loss", "evaluation",
+          "training mode",
+          "targets", "inputs matter", "reduction", "rows apart", "padding", "accumulation", "causality",
+          "coverage",
+          "gradients", "frozen", "update", "steps", "checkpoint", "after answers", "answers", "preview",
+          "overfit",
+          "parts", "shuffled targets", "shuffled inputs", "generation", "keys", "watch"}
 sys.path[:0] = [str(here / "gallery"), str(here.parent)]
 os.environ["WORKBENCH_TASKS"] = ",".join(str(here / "gallery" / f"{name}.py") for name in SYSTEMS)
 
 # Kinds of the published lists that are no fault here, or that no check can tell from an intent
 ELSEWHERE = {
-    "no zero_grad, two backward passes, a step before backward, a schedule never stepped": "the loop does these",
+    "no zero_grad, two backward passes, a step before backward, a schedule never stepped": "the loop does "
+                                                                                           "these",
     "a wrong device, a tensor of another precision, a wrong shape without broadcasting": "torch raises",
-    "train() or eval() forgotten in the loop": "the loop sets the modes; a task that undoes it is in the gallery",
+    "train() or eval() forgotten in the loop": "the loop sets the modes; a task that undoes it is in the "
+                                               "gallery",
     "another seed on each worker, data of two ranks in common": "the loop deals the rows out",
     "few training rows, unbalanced or noisy classes, overlapping ones (DeepCrime TRD, TUD, TAN, TCO)":
         "data may be like that; the plan counts them, and held-out scores tell",
     "a share of the labels changed (DeepCrime TCL)": "nobody knows the right ones; held-out scores tell",
-    "another optimiser, loss, regularisation, dropout rate, batch size, number of epochs (DeepCrime OCH, LCH, "
-    "RAW, RCW, HBS, HNE)": "choices: each is right somewhere",
-    "an activation or a bias removed or changed (DeepCrime ARM, ACH, WAB)": "a choice, as long as all is reached",
+    "another optimiser, loss, regularisation, dropout rate, batch size, number of epochs (DeepCrime OCH, LCH, RAW, "
+    "RCW, HBS, HNE)": "choices: each is right somewhere",
+    "an activation or a bias removed or changed (DeepCrime ARM, ACH, WAB)": "a choice, as long as all is "
+                                                                            "reached",
     "the answer copied into the input": "autoencoders and copies do it on purpose; a first loss far below "
                                        "chance tells only when a random net can read it",
     "the same noise in every step": "seeded noise is also a choice",
@@ -133,7 +143,8 @@ def of_system(name, seconds, runs, only=()):
             if only and what not in only and not (kind == "variant" and what in ("", "flow")):
                 continue
             found, quick, deep = examined(configuration(name, **{kind: what}), seconds)
-            line = {"system": name, "kind": kind, "name": what, "quick": round(quick, 3), "deep": round(deep, 3)}
+            line = {"system": name, "kind": kind, "name": what, "quick": round(quick, 3),
+                    "deep": round(deep, 3)}
             if kind == "variant":
                 healthy[what] = found
                 line |= {"found": [c for c in found if c[1] in BAD]}
@@ -146,7 +157,8 @@ def of_system(name, seconds, runs, only=()):
                 through = run_through(name, **{kind: what})
                 if kind == "variant":
                     healthy[f"run {what}"] = through
-                    line["run"] = [c for c in through if c[1] in BAD and blamed(c) not in set(map(blamed, found))]
+                    line["run"] = [c for c in through
+                                   if c[1] in BAD and blamed(c) not in set(map(blamed, found))]
                 else:
                     usual = healthy[base(what)] + healthy.get(f"run {base(what)}", [])
                     said, line["run"] = verdict(through, line["expected"], usual, found)
@@ -175,17 +187,23 @@ def summary(lines):
         faults = [x for x in mine if x["kind"] == "fault"]
         healthy = [x for x in mine if x["kind"] == "variant"]
         said = lambda state: sum(c[1] == state for x in healthy for c in x["found"] + x.get("run", []))
-        count = lambda verdict, when=None: sum(x["verdict"] == verdict and when in (None, x["when"]) for x in faults)
+        count = lambda verdict, when=None: sum(x["verdict"] == verdict and when in (None, x["when"])
+                                               for x in faults)
         middle = lambda part: f"{statistics.median([x[part] for x in healthy]):.2f}" if healthy else "–"
-        rows.append([name, len(faults), count("named", "before"), count("named", "in the run"), count("vague"),
-                     count("missed"), len(healthy), said("failed"), said("warned"), middle("quick"), middle("deep")])
+        rows.append([name, len(faults), count("named", "before"), count("named", "in the run"),
+                     count("vague"),
+                     count("missed"), len(healthy), said("failed"), said("warned"), middle("quick"),
+                     middle("deep")])
     out = [table(["system", "faults", "named before", "named in a run", "vague", "missed", "healthy variants",
                   "failed of them", "warned", "quick, s", "deep, s"], rows), ""]
     for verdict_ in ("vague", "missed"):
-        names = {n: [x["name"] for x in lines if x["system"] == n and x.get("verdict") == verdict_] for n in SYSTEMS}
-        out.append(f"*{verdict_}*: " + ("; ".join(f"{n}: {', '.join(v)}" for n, v in names.items() if v) or "none")
+        names = {n: [x["name"] for x in lines if x["system"] == n and x.get("verdict") == verdict_]
+                 for n in SYSTEMS}
+        out.append(f"*{verdict_}*: "
+                   + ("; ".join(f"{n}: {', '.join(v)}" for n, v in names.items() if v) or "none")
                    + ".")
-    alarms = [f"{x['system']}, {x['name'] or 'as it is'}: {c[0]} {c[1]}" for x in lines if x["kind"] == "variant"
+    alarms = [f"{x['system']}, {x['name'] or 'as it is'}: {c[0]} {c[1]}"
+              for x in lines if x["kind"] == "variant"
               for c in x["found"] + x.get("run", [])]
     return "\n".join([*out, "*healthy variants*: " + ("; ".join(alarms) or "none fails or warns") + "."])
 
@@ -215,7 +233,8 @@ def main():
     for name in given.only:
         command = [sys.executable, __file__, "--system", name, "--seconds", str(given.seconds)]
         command += ["--runs"] * given.runs + ["--name", *given.name] * bool(given.name)
-        lines += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        lines += json.loads(subprocess.run(command, check=True,
+                                           stdout=subprocess.PIPE).stdout.splitlines()[-1])
     print(summary(lines))
     whole = not given.name and set(given.only) == set(SYSTEMS)
     if whole:
@@ -223,7 +242,8 @@ def main():
             "\n".join(["[", ",\n".join(json.dumps(x, ensure_ascii=False) for x in lines), "]", ""]))
         put("faults", summary(lines))
     if given.peers:
-        said = subprocess.run([given.peers, str(here / "peers.py"), *given.only], check=True, stdout=subprocess.PIPE,
+        said = subprocess.run([given.peers, str(here / "peers.py"), *given.only], check=True,
+                              stdout=subprocess.PIPE,
                               text=True).stdout
         print(said)
         if whole:

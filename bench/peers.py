@@ -1,7 +1,7 @@
 """What the checks' peers say of the gallery's nets, losses, optimisers and batches, in a plain torch loop.
 
-    python -m venv VENV && VENV/bin/pip install --no-deps torchtest2==0.1.0 torcheck==1.0.1 torch-audit==0.3.0 \\
-        trainproof==0.22.0                  # beside this repository's packages: a .pth file can name them
+    python -m venv VENV && VENV/bin/pip install --no-deps torchtest2==0.1.0 torcheck==1.0.1 \\
+        torch-audit==0.3.0 trainproof==0.22.0                  # beside this repository's packages: a .pth file can name them
     VENV/bin/python bench/peers.py [pairs voice draw] [--name FAULT …] [--json]
 
 Each peer is used as its own documentation says, with every question switched on that it has: torchtest2's
@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -32,13 +33,15 @@ from workbench.core.task import Ctx, matches
 # peer -> our check -> its findings that say the same
 SAYS = {
     "torchtest2": {
-        "gradients": {"gradient_flow", "loss"}, "coverage": {"optimizer_coverage"}, "frozen": {"frozen_params"},
+        "gradients": {"gradient_flow", "loss"}, "coverage": {"optimizer_coverage"},
+        "frozen": {"frozen_params"},
         "inputs matter": {"input_dependency", "output_varies"}, "targets": {"input_dependency"},
         "inputs": {"input_dependency", "output_varies"}, "rows apart": {"batch_independence"},
         "evaluation": {"eval_determinism"}, "first loss": {"initial_loss"}, "overfit": {"overfit_batch"},
         "update": {"params_change", "overfit_batch", "gradient_magnitude"}, "steps": {"params_change"},
         "watch": set()},
-    "torcheck": {"coverage": {"not in an optimiser"}, "gradients": {"should change"}, "steps": {"should change"},
+    "torcheck": {"coverage": {"not in an optimiser"}, "gradients": {"should change"},
+                 "steps": {"should change"},
                  "update": {"should change"}, "inputs": {"NaN", "infinity"}, "frozen": {"should not change"}},
     "torch-audit": {"gradients": {"TA103", "TA104", "TA105", "TA500"}, "range": {"TA301"},
                     "inputs": {"TA302", "TA305", "TA100"}, "target values": {"TA302"}, "update": {"TA102"}},
@@ -47,6 +50,34 @@ SAYS = {
                    "watch": {"TP-FLOOR-RATIO", "TP-END-RATIO"}, "padding": {"TP-OBJ-IGNORE-INDEX-COLLISION"},
                    "target values": {"TP-PRE-DUPLICATE-TEXT", "TP-OBJ-DEAD-CLASS"}},
 }
+
+
+class Read(dict):
+    "A batch that notes which of its fields are read."
+
+    def __init__(self, batch):
+        super().__init__(batch)
+        self.fields = set()
+
+    def __getitem__(self, field):
+        self.fields.add(field)
+        return super().__getitem__(field)
+
+
+def uses(built, objective):
+    """(the nets, the fields of a batch) that an objective of a healthy system looks at: what a user gives a
+    peer."""
+    called, batch = set(), Read(built.batch(0))
+    hooks = [m.register_forward_hook(lambda *_, name=name: called.add(name))
+             for name, net in built.nets.items() for m in net.modules()]
+    with torch.no_grad():
+        for k, _ in built.losses(batch):
+            if k == objective:
+                break
+            called.clear(), batch.fields.clear()
+    for hook in hooks:
+        hook.remove()
+    return called, batch.fields
 
 
 class Built:
@@ -62,10 +93,13 @@ class Built:
         on = self.task.active(self.cfg) if self.task.active else list(every)
         self.objectives = {k: every[k] for k in on}
         whole = system(name).task.objectives(configuration(name, "", variant))
-        self.meant = sorted({p.split(".")[0] for k in on for p in whole[k].trains})  # what the user thinks trains
+        # what the user thinks trains
+        self.meant = sorted({p.split(".")[0] for k in on for p in whole[k].trains})
         self.model = nn.ModuleDict(self.nets)
-        trained = lambda o: [p for n, p in self.model.named_parameters() if matches(n, o.trains) and p.requires_grad]
-        self.optimizers = {k: torch.optim.AdamW(trained(o), lr=self.cfg.train.lr) for k, o in self.objectives.items()}
+        trained = lambda o: [p for n, p in self.model.named_parameters()
+                             if matches(n, o.trains) and p.requires_grad]
+        self.optimizers = {k: torch.optim.AdamW(trained(o), lr=self.cfg.train.lr)
+                           for k, o in self.objectives.items()}
         self.meant_frozen = sorted(set(self.nets) - set(self.meant))
 
     def batch(self, step, split="train"):
@@ -77,7 +111,8 @@ class Built:
         "(objective, its loss) in turn, each made when it is asked for."
         cache = {}
         for k, o in self.objectives.items():
-            ctx = Ctx(step=step, training=training, cfg=self.cfg, data=self.data, assets=self.assets, cache=cache,
+            ctx = Ctx(step=step, training=training, cfg=self.cfg, data=self.data, assets=self.assets,
+                      cache=cache,
                       counts=self.data.counts(batch), generator=torch.Generator().manual_seed(step))
             yield k, o.loss(self.nets, batch, ctx)["loss"]
 
@@ -110,11 +145,11 @@ class Built:
 class Whole(nn.Module):
     "The nets as one model of named fields, which gives its loss and what the nets put out."
 
-    def __init__(self, built, objective):
+    def __init__(self, built, objective, called):
         super().__init__()
-        self.trained = built.model
+        self.trained = nn.ModuleDict({k: net for k, net in built.nets.items() if k in called})
         self.built, self.objective, self.seen = [built], objective, {}
-        for name, net in built.nets.items():
+        for name, net in self.trained.items():
             net.register_forward_hook(lambda m, given, out, name=name: self.seen.__setitem__(name, out))
 
     def forward(self, uid, **fields):
@@ -129,17 +164,17 @@ class Whole(nn.Module):
 def torchtest2(make):
     import torchtest2 as peer
 
-    built, found = make(), []
-    for k in built.objectives:
+    found = []
+    for k in make().objectives:
+        called, fields = uses(make("healthy"), k)
         built = make()
-        batch = {n: v for n, v in built.batch(0).items()}
-        frozen = [f"trained.{n}" for n in built.meant_frozen]
-        model = Whole(built, k)
-        for n, p in built.model.named_parameters():  # what another objective trains is not this one's
-            p.requires_grad_(p.requires_grad and n.split(".")[0] in {t.split(".")[0] for t in
-                             built.objectives[k].trains} | (set(built.meant) if len(built.objectives) == 1 else set()))
-        report = peer.check_model(model, batch, optimizer=built.optimizers[k], frozen=frozen, overfit_steps=200,
-                                  detect_anomaly=False)
+        batch = {n: v for n, v in built.batch(0).items() if n in fields | {"uid"}}
+        alone = len(built.objectives) == 1  # else what another objective trains is not this one's
+        mine = set(built.meant) if alone else {t.split(".")[0] for t in built.objectives[k].trains}
+        for n, p in built.model.named_parameters():
+            p.requires_grad_(p.requires_grad and n.split(".")[0] in mine)
+        report = peer.check_model(Whole(built, k, called), batch, optimizer=built.optimizers[k],
+                                  frozen=[f"trained.{n}" for n in built.meant_frozen if n in called])
         found += [(r.name, r.status.value, r.message) for r in report.failures + report.warnings]
     return found
 
@@ -154,7 +189,8 @@ def torcheck(make):
         try:
             peer.add_module(built.nets[name], name, changing=True, check_nan=True, check_inf=True)
             if name == "decoder":  # logits and frames: no probabilities
-                peer.add_module_output_range_check(built.nets[name], (0, 1), negate_range=True, module_name=name)
+                peer.add_module_output_range_check(built.nets[name], (0, 1), negate_range=True,
+                                                   module_name=name)
         except RuntimeError as e:
             found.append(("not in an optimiser", "FAIL", f"{name}: {e}"))
     try:
@@ -162,8 +198,10 @@ def torcheck(make):
             pass
     except RuntimeError as e:
         said = str(e)
-        kind = next((k for k, word in (("should change", "should change"), ("should not change", "should not"),
-                                       ("NaN", "NaN"), ("infinity", "inf"), ("range", "range")) if word in said), "error")
+        kind = next((k for k, word in (("should change", "should change"),
+                                       ("should not change", "should not"),
+                                       ("NaN", "NaN"), ("infinity", "inf"), ("range", "range"))
+                                       if word in said), "error")
         found.append((kind, "FAIL", said[:300]))
     return found
 
@@ -171,18 +209,18 @@ def torcheck(make):
 def torch_audit(make):
     from torch_audit import autopatch
 
-    built, found = make(), []
-    for k, optimizer in built.optimizers.items():
+    found = []
+    for k in make().objectives:
+        called, fields = uses(make("healthy"), k)
         built = make()
-        auditor = autopatch(Model(built, k), optimizer=built.optimizers[k], every_n_steps=1, reporters=[],
-                            run_static=True, run_init=True)
-        model = auditor.model
+        auditor = autopatch(Model(built, k, called), optimizer=built.optimizers[k], every_n_steps=1,
+                            reporters=[], run_static=True, run_init=True)
         for i in range(10):
             built.modes(True)
             batch = built.batch(i)
-            auditor.audit_data({n: v for n, v in batch.items() if torch.is_tensor(v)})
+            auditor.audit_data({n: v for n, v in batch.items() if torch.is_tensor(v) and n in fields})
             built.optimizers[k].zero_grad()
-            model(batch, i).backward()
+            auditor.model(batch, i).backward()
             built.optimizers[k].step()
         found += [(f.rule_id, f.severity.value, f"{f.module_path or ''} {f.message}") for f in
                   auditor.finish(report=False).findings if f.severity.value != "INFO"]
@@ -192,9 +230,10 @@ def torch_audit(make):
 class Model(nn.Module):
     "One objective's loss as a model of (batch, step)."
 
-    def __init__(self, built, objective):
+    def __init__(self, built, objective, called):
         super().__init__()
-        self.nets, self.built, self.objective = built.model, [built], objective
+        self.trained = nn.ModuleDict({k: net for k, net in built.nets.items() if k in called})
+        self.built, self.objective = [built], objective
 
     def forward(self, batch, step):
         return next(x for k, x in self.built[0].losses(batch, step) if k == self.objective)
@@ -209,7 +248,7 @@ def log_of(built):
     return "\n".join(map(json.dumps, lines))
 
 
-HEALTHY = {}
+HEALTHY = {}  # (system, objectives) -> log
 
 
 def trainproof(make):
@@ -222,11 +261,14 @@ def trainproof(make):
     name, found = built.task.config.__name__, []
     with tempfile.TemporaryDirectory() as folder:
         here, before = Path(folder) / "run.jsonl", Path(folder) / "healthy.jsonl"
-        if len(built.objectives) not in HEALTHY.setdefault(name, {}):
-            HEALTHY[name][len(built.objectives)] = log_of(make("healthy"))
-        before.write_text(HEALTHY[name][len(built.objectives)])
         here.write_text(log_of(built))
-        found += check_epoch(here)["findings"] + check_compare(here, before)["findings"]
+        found += check_epoch(here)["findings"]
+        if built.cfg.fault:  # a healthy variant has no log of itself to be compared with
+            stage = name, *built.objectives
+            if stage not in HEALTHY:
+                HEALTHY[stage] = log_of(make("healthy"))
+            before.write_text(HEALTHY[stage])
+            found += check_compare(here, before)["findings"]
     if name == "PairsConfig":
         batch = built.batch(0)
         ignored = -100 if (batch["labels"] == -100).any() else 0  # what the loss leaves out
@@ -243,7 +285,8 @@ PEERS = {"torchtest2": torchtest2, "torcheck": torcheck, "torch-audit": torch_au
 def asked(peer, name, fault="", variant=""):
     "(what a peer finds, s); an error of the task itself is one finding."
     other = {"fault": "", "variant": "flow" if fault in getattr(system(name), "SECOND", ()) else ""}
-    make = lambda which="": Built(name, **(other if which == "healthy" else {"fault": fault, "variant": variant}))
+    given = {"fault": fault, "variant": variant}
+    make = lambda which="": Built(name, **(other if which and fault else given))
     began = time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -251,6 +294,12 @@ def asked(peer, name, fault="", variant=""):
     except Exception as e:  # a faulty task may raise anything, in any peer's hands
         found = [("error", "FAIL", f"{type(e).__name__}: {e}"[:300])]
     return found, time.perf_counter() - began
+
+
+def told(finding):
+    "A finding without its numbers, to be compared with another of its kind."
+    name, state, says = finding
+    return name, state, re.sub(r"[\d.]+(e-?\d+)?", "#", says)
 
 
 def main():
@@ -272,14 +321,16 @@ def main():
                     continue
                 for peer in given.peers:
                     found, seconds = asked(peer, name, **{kind: what})
-                    line = {"system": name, "kind": kind, "name": what, "peer": peer, "seconds": round(seconds, 3)}
+                    line = {"system": name, "kind": kind, "name": what, "peer": peer,
+                            "seconds": round(seconds, 3)}
                     if kind == "variant":
-                        usual[peer, what] = {(n, s) for n, s, _ in found}
+                        usual[peer, what] = {told(f) for f in found}
                         line["found"] = found
                     else:
                         base = "flow" if what in getattr(module, "SECOND", ()) else ""
-                        line["found"] = [f for f in found if f[:2] not in usual[peer, base]]
-                        same = set().union(*(SAYS[peer].get(e.partition(":")[0], ()) for e in module.FAULTS[what][0]))
+                        line["found"] = [f for f in found if told(f) not in usual[peer, base]]
+                        same = set().union(*(SAYS[peer].get(e.partition(":")[0], ())
+                                             for e in module.FAULTS[what][0]))
                         line["verdict"] = ("named" if {f[0] for f in line["found"]} & same
                                            else "vague" if line["found"] else "missed")
                     lines.append(line)

@@ -26,11 +26,11 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "infinity in one row": (("inputs", "watch:train021"), "one training recording holds infinity"),
     "durations of one": (("target values",), "every symbol lasts one frame"),
     # nets
-    "a tanh before the frames": (("overfit", "range"), "outputs between -1 and 1 for frames beyond"),
+    "a tanh before the frames": (("range", "overfit"), "outputs between -1 and 1 for frames beyond"),
     "dead units": (("gradients",), "a hidden layer of ReLU units that are never on"),
     "units that are all alike": (("overfit", "gradients"),
                                  "a hidden layer begins with one constant, so stays one unit"),
-    "the last layer is put back": (("steps", "update", "overfit", "checkpoint"),
+    "the last layer is put back": (("evaluation", "update", "steps", "overfit"),
                                    "each pass sets a layer to its start"),
     "symbols of a constant": (("inputs matter",), "the encoder is given ones"),
     "rounding blocks a gradient": (("gradients", "overfit"), "the frames' loss cannot reach the encoder"),
@@ -52,7 +52,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     # what trains, and how
     "a typing error in what trains": (("coverage",), "`decoder.layers` for `decoder`: a layer is left out"),
     "a rate of thirty": (("update", "overfit"), "learning rate 30"),
-    "a rate of nothing": (("update", "steps"), "learning rate 1e-12"),
+    "a rate of nothing": (("steps", "update"), "learning rate 1e-12"),
     "a clip of nothing": (("update",), "gradients clipped to 1e-8"),
     # answers
     "a shape for many rows alone": (("answers",), "predict squeezes a batch of one row"),
