@@ -51,8 +51,8 @@ ELSEWHERE = {
     "few training rows, unbalanced or noisy classes, overlapping ones (DeepCrime TRD, TUD, TAN, TCO)":
         "data may be like that; the plan counts them, and held-out scores tell",
     "a share of the labels changed (DeepCrime TCL)": "nobody knows the right ones; held-out scores tell",
-    "another optimiser, loss, regularisation, dropout rate, batch size, number of epochs (DeepCrime OCH, LCH, RAW, "
-    "RCW, HBS, HNE)": "choices: each is right somewhere",
+    "another optimiser, loss, regularisation, dropout rate, batch size, number of epochs "
+    "(DeepCrime OCH, LCH, RAW, RCW, HBS, HNE)": "choices: each is right somewhere",
     "an activation or a bias removed or changed (DeepCrime ARM, ACH, WAB)": "a choice, as long as all is "
                                                                             "reached",
     "the answer copied into the input": "autoencoders and copies do it on purpose; a first loss far below "
@@ -132,45 +132,49 @@ def verdict(found, expected, healthy, before=()):
     return "named" if named else "vague" if told else "missed", told
 
 
+def healthy_line(name, what, seconds, runs, healthy):
+    "A variant: whatever fails or warns is a false alarm."
+    found, quick, deep = examined(configuration(name, variant=what), seconds)
+    healthy[what] = found
+    line = {"quick": quick, "deep": deep, "found": [c for c in found if c[1] in BAD]}
+    if runs and all(c[1] != "failed" for c in found):
+        healthy[f"run {what}"] = through = run_through(name, variant=what)
+        known = set(map(blamed, found))
+        line["run"] = [c for c in through if c[1] in BAD and blamed(c) not in known]
+    return line
+
+
+def fault_line(name, what, seconds, runs, healthy):
+    "A fault: by the checks before a run, then, where they let it begin without naming it, by a run."
+    module = system(name)
+    expected, base = module.FAULTS[what][0], "flow" if what in getattr(module, "SECOND", ()) else ""
+    found, quick, deep = examined(configuration(name, what), seconds)
+    said, told = verdict(found, expected, healthy[base])
+    line = {"quick": quick, "deep": deep, "verdict": said, "when": "before" if said == "named" else "",
+            "expected": expected, "found": told}
+    if runs and said != "named" and all(c[1] != "failed" for c in found):
+        usual = healthy[base] + healthy.get(f"run {base}", [])
+        later, line["run"] = verdict(run_through(name, fault=what), expected, usual, found)
+        line |= {"verdict": later,
+                 "when": "in the run" if later == "named" else ""} if later != "missed" else {}
+    return line
+
+
 def of_system(name, seconds, runs, only=()):
-    "One line for each fault and variant of a system, healthy ones first."
-    module, lines, healthy = system(name), [], {}
+    "A line of JSON for each fault and variant of a system, healthy ones first."
+    module, healthy = system(name), {}
     examined(configuration(name), 0)  # what is loaded once is in nobody's seconds
-    second = getattr(module, "SECOND", ())
-    base = lambda what: "flow" if what in second else ""
-    for kind, names in (("variant", module.VARIANTS), ("fault", module.FAULTS)):
-        for what in names:
-            if only and what not in only and not (kind == "variant" and what in ("", "flow")):
-                continue
-            found, quick, deep = examined(configuration(name, **{kind: what}), seconds)
-            line = {"system": name, "kind": kind, "name": what, "quick": round(quick, 3),
-                    "deep": round(deep, 3)}
-            if kind == "variant":
-                healthy[what] = found
-                line |= {"found": [c for c in found if c[1] in BAD]}
-            else:
-                expected = module.FAULTS[what][0]
-                line["verdict"], line["found"] = verdict(found, expected, healthy[base(what)])
-                line["expected"], line["when"] = expected, "before" if line["verdict"] == "named" else ""
-            unproven = all(c[1] != "failed" for c in found)
-            if runs and unproven and (kind == "variant" or line["verdict"] != "named"):
-                through = run_through(name, **{kind: what})
-                if kind == "variant":
-                    healthy[f"run {what}"] = through
-                    line["run"] = [c for c in through
-                                   if c[1] in BAD and blamed(c) not in set(map(blamed, found))]
-                else:
-                    usual = healthy[base(what)] + healthy.get(f"run {base(what)}", [])
-                    said, line["run"] = verdict(through, line["expected"], usual, found)
-                    if said == "named":
-                        line |= {"verdict": said, "when": "in the run"}
-                    elif said == "vague":
-                        line["verdict"] = said
-            lines.append(line)
-            print(f"{kind:8}{what!r:44}{line.get('verdict', ''):8}{quick:6.2f} s{deep:6.2f} s  "
-                  + "; ".join(f"{n} {s}" for n, s, _ in line["found"] + line.get("run", [])),
-                  file=sys.stderr, flush=True)
-    return lines
+    cases = [("variant", what) for what in module.VARIANTS if not only or what in (*only, "", "flow")]
+    cases += [("fault", what) for what in module.FAULTS if not only or what in only]
+    for kind, what in cases:
+        ask = healthy_line if kind == "variant" else fault_line
+        line = {"system": name, "kind": kind, "name": what} | ask(name, what, seconds, runs, healthy)
+        line |= {part: round(line[part], 3) for part in ("quick", "deep")}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+        told = "; ".join(f"{n} {s}" for n, s, _ in line["found"] + line.get("run", []))
+        print(f"{kind:8}{what!r:44}{line.get('verdict', ''):8}{line['quick']:6.2f} s{line['deep']:6.2f} s  "
+              f"{told}",
+              file=sys.stderr, flush=True)
 
 
 def table(header, rows):
@@ -227,14 +231,14 @@ def main():
     ask.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)  # this process checks it
     given = ask.parse_args()
     if given.system:
-        print(json.dumps(of_system(given.system, given.seconds, given.runs, given.name)))
+        of_system(given.system, given.seconds, given.runs, given.name)
         return
     lines = []
     for name in given.only:
         command = [sys.executable, __file__, "--system", name, "--seconds", str(given.seconds)]
         command += ["--runs"] * given.runs + ["--name", *given.name] * bool(given.name)
-        lines += json.loads(subprocess.run(command, check=True,
-                                           stdout=subprocess.PIPE).stdout.splitlines()[-1])
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        lines += [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     print(summary(lines))
     whole = not given.name and set(given.only) == set(SYSTEMS)
     if whole:
@@ -243,8 +247,7 @@ def main():
         put("faults", summary(lines))
     if given.peers:
         said = subprocess.run([given.peers, str(here / "peers.py"), *given.only], check=True,
-                              stdout=subprocess.PIPE,
-                              text=True).stdout
+                              stdout=subprocess.PIPE, text=True).stdout
         print(said)
         if whole:
             put("peers of the checks", said.strip())

@@ -1,7 +1,7 @@
 """What the checks' peers say of the gallery's nets, losses, optimisers and batches, in a plain torch loop.
 
-    python -m venv VENV && VENV/bin/pip install --no-deps torchtest2==0.1.0 torcheck==1.0.1 \\
-        torch-audit==0.3.0 trainproof==0.22.0                  # beside this repository's packages: a .pth file can name them
+    python -m venv VENV    # beside this repository's packages, which a .pth file in it can name
+    VENV/bin/pip install --no-deps torchtest2==0.1.0 torcheck==1.0.1 torch-audit==0.3.0 trainproof==0.22.0
     VENV/bin/python bench/peers.py [pairs voice draw] [--name FAULT …] [--json]
 
 Each peer is used as its own documentation says, with every question switched on that it has: torchtest2's
