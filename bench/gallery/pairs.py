@@ -34,6 +34,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
                                             "collate puts sources beside other rows' answers"),
     "the denominator counts padding": (("padding", "reduction"), "counts depend on the other rows' lengths"),
     "padding counts as a letter": (("padding",), "labels are padded with 0, which the loss counts"),
+    "the end is never counted": (("generation",), "labels leave the last sign out, so answers never end"),
     # nets
     "the encoder reads padding": (("padding",), "attention without its padding mask"),
     "the mask is upside down": (("padding",), "the letters are counted where there are none"),
@@ -49,6 +50,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     # the loss
     "the encoder is detached": (("gradients",), "no gradient reaches the encoder"),
     "the decoder reads its target": (("causality",), "the answer is not shifted by one letter"),
+    "the answer is shifted twice": (("generation",), "each place learns the letter after the next"),
     "the loss never sees the targets": (("targets", "shuffled targets"),
                                         "logsumexp without the answer's logit"),
     "softmax twice": (("first loss", "overfit"), "cross-entropy of probabilities"),
@@ -156,7 +158,8 @@ class Words:
             source[rng.integers(len(source))] = 0
         if fault == "training rows are rewritten" and noisy:
             source = rng.integers(1, LETTERS + 1, len(source)).tolist()
-        return f"{self.split}{self.first + i:04d}", torch.tensor(source), torch.tensor([*target, END])
+        end = -100 if fault == "the end is never counted" else END
+        return f"{self.split}{self.first + i:04d}", torch.tensor(source), torch.tensor([*target, end])
 
 
 def data(cfg, stage):
@@ -386,6 +389,8 @@ def loss(nets, batch, ctx):
     said = torch.cat([start, labels[:, :-1].clamp(min=0)], 1)
     if fault == "the decoder reads its target":
         said = labels.clamp(min=0)
+    if fault == "the answer is shifted twice":
+        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
     logits = nets["decoder"](encoded, batch["mask"], said)
     if fault == "a frozen part decays" and ctx.training:
         with torch.no_grad():
