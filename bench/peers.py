@@ -184,7 +184,12 @@ def torcheck(make):
 
     built, found, peer = make(), [], Registry()
     for optimizer in built.optimizers.values():
+        if at_rest := [p for n in built.meant_frozen for p in built.nets[n].parameters()
+                       if optimizer is next(iter(built.optimizers.values()))]:
+            optimizer.add_param_group({"params": at_rest})  # else torcheck refuses to look at them
         peer.register(optimizer)
+    for name in (n for n in built.meant_frozen if any(True for _ in built.nets[n].parameters())):
+        peer.add_module_unchanging_check(built.nets[name], name)
     for name in built.meant:
         try:
             peer.add_module(built.nets[name], name, changing=True, check_nan=True, check_inf=True)
