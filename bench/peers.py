@@ -183,21 +183,24 @@ def torcheck(make):
     from torcheck.registry import Registry
 
     built, found, peer = make(), [], Registry()
+    first = next(iter(built.optimizers.values()))
+    if resting := [p for n in built.meant_frozen for p in built.nets[n].parameters()]:
+        first.add_param_group({"params": resting})  # else torcheck refuses to look at them
     for optimizer in built.optimizers.values():
-        if at_rest := [p for n in built.meant_frozen for p in built.nets[n].parameters()
-                       if optimizer is next(iter(built.optimizers.values()))]:
-            optimizer.add_param_group({"params": at_rest})  # else torcheck refuses to look at them
         peer.register(optimizer)
     for name in (n for n in built.meant_frozen if any(True for _ in built.nets[n].parameters())):
         peer.add_module_unchanging_check(built.nets[name], name)
-    for name in built.meant:
+    at_rest = {n for n, p in make("meant").model.named_parameters() if not p.requires_grad}
+    for full, p in built.model.named_parameters():
+        net, _, name = full.partition(".")
         try:
-            peer.add_module(built.nets[name], name, changing=True, check_nan=True, check_inf=True)
-            if name == "decoder":  # logits and frames: no probabilities
-                peer.add_module_output_range_check(built.nets[name], (0, 1), negate_range=True,
-                                                   module_name=name)
+            if net in built.meant and full not in at_rest:
+                peer.add_tensor(p, name, net, changing=True, check_nan=True, check_inf=True)
         except RuntimeError as e:
-            found.append(("not in an optimiser", "FAIL", f"{name}: {e}"))
+            found.append(("not in an optimiser", "FAIL", f"{full}: {e}"))
+    if "decoder" in built.nets:  # logits and frames: no probabilities
+        peer.add_module_output_range_check(built.nets["decoder"], (0, 1), negate_range=True,
+                                           module_name="decoder")
     try:
         for _ in built.steps(10):
             pass
