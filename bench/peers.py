@@ -206,10 +206,9 @@ def torcheck(make):
             pass
     except RuntimeError as e:
         said = str(e)
-        kind = next((k for k, word in (("should change", "should change"),
-                                       ("should not change", "should not"),
-                                       ("NaN", "NaN"), ("infinity", "inf"), ("range", "range"))
-                                       if word in said), "error")
+        words = {"should change": "should change", "should not": "should not change", "NaN": "NaN",
+                 "inf": "infinity", "shouldn't all": "range"}
+        kind = next((k for word, k in words.items() if word in said), "error")
         found.append((kind, "FAIL", said[:300]))
     return found
 
@@ -280,7 +279,7 @@ def trainproof(make):
     if name == "PairsConfig":
         batch = built.batch(0)
         ignored = -100 if (batch["labels"] == -100).any() else 0  # what the loss leaves out
-        found += check_objective(12, ignored, batch["labels"])["findings"]
+        found += check_objective(12, ignored, batch["labels"])
         rows = [{"text": str(built.data.datasets["train"][i, 0][2].tolist())} for i in range(96)]
         found += check_preflight(rows)["findings"]
     return [(f["id"], f["level"], f"{f['message']} {f['evidence']}"[:300]) for f in found
