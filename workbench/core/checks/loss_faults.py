@@ -59,15 +59,14 @@ def stale(
 ):  # Job
     "A task that gives each training batch the targets of the one before."
     fields, padding = targets_of(healthy.data), healthy.data.padding
-    kept = {"before": healthy.batch}
+    kept = {"now": healthy.batch}
 
     def around(loss, nets, batch, ctx):
         if not ctx.training:
             return loss(nets, batch, ctx)
-        now = transplanted(batch, kept["before"], fields, padding)
-        if kept.get("step") != (ctx.step, ctx.slot):  # objectives of one step see one batch
-            kept.update(step=(ctx.step, ctx.slot), last=kept["before"], before=batch)
-        return loss(nets, now, ctx)
+        if batch is not kept["now"]:  # the objectives of a step see one batch
+            kept.update(now=batch, before=kept["now"])
+        return loss(nets, transplanted(batch, kept.get("before", batch), fields, padding), ctx)
     return with_loss(healthy.job, around, every=True)
 
 
