@@ -146,7 +146,7 @@ def healthy_of(
             [n for n in ended if hasattr(module_of(nets, n), "running_mean")
              and module_of(nets, n).running_mean is not None
              and not any(t.startswith(f"{n}.") for t in moving)],
-            part_weights(parts), float(parts["loss"]) != float(still["loss"]), answers_of(setup))
+            part_weights(parts), float(parts["loss"].detach()) != float(still["loss"].detach()), answers_of(setup))
 
 
 @torch.no_grad()
