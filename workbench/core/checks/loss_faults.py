@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from .data_faults import inputs_in, targets_of, transplanted
+from .data_faults import inputs_in, other_targets, targets_of, transplanted
 from .fault import Fault, Healthy, NotHere, on_output, with_data, with_loss
 from .few_rows import rolled
 
@@ -58,7 +58,7 @@ def stale(
     healthy: Healthy,
 ):  # Job
     "A task that gives each training batch the targets of the one before."
-    fields, padding = targets_of(healthy.data), healthy.data.padding
+    fields, padding = other_targets(healthy)
     kept = {"now": healthy.batch}
 
     def around(loss, nets, batch, ctx):
