@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['data_faults', 'Tagged', 'Rows', 'rebatched', 'placed', 'fitted', 'transplanted', 'targets_of', 'own_lengths',
-           'other_targets', 'inputs_in', 'given', 'retargeted', 'neighbour', 'drawn', 'middle', 'changed', 'with_nan',
-           'restless', 'shared_rows', 'full_masks', 'counted_labels']
+           'ends_at', 'other_targets', 'inputs_in', 'given', 'retargeted', 'neighbour', 'drawn', 'middle', 'changed',
+           'with_nan', 'restless', 'shared_rows', 'full_masks', 'counted_labels']
 
 # %% ../../../nbs/core/checks/91_data_faults.ipynb #data_faults-imports
 from collections.abc import Callable, Iterable
@@ -69,7 +69,8 @@ def placed(
     "A field with its places first, and which of them hold something."
     if mask is not None:
         if mask.dim() == 1:
-            mask = torch.arange(int(mask.max()), device=mask.device) < mask[:, None]
+            wide = int(mask.max()) if int(mask.max()) in field.shape[1:] else field.shape[1]
+            mask = torch.arange(wide, device=mask.device) < mask[:, None]
         for d in (d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]):
             return field.transpose(1, d), mask.bool()
     whole = field.dim() == 2 and not field.is_floating_point()
@@ -129,7 +130,17 @@ def own_lengths(
     whole = {n: batch[n] for n in data.targets if isinstance(batch.get(n), torch.Tensor)}
     lengths = {n: f for n, f in whole.items() if f.dim() == 1 and not f.is_floating_point() and len(set(f.tolist())) > 1}
     return {n: k for n, f in whole.items() if f.dim() > 1 and n not in data.padding
-            for k, length in lengths.items() if int(length.max()) == f.shape[1] and int(length.min()) > 0}
+            for k, length in lengths.items() if ends_at(f, length)}
+
+
+def ends_at(
+    field: torch.Tensor,  # [B, P, …]
+    lengths: torch.Tensor,  # [B]
+) -> bool:
+    "Whether after so many places of each row only one value follows."
+    beyond = torch.arange(field.shape[1], device=lengths.device) >= lengths[:, None]
+    return bool(lengths.max() <= field.shape[1] and lengths.min() >= 0 and beyond.any()
+                and (field[beyond] == field[beyond][:1]).all())
 
 
 def other_targets(
