@@ -229,7 +229,7 @@ def with_nan(healthy: Healthy):
         field = field.clone()
         for b, tag in enumerate(tags):
             if (tag.split, tag.row) == ("train", odd):
-                field[b].view(-1)[0] = float("nan")
+                field[b][(0,) * field[b].dim()] = float("nan")
         return field
     return changed(healthy, (inputs_of(healthy.batch, healthy.data.targets).keys() & set(real) or real), change)
 

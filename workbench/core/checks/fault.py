@@ -52,6 +52,7 @@ class Healthy:
     called: Sequence[str] = ()
     statistics: Sequence[str] = ()  # called modules with batch statistics and without a trained parameter
     weights: dict[str, float] = field(default_factory=dict)  # loss part -> d loss / d part; only those that count
+    silent: bool = False  # whether the last output is zero at the beginning
     modes: bool = True  # whether the loss differs between training mode and evaluation mode
     answers: Sequence[dict] = ()  # of `predict`, for two validation rows
 
@@ -153,14 +154,15 @@ def healthy_of(
         still = training_loss(setup, batch, False)
         mine = {prefix.split(".")[0] for prefix in objectives[stage.objectives[0]].trains}
         weights = part_weights(parts)
+        called = made_of(parts[next(iter(weights), "loss")], ended, mine)
         return Healthy(
             job, data, batch, [n for n in params if n in moving],
             [n for n, p in params.items() if n not in moving and p.is_floating_point()],
-            made_of(parts[next(iter(weights), "loss")], ended, mine),
+            called,
             [n for n in ended if hasattr(module_of(nets, n), "running_mean")
              and module_of(nets, n).running_mean is not None
              and not any(t.startswith(f"{n}.") for t in moving)],
-            weights, float(parts["loss"].detach()) != float(still["loss"].detach()), answers_of(setup))
+            weights, bool(called) and not any(t.any() for t in ended[called[-1]]), float(parts["loss"].detach()) != float(still["loss"].detach()), answers_of(setup))
 
 
 @torch.no_grad()

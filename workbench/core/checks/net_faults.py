@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['net_faults', 'never_called', 'shorter', 'left_out', 'half_frozen', 'moving_statistics', 'decaying', 'unsaved',
-           'mixed', 'noisy', 'on_both_sides', 'rounded']
+           'mixed', 'noisy', 'enlarged', 'on_both_sides', 'rounded']
 
 # %% ../../../nbs/core/checks/93_net_faults.ipynb #net_faults-imports
 from collections.abc import Callable
@@ -50,17 +50,17 @@ def left_out(healthy: Healthy):
 
 
 def half_frozen(healthy: Healthy):
-    "The first half of what trains in the largest net does not."
+    "The first half of the modules that train in the largest net do not."
     of = {}
     for name in healthy.trained:
-        of.setdefault(name.split(".")[0], []).append(name)
-    names = max(of.values(), key=len)
-    if len(names) < 2:
-        raise NotHere("one tensor alone trains in each net")
+        of.setdefault(name.split(".")[0], {}).setdefault(name.rpartition(".")[0], []).append(name)
+    modules = list(max(of.values(), key=len).values())
+    if len(modules) < 2:
+        raise NotHere("each net has one module that trains")
 
     def freeze(nets):
         params = named_parameters(nets)
-        for name in names[:len(names) // 2]:
+        for name in (n for names in modules[:len(modules) // 2] for n in names):
             params[name].requires_grad_(False)
     return with_nets(healthy.job, freeze)
 
@@ -123,6 +123,13 @@ def noisy(t: torch.Tensor, module) -> torch.Tensor:
     return dropout(t, 0.3, training=True)
 
 
+def enlarged(healthy: Healthy):
+    "The last output is 200 times as large."
+    if healthy.silent:
+        raise NotHere("the last output is zero at the beginning")
+    return on_output(healthy.job, healthy.last, lambda t, module: 200 * t)
+
+
 def on_both_sides(
     path: str,  # of a module
     before: Callable,  # tensor -> tensor, for what goes in
@@ -154,14 +161,14 @@ net_faults = (
           never_called),
     Fault("a net left out of what trains", "nets", "the objective trains a net or a part less", ("coverage",),
           left_out),
-    Fault("half frozen by mistake", "nets", "half of the trained tensors of a net are frozen",
+    Fault("half frozen by mistake", "nets", "half of the modules of a net are frozen",
           ("coverage", "frozen"), half_frozen),
     Fault("rows that mix", "nets", "each row's output loses half of the batch's mean",
           ("rows apart",), lambda h: on_output(h.job, h.last, mixed)),
     Fault("dropout in evaluation", "nets", "the output of a module is dropped out in both modes",
           ("evaluation",), lambda h: on_output(h.job, h.last, noisy)),
     Fault("outputs 200 times too large", "nets", "the last output is multiplied by 200", ("first loss",),
-          lambda h: on_output(h.job, h.last, lambda t, module: 200 * t)),
+          enlarged),
     Fault("frozen statistics move", "nets", "a frozen part stays in training mode", ("frozen", "evaluation"),
           moving_statistics),
     Fault("a frozen part that decays", "nets", "what is frozen shrinks by a thousandth in each step",
