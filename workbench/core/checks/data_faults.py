@@ -267,7 +267,10 @@ def shared_rows(
 
 def full_masks(healthy: Healthy):
     "Every place counts, padding as well."
-    masks = [m for m in dict.fromkeys(healthy.data.padding.values()) if m in healthy.batch]
+    every = [m for m in dict.fromkeys(healthy.data.padding.values()) if m in healthy.batch]
+    masks = [m for m in every if m in healthy.read]
+    if every and not masks:
+        raise NotHere("the loss reads no mask")
     full = lambda mask: torch.ones_like(mask) if mask.dim() > 1 else mask.max().expand_as(mask).contiguous()
     if all(torch.equal(healthy.batch[m].long(), full(healthy.batch[m]).long()) for m in masks):
         raise NotHere("nothing is padded")
