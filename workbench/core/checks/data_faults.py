@@ -307,7 +307,7 @@ data_faults = (
           ("splits",), partial(shared_rows, True)),
     Fault("training rows under other ids", "data", "validation rows are training rows, under other ids",
           ("splits",), partial(shared_rows, False)),
-    Fault("masks that hide nothing", "data", "masks are true for padding as well", ("padding", "rows apart"),
+    Fault("masks that hide nothing", "data", "masks are true for padding as well", ("padding",),
           full_masks),
-    Fault("labels of padding count", "data", "labels of -100 are 0", ("padding", "rows apart"),
+    Fault("labels of padding count", "data", "labels of -100 are 0", ("padding",),
           counted_labels))

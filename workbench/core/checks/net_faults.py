@@ -164,7 +164,7 @@ net_faults = (
     Fault("half frozen by mistake", "nets", "half of the modules of a net are frozen",
           ("coverage", "frozen"), half_frozen),
     Fault("rows that mix", "nets", "each row's output loses half of the batch's mean",
-          ("rows apart",), lambda h: on_output(h.job, h.last, mixed)),
+          ("rows",), lambda h: on_output(h.job, h.last, mixed)),
     Fault("dropout in evaluation", "nets", "the output of a module is dropped out in both modes",
           ("evaluation",), lambda h: on_output(h.job, h.last, noisy)),
     Fault("outputs 200 times too large", "nets", "the last output is multiplied by 200", ("first loss",),

@@ -7,12 +7,12 @@ __all__ = ['other_faults', 'Seeded', 'raises', 'answered', 'one_for_all', 'left_
 
 # %% ../../../nbs/core/checks/94_seeded.ipynb #seeded-imports
 from collections.abc import Callable
+from dataclasses import replace
 
 from .data_faults import data_faults
 from .fault import Fault, Healthy, NotHere, with_loss, with_predict, with_settings
 from .loss_faults import detached, loss_faults
 from .net_faults import net_faults
-from dataclasses import replace
 
 # %% ../../../nbs/core/checks/94_seeded.ipynb #seeded-answers
 class Seeded(RuntimeError):
@@ -79,10 +79,10 @@ other_faults = (
     Fault("one answer for all", "answers", "`predict` gives every row the same hypothesis",
           ("answers", "generation"), one_for_all, "deep"),
     Fault("answers of other rows", "answers", "`predict` gives each row the hypothesis of the row before it",
-          ("answers", "generation"),
+          ("alone", "generation"),
           lambda h: answered(h, lambda rows: [rows[i - 1]["hypothesis"] for i in range(len(rows))]), "deep"),
     Fault("the answer is the reference", "answers", "`predict` gives the reference as the hypothesis",
-          ("answers", "generation"), lambda h: answered(h, lambda rows: [r["reference"] for r in rows])),
+          ("answers", "alone"), lambda h: answered(h, lambda rows: [r["reference"] for r in rows])),
     Fault("answers leave training mode", "answers", "after `predict` the nets are in training mode",
           ("answers", "after answers"), lambda h: with_predict(h.job, left_training)),
     Fault("the preview raises", "answers", "`preview` raises an error", ("preview",),
