@@ -156,11 +156,12 @@ def inputs_in(
     healthy: Healthy,
     real: bool = False,  # floating point numbers alone
 ) -> list[str]:
-    "The input fields of a batch. Raises `NotHere` where there are none."
+    "The fields of a batch that the loss reads beside its targets. Raises `NotHere` where there are none."
     found = inputs_of(healthy.batch, healthy.data.targets, healthy.data.padding.values())
-    found = [n for n, field in found.items() if field.is_floating_point() or not real]
-    if not found:
-        raise NotHere("no input is a floating point number" if real else "the task has no input tensors")
+    if not (found := {n: field for n, field in found.items() if n in healthy.read}):
+        raise NotHere("the loss reads no input beside its targets")
+    if not (found := [n for n, field in found.items() if field.is_floating_point() or not real]):
+        raise NotHere("no input is a floating point number")
     return found
 
 

@@ -181,9 +181,9 @@ def healthy_of(
     with untouched(setup):
         on = freeze(nets, setup.model.trainable, stage.freeze, stage.unfreeze)
         moving, params = set(trained_names(stage, objectives, on)), named_parameters(nets)
+        still = training_loss(setup, batch, False)  # first: a state that moves in training stays
         noted = ReadFields(batch)
         parts, ended = calls_of(nets, lambda: training_loss(setup, noted, True))
-        still = training_loss(setup, batch, False)
         mine = {prefix.split(".")[0] for prefix in objectives[stage.objectives[0]].trains}
         weights = part_weights(parts)
         called = made_of(parts[next(iter(weights), "loss")], ended, mine)
