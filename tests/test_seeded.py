@@ -1,5 +1,4 @@
-"""Every fault that is seeded into a task is really there, says why where it cannot be, and leaves the healthy task
-as it was; a trial says which check has seen it."""
+"""Every fault is really seeded or says why it cannot be, and a trial says which check has seen it."""
 import pickle
 import re
 import tempfile
@@ -26,7 +25,8 @@ from workbench.lab import cli
 gallery = Path(__file__).parents[1] / "bench/gallery"
 FAULTS = {f.name: f for f in seeded_faults()}
 TASKS = ("pairs", "voice", "draw", "faulty")
-BLIND = ("empty inputs", "one input for all", "inputs in thousands", "validation with noise", "blind in training")
+BLIND = ("empty inputs", "one input for all", "inputs in thousands", "validation with noise",
+         "blind in training")
 ABSENT = {  # fault -> the tasks that cannot have it, and a word of why
     "a row with NaN": (["pairs"], "no field is a floating point number"),
     "inputs in thousands": (["pairs", "voice"], "no input is a floating point number"),
@@ -40,7 +40,8 @@ ABSENT = {  # fault -> the tasks that cannot have it, and a word of why
 
 def settings(task, **more):
     permit(",".join(str(gallery / f"{name}.py") for name in TASKS[:3]))
-    return complete({"task": task, "trackers": [], "train": {"max_steps": 8, "lr": 0.01, "batch_size": 16}} | more)
+    return complete({"task": task, "trackers": [], "train": {"max_steps": 8, "lr": 0.01, "batch_size": 16}}
+                    | more)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,8 @@ def test_a_trial_names_what_the_checks_have_seen():
     named = {name for name, t in tried.items() if t.result == "by name"}
     assert named >= {"empty inputs", "a detached loss", "the wrong sign",
                      "a part that counts for nothing", "a constant loss", "a layer that is never called",
-                     "a frozen part that decays", "a state outside the checkpoint", "a rate of nothing"}, tried
+                     "a frozen part that decays", "a state outside the checkpoint",
+                     "a rate of nothing"}, tried
     assert tried["a layer that is never called"].check == "gradients" and "seeded" in tried[
         "a layer that is never called"].says
     assert tried["frozen statistics move"].says == "no frozen part has batch statistics"
@@ -223,7 +225,8 @@ def test_the_command_shows_what_was_caught_and_what_was_missed(monkeypatch, caps
     assert cli.main(["check", str(path), "--faults"]) == 0
     out = capsys.readouterr().out
     assert "Faults that the checks catch here" in out and "a detached loss" in out
-    assert re.search(r"\d+ of \d+ faults are caught here: \d+ by name, \d+ vaguely; \d+ missed; \d+ do not apply\.",
+    assert re.search(r"\d+ of \d+ faults are caught here: \d+ by name, \d+ vaguely; \d+ missed; \d+ do not "
+                     r"apply\.",
                      out.splitlines()[-1])
     path.write_text(config + "fault: never called\n", encoding="utf8")
     assert cli.main(["check", str(path), "--faults"]) == 2

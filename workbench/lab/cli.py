@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
                             help="also learn a few rows by heart, in so many seconds; with --faults for each "
                                  "fault that only this can see (default: 5)")),
             ("--faults", dict(action="store_true",
-                              help="seed the field's faults into the task, one after another, and say which of "
+                              help="seed the field's faults into the task, one after another, and say which "
+                                   "of "
                                    "them the checks catch here: two minutes for a tiny task")))
     command("presets", "list the presets of the package")
     command("runs", "list the runs of this folder")
@@ -184,7 +185,7 @@ def check(options) -> int:
     show(Table(["check", "", "found"], [[c.name, c.state, c.says] for c in found], "Reality checks"))
     return 2 if any(c.state == "failed" for c in found) else 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #try_faults
 def try_faults(
     cfg,  # a complete configuration
     seconds: float,  # for each fault that only the deep checks can see
@@ -294,7 +295,7 @@ def say(options) -> int:
                        overrides={"speak": speak} if speak else "", checkpoint=options.checkpoint)
     return 2 if refused else 0
 
-
+# %% ../../nbs/lab/40_cli.ipynb #docs
 def docs(options) -> int:
     "workbench docs"
     from workbench.lab.docs.serve import serve

@@ -28,7 +28,7 @@ class Tagged(NamedTuple):
     epoch: int
     item: Any
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #Rows
 class Rows:
     "The first rows of a dataset as tagged items; everything else is the dataset's own."
 
@@ -51,7 +51,7 @@ class Rows:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #rebatched
 def rebatched(
     data: Data,
     change: Callable,  # (batch, [Tagged, …]) -> batch
@@ -74,9 +74,10 @@ def placed(
         for d in (d for d in range(1, field.dim()) if field.shape[d] == mask.shape[1]):
             return field.transpose(1, d), mask.bool()
     whole = field.dim() == 2 and not field.is_floating_point()
-    return field, field != -100 if whole else torch.ones(field.shape[:2], dtype=torch.bool, device=field.device)
+    return field, field != -100 if whole else torch.ones(field.shape[:2], dtype=torch.bool,
+                                                         device=field.device)
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #fitted
 def fitted(
     values: torch.Tensor,  # [P, …]
     shape: Iterable[int],  # as many dimensions
@@ -87,7 +88,7 @@ def fitted(
             values = values.index_select(d, torch.arange(n, device=values.device) % values.shape[d])
     return values
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #transplanted
 def transplanted(
     batch: dict,
     other: dict,  # another batch of the same data
@@ -121,18 +122,20 @@ def targets_of(
         return found
     raise NotHere("the task names no targets")
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #own_lengths
 def own_lengths(
     data: Data,
     batch: dict,
 ) -> dict[str, str]:
-    "Target field -> the target field that says how many of its places count, where `data.padding` has no mask of it."
+    """Target field -> the target field that says how many of its places count, where `data.padding` has no
+    mask of it."""
     whole = {n: batch[n] for n in data.targets if isinstance(batch.get(n), torch.Tensor)}
-    lengths = {n: f for n, f in whole.items() if f.dim() == 1 and not f.is_floating_point() and len(set(f.tolist())) > 1}
+    lengths = {n: f for n, f in whole.items()
+               if f.dim() == 1 and not f.is_floating_point() and len(set(f.tolist())) > 1}
     return {n: k for n, f in whole.items() if f.dim() > 1 and n not in data.padding
             for k, length in lengths.items() if ends_at(f, length)}
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #ends_at
 def ends_at(
     field: torch.Tensor,  # [B, P, …]
     lengths: torch.Tensor,  # [B]
@@ -142,7 +145,7 @@ def ends_at(
     return bool(lengths.max() <= field.shape[1] and lengths.min() >= 0 and beyond.any()
                 and (field[beyond] == field[beyond][:1]).all())
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #other_targets
 def other_targets(
     healthy: Healthy,
 ) -> tuple[list[str], dict[str, str]]:
@@ -151,7 +154,7 @@ def other_targets(
     fields = [t for t in targets_of(healthy.data) if t not in lengths.values()]
     return fields, healthy.data.padding | lengths
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #inputs_in
 def inputs_in(
     healthy: Healthy,
     real: bool = False,  # floating point numbers alone
@@ -164,7 +167,7 @@ def inputs_in(
         raise NotHere("no input is a floating point number")
     return found
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #given
 def given(
     healthy: Healthy,
     fields: Iterable[str],  # that change
@@ -187,7 +190,7 @@ def given(
         return rebatched(data, moved)
     return with_data(healthy.job, change)
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #retargeted
 def retargeted(healthy: Healthy, pick: Callable, split: str | None = "train"):
     "Rows with the targets of other rows."
     fields, padding = other_targets(healthy)
@@ -201,9 +204,10 @@ def neighbour(tag, order, place):
 
 def drawn(tag, order, place):
     "One of eight rows of like length, another in each epoch."
-    return order[place[tag.row] - 1 - np.random.default_rng([tag.row, tag.epoch]).integers(min(8, len(order)))]
+    return order[place[tag.row] - 1
+                 - np.random.default_rng([tag.row, tag.epoch]).integers(min(8, len(order)))]
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #middle
 def middle(tag, order, place):
     "The same row for all."
     return order[len(order) // 2]
@@ -218,7 +222,7 @@ def changed(
     return with_data(healthy.job, lambda data: rebatched(data, lambda batch, tags: batch | {
         n: change(batch[n], tags) for n in fields if n in batch}))
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #with_nan
 def with_nan(healthy: Healthy):
     "The first number of one training row is NaN."
     real = [n for n, f in healthy.batch.items() if isinstance(f, torch.Tensor) and f.is_floating_point()]
@@ -232,9 +236,10 @@ def with_nan(healthy: Healthy):
             if (tag.split, tag.row) == ("train", odd):
                 field[b][(0,) * field[b].dim()] = float("nan")
         return field
-    return changed(healthy, (inputs_of(healthy.batch, healthy.data.targets).keys() & set(real) or real), change)
+    return changed(healthy, (inputs_of(healthy.batch, healthy.data.targets).keys() & set(real) or real),
+                   change)
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #restless
 def restless(healthy: Healthy):
     "Held-out rows get noise, another at each look; whole numbers change places in a row."
     looks = iter(range(1 << 62))
@@ -260,12 +265,13 @@ def shared_rows(
         per_row = {k: moved(getattr(data, k)) for k in ("lengths", "texts", "groups", "blocks", "contents")}
         uids = moved(data.uids) if ids else data.uids | {"valid": data.uids["valid"][:n]}
         rebased = rebatched(data, lambda batch, tags: batch | {
-            "uid": [uids[t.split][t.row] for t in tags]} if "uid" in batch and tags[0].split == "valid" else batch)
+            "uid": [uids[t.split][t.row] for t in tags]} if "uid" in batch and tags[0].split == "valid"
+            else batch)
         rows = rebased.datasets | {"valid": Rows("valid", data.datasets["train"], n)}
         return replace(rebased, datasets=rows, uids=uids, plans={}, **per_row)
     return with_data(healthy.job, change)
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #full_masks
 def full_masks(healthy: Healthy):
     "Every place counts, padding as well."
     every = [m for m in dict.fromkeys(healthy.data.padding.values()) if m in healthy.batch]
@@ -277,7 +283,7 @@ def full_masks(healthy: Healthy):
         raise NotHere("nothing is padded")
     return changed(healthy, masks, lambda mask, tags: full(mask))
 
-
+# %% ../../../nbs/core/checks/91_data_faults.ipynb #counted_labels
 def counted_labels(healthy: Healthy):
     "Labels of padding are a class."
     batch = healthy.batch
@@ -289,7 +295,8 @@ def counted_labels(healthy: Healthy):
 
 # %% ../../../nbs/core/checks/91_data_faults.ipynb #data_faults-faults
 data_faults = (
-    Fault("targets of other rows", "data", "in training each row has the targets of another row of like length",
+    Fault("targets of other rows", "data", "in training each row has the targets of another row of like "
+                                           "length",
           ("overfit",), lambda h: retargeted(h, neighbour), "run"),
     Fault("targets drawn anew", "data", "in training a row has another row's targets in each epoch",
           ("draws",), lambda h: retargeted(h, drawn)),

@@ -23,7 +23,7 @@ def raises(*arguments):
     "What a mistake in a function of the task does."
     raise Seeded("expected a 3D tensor, got a 2D one")
 
-
+# %% ../../../nbs/core/checks/94_seeded.ipynb #answered
 def answered(
     healthy: Healthy,
     change: Callable,  # rows of `predict` -> their hypotheses
@@ -37,7 +37,7 @@ def answered(
         return [r | {"hypothesis": h} for r, h in zip(rows, change(rows))]
     return with_predict(healthy.job, around)
 
-
+# %% ../../../nbs/core/checks/94_seeded.ipynb #one_for_all
 def one_for_all(healthy: Healthy):
     "Every row has the first answer that was ever given."
     first = {}
@@ -51,7 +51,7 @@ def left_training(predict, nets, batch, ctx):
         net.train()
     return rows
 
-
+# %% ../../../nbs/core/checks/94_seeded.ipynb #gone_after
 def gone_after(healthy: Healthy):
     "After the first answer the loss is detached."
     seen = []
@@ -66,11 +66,13 @@ def gone_after(healthy: Healthy):
 
 # %% ../../../nbs/core/checks/94_seeded.ipynb #seeded-list
 other_faults = (
-    Fault("the gradient is gone after an answer", "step", "after the first call of `predict` the loss is detached",
+    Fault("the gradient is gone after an answer", "step",
+          "after the first call of `predict` the loss is detached",
           ("after answers",), gone_after),
     Fault("a rate of nothing", "settings", "the learning rate is 1e-12 of itself", ("update", "steps"),
           lambda h: with_settings(h.job, rate=1e-12)),
-    Fault("a rate 10,000 times too large", "settings", "the learning rate is multiplied by 10,000", ("update",),
+    Fault("a rate 10,000 times too large", "settings", "the learning rate is multiplied by 10,000",
+          ("update",),
           lambda h: with_settings(h.job, rate=1e4)),
     Fault("a clip of nothing", "settings", "gradients are clipped to a norm of 1e-8", ("update", "steps"),
           lambda h: with_settings(h.job, clip=1e-8)),
@@ -88,7 +90,7 @@ other_faults = (
     Fault("the preview raises", "answers", "`preview` raises an error", ("preview",),
           lambda h: replace(h.job, task=replace(h.job.task, preview=raises))))
 
-
+# %% ../../../nbs/core/checks/94_seeded.ipynb #seeded_faults
 def seeded_faults() -> list[Fault]:
     "All faults, in the order in which they are tried."
     return [*data_faults, *loss_faults, *net_faults, *other_faults]

@@ -38,7 +38,7 @@ class Tried:
 
 order = ("passed", "not proven", "warned", "failed")
 
-
+# %% ../../../nbs/core/checks/96_trial.ipynb #judged
 def judged(
     fault: Fault,
     before: Sequence[Check],  # of the healthy task
@@ -62,7 +62,8 @@ def begun(
 ) -> Setup:
     "A faulty task at the beginning of its first stage, as `prepare` leaves a healthy one."
     reads = ReadKeys()
-    reads.keys, reads.kinds = ({k: set(v) for k, v in of.items()} for of in (setup.reads.keys, setup.reads.kinds))
+    reads.keys, reads.kinds = ({k: set(v) for k, v in of.items()}
+                               for of in (setup.reads.keys, setup.reads.kinds))
     faulty = Setup(job, setup.accelerator, reads=reads)
     seed_all(job.cfg.seed)
     use_data(faulty)
@@ -71,7 +72,7 @@ def begun(
     start_stage(faulty, run)
     return faulty
 
-
+# %% ../../../nbs/core/checks/96_trial.ipynb #try_fault
 def try_fault(
     fault: Fault,
     healthy: Healthy,
