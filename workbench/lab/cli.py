@@ -47,12 +47,8 @@ def parser() -> argparse.ArgumentParser:
     command("check", "put the reality checks to a configuration, without training it", config, overrides,
             task,
             ("--deep", dict(type=float, default=0.0, metavar="SECONDS",
-                            help="also learn a few rows by heart, in so many seconds; with --faults for each "
-                                 "fault that only this can see (default: 5)")),
-            ("--faults", dict(action="store_true",
-                              help="seed the field's faults into the task, one after another, and say which "
-                                   "of "
-                                   "them the checks catch here: two minutes for a tiny task")))
+                            help="also learn a few rows by heart, in so many seconds (--faults: for each)")),
+            ("--faults", dict(action="store_true", help="seed faults into the task: which are caught here?")))
     command("presets", "list the presets of the package")
     command("runs", "list the runs of this folder")
     command("stop", "ask a run to save and stop", run)
@@ -185,7 +181,7 @@ def check(options) -> int:
     show(Table(["check", "", "found"], [[c.name, c.state, c.says] for c in found], "Reality checks"))
     return 2 if any(c.state == "failed" for c in found) else 0
 
-# %% ../../nbs/lab/40_cli.ipynb #try_faults
+
 def try_faults(
     cfg,  # a complete configuration
     seconds: float,  # for each fault that only the deep checks can see
@@ -295,7 +291,7 @@ def say(options) -> int:
                        overrides={"speak": speak} if speak else "", checkpoint=options.checkpoint)
     return 2 if refused else 0
 
-# %% ../../nbs/lab/40_cli.ipynb #docs
+
 def docs(options) -> int:
     "workbench docs"
     from workbench.lab.docs.serve import serve
