@@ -9,6 +9,7 @@ __all__ = ['quick']
 from pathlib import Path
 
 from .apart import check_rows
+from .causality import causality
 from .data import check_data
 from .few_rows import batch_of, spread
 from .questions import check_losses
@@ -34,7 +35,8 @@ def quick(
             return found
         batch = batch_of(setup, rows)
         found += check_losses(setup, batch)
-        found += check_rows(setup, rows)
+        found += (causal := causality(setup, rows))
+        found += check_rows(setup, rows, *causal)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights)
         if all(c.state != "failed" for c in found):
