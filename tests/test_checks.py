@@ -48,7 +48,7 @@ def test_nothing_is_found_in_a_healthy_toy():
     found = check(toy(), seconds=30)
     assert {c.state for c in found} == {"passed"}, found
     assert {c.name for c in found} == {"inputs", "first loss", "padding", "targets", "inputs matter",
-                                       "gradients", "frozen",
+                                       "reduction", "rows", "causality", "accumulation", "gradients", "frozen",
                                        "steps", "checkpoint", "overfit", "shuffled targets",
                                        "shuffled inputs", "generation"}
 
@@ -164,7 +164,7 @@ def test_a_checked_run_is_the_run_that_was_not_checked(tmp_path, nproc):
     runs = [done(go(tmp_path / word, f"check={word}", nproc=nproc, base=base)) for word in ("true", "false")]
     assert lines(runs[0]) == lines(runs[1]) and same_bits(tensors(runs[0]), tensors(runs[1]))
     found = json.loads((runs[0] / "checks.json").read_text())
-    assert len(found) == 9 and not (runs[1] / "checks.json").exists() and not (runs[0] / ".check").exists()
+    assert len(found) == 13 and not (runs[1] / "checks.json").exists() and not (runs[0] / ".check").exists()
 
 
 def test_a_failing_check_ends_a_run_before_it_trains(tmp_path):

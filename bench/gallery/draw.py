@@ -136,11 +136,12 @@ def flow(nets, batch, ctx):
     loss = (said - velocity).square().sum() / n
     if fault == "a step of nothing":
         loss = 1e-12 * loss
-    if ctx.cfg.variant == "pairs in the batch":
+    if ctx.cfg.variant.startswith("pairs in the batch"):
         a, b = normalize(said, dim=1), normalize(velocity, dim=1)
         scores = a @ b.T / 0.1
         same = torch.arange(len(a), device=a.device)
-        loss = loss + nn.functional.cross_entropy(scores, same, reduction="sum") / n
+        pairs = nn.functional.cross_entropy(scores, same, reduction="sum") / n
+        return {"loss": loss + pairs, "pairs": pairs}
     return {"loss": loss}
 
 
@@ -151,6 +152,10 @@ def objectives(cfg):
     out = {"rebuild": Objective(["compressor", "expander"], rebuild, parts=["recon", "kl"]),
            "discriminate": Objective(["discriminator"], discriminate, parts=["loss"]),
            "flow": Objective(trains, flow, parts=["loss"])}
+    if cfg.variant == "pairs in the batch":
+        out["flow"] = Objective(trains, flow, parts=["pairs"], in_batch=["pairs"])
+    if cfg.variant == "pairs in the batch, which nothing says":
+        out["flow"] = Objective(trains, flow, parts=["pairs"])
     if cfg.fault == "the generator trains its discriminator":
         out["rebuild"] = Objective(["compressor", "expander", "discriminator"], rebuild, parts=["recon", "kl"])
     if cfg.variant == "no discriminator":
@@ -159,7 +164,7 @@ def objectives(cfg):
 
 
 def active(cfg):
-    return ["flow"] if cfg.variant == "pairs in the batch" else [k for k in objectives(cfg) if k != "flow"]
+    return ["flow"] if cfg.variant.startswith("pairs in the batch") else [k for k in objectives(cfg) if k != "flow"]
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ def scores_of(
     setup, cache, out = few.setup, {}, []
     every = setup.task.objectives(setup.stage.cfg)
     set_modes(setup.nets, False)
-    with torch.set_grad_enabled(gradients), few.noise_of(2, 0):
+    with torch.set_grad_enabled(gradients), few.noise.of([2, 0]):
         for k, name in enumerate(setup.stage.objectives):
             generator = torch.Generator(setup.accelerator.device).manual_seed(seed_all(setup.cfg.seed, k))
             ctx = setup.ctx(counts=few.counts, training=False, cache=cache, generator=generator)

@@ -6,8 +6,6 @@
 __all__ = ['near', 'rows_of', 'equal', 'three_of', 'FewRows']
 
 # %% ../../../nbs/core/checks/23_costs.ipynb #costs-imports
-from contextlib import nullcontext
-
 import numpy as np
 import torch
 
@@ -69,7 +67,7 @@ class FewRows:
         seed_all(setup.cfg.seed)
         data = setup.data
         self.setup, self.items = setup, [data.datasets["train"][i, 0] for i in three_of(data, rows)]
-        self.noise, self.asked = RowNoise(setup.cfg.seed), False
+        self.noise = RowNoise(setup.cfg.seed)
         exact = all(p.dtype == torch.float32 for p in named_parameters(setup.nets).values())
         self.tolerance = 1e-3 if exact else 5e-2
         self.pair = self.batch(0, 2)
@@ -85,12 +83,7 @@ class FewRows:
         "A row as a batch; as it stands in the pair, where collating draws random numbers."
         return rows_of(self.pair, [row // 2]) if self.drawing else self.batch(row)
 
-    def noise_of(self, *keys: int):
-        "The noise of a pass over these rows, if any is drawn: the first pass tells."
-        quiet, self.asked = self.asked and not self.noise.drawn, True
-        return nullcontext() if quiet else self.noise.of(list(keys))
-
     def cost(self, batch: dict, *keys: int, times: float = 1) -> dict[str, float]:
         "Loss parts with the counts of the pair, so many times."
-        with self.noise_of(*keys):
+        with self.noise.of(list(keys)):
             return parts_of(self.setup, batch, {k: times * v for k, v in self.counts.items()})

@@ -6,6 +6,8 @@
 __all__ = ['FILLS', 'IN_PLACE', 'KNOWN', 'generator_of', 'arguments', 'draws', 'fill', 'RowNoise']
 
 # %% ../../../nbs/core/checks/22_noise.ipynb #noise-imports
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,6 +79,7 @@ class RowNoise(TorchDispatchMode):
     def __init__(self, seed: int):
         super().__init__()
         self.seed, self.kinds = seed, []  # of each draw: entries a row; 0: drawn once for a batch
+        self.passes = 0
         self.controlled = True  # whether every draw was given to its rows
         self.dropout = False  # whether something was drawn as dropout draws it
 
@@ -88,9 +91,11 @@ class RowNoise(TorchDispatchMode):
     def of(
         self,
         keys: list[int],  # which row stands at each place of the batch
-    ) -> "RowNoise":
-        "The noise of a pass over these rows."
-        self.keys, self.calls = keys, 0
+    ) -> AbstractContextManager:
+        "The noise of a pass over these rows; nothing is looked at again where the first pass drew nothing."
+        if self.passes and not self.drawn:
+            return nullcontext()
+        self.keys, self.calls, self.passes = keys, 0, self.passes + 1
         return self
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

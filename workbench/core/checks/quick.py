@@ -8,6 +8,7 @@ __all__ = ['quick']
 # %% ../../../nbs/core/checks/50_quick.ipynb #65ce29d7
 from pathlib import Path
 
+from .accumulation import accumulation
 from .apart import check_rows
 from .causality import causality
 from .data import check_data
@@ -39,6 +40,7 @@ def quick(
         found += check_rows(setup, rows, *causal)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights)
+        found.append(accumulation(setup, rows, found))
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
     few = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
