@@ -6,7 +6,7 @@
 __all__ = ['asks', 'check_accumulation', 'sample', 'gradients_of', 'accumulation', 'resting']
 
 # %% ../../../nbs/core/checks/28_accumulation.ipynb #accumulation-imports
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 
@@ -58,22 +58,25 @@ def sample(
 
 
 def gradients_of(
-    few: FewRows,
+    setup: Setup,
     active: list[ActiveObjective],
     noises: dict[str, RowNoise],  # of each objective
+    counts: dict[str, float],  # of all micro-batches
     micro: list[tuple[dict, list[int]]],  # micro-batches, and which rows they are
     first: int = 0,  # the number of the first micro-batch, which decides its random numbers
 ) -> dict[str, torch.Tensor]:
     "Some of each trained tensor's gradient after these micro-batches, as a step accumulates it."
-    setup, params, out, caches = few.setup, named_parameters(few.setup.nets), {}, [{} for _ in micro]
-    ctx = setup.ctx(counts=few.counts)
+    params, out, caches = named_parameters(setup.nets), {}, [{} for _ in micro]
+    ctx = setup.ctx(counts=counts)
     for objective in active:
         for n, p in params.items():
             p.requires_grad_(n in objective.trained)
         for (batch, keys), cache in zip(micro, caches):
             last = batch is micro[-1][0]
-            with nullcontext() if last else setup.accelerator.no_sync(objective.forward), noises[objective.name].of(keys):
-                forward_backward(objective, batch, first, cache, ctx, setup.accelerator, lambda phase: None)
+            with nullcontext() if last else setup.accelerator.no_sync(objective.forward), ExitStack() as drawing:
+                drawing.enter_context(noises[objective.name].of(keys))
+                forward_backward(objective, batch, first, cache, ctx, setup.accelerator,
+                                 lambda phase: drawing.close() if phase == "backward" else None)
         for n in objective.trained:
             if params[n].grad is not None:
                 out[f"{objective.name}: {n}" if len(active) > 1 else n] = sample(params[n].grad)
@@ -83,11 +86,11 @@ def gradients_of(
 
 # %% ../../../nbs/core/checks/28_accumulation.ipynb #accumulation
 def accumulation(
-    setup: Setup,  # within `untouched`: losses may keep something in training
-    rows: list[int],
+    few: FewRows,  # within `untouched`: losses may keep something in training
     found: list[Check],  # before
 ) -> Check:
     "Whether an accumulated step is the step of the whole."
+    setup = few.setup
     unproven = lambda says: Check("accumulation", "not proven", says)
     odd = [c for c in found if c.state == "failed" or c.name in ("reduction", "rows") and c.state != "passed"]
     if odd:
@@ -98,17 +101,19 @@ def accumulation(
         return unproven(f"`{meant[0]}` compares the rows of a batch, and a micro-batch has fewer of them: accumulation "
                         "does not make its batch larger.")
     with zeros_nudged(setup.nets, setup.cfg.seed):
-        few, noises = FewRows(setup, rows), {o.name: RowNoise(setup.cfg.seed) for o in active}
+        noises = {o.name: RowNoise(setup.cfg.seed) for o in active}
         tolerance = few.tolerance if setup.accelerator.mixed_precision == "no" else 5e-2
         resting(setup)
-        a, b = ((rows_of(few.pair, [i]), [2 * i]) for i in range(2))
-        gradients = lambda *micro, first=0: gradients_of(few, active, noises, micro, first)
-        whole = gradients((few.pair, [0, 2]))
+        pair = few.batch(0, 1)  # the shorter two
+        counts = setup.data.counts(pair)
+        a, b = ((rows_of(pair, [i]), [i]) for i in range(2))
+        gradients = lambda *micro, first=0: gradients_of(setup, active, noises, counts, micro, first)
+        whole = gradients((pair, [0, 1]))
         answer = check_accumulation(whole, gradients(a, b), tolerance)
         if answer.state != "failed":
             return answer
         same = lambda x, y: check_accumulation(x, y, tolerance).state != "failed"
-        if not all(same(whole, gradients((few.pair, [0, 2]), first=1)) for _ in range(2)):
+        if not all(same(whole, gradients((pair, [0, 1]), first=1)) for _ in range(2)):
             return unproven("the gradients of one batch differ from time to time: the loss draws noise, or keeps "
                             "something from one batch for the next.")
         if same(gradients(a), gradients(b)):

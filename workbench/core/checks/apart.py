@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 
+from .causality import causality
 from .costs import FewRows, near, rows_of
 from .forward import zeros_nudged
 from .outputs import calls_of, of_first_row, where_it_changes
@@ -190,18 +191,17 @@ def declared_parts(
 
 
 def check_rows(
-    setup: Setup,
-    rows: list[int],  # from short to long
-    causal: Check | None = None,  # what was found about causality
+    few: FewRows,
 ) -> list[Check]:
-    "What is to be said of rows together and apart: reduction, rows, padding."
-    with zeros_nudged(setup.nets, setup.cfg.seed):
-        return together_and_apart(FewRows(setup, rows), causal)
+    "What is to be said of few rows: causality, reduction, rows, padding."
+    with zeros_nudged(few.setup.nets, few.setup.cfg.seed):
+        causal = causality(few)
+        return causal + together_and_apart(few, next(iter(causal), None))
 
 
 def together_and_apart(
     few: FewRows,
-    causal: Check | None,
+    causal: Check | None,  # what was found about causality
 ) -> list[Check]:
     "Five forward passes; more where two rows cost something else in one batch than in two."
     short, long = few.alone(0), few.alone(2)

@@ -14,10 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from .costs import FewRows
 from .few_rows import inputs_of
-from .forward import zeros_nudged
 from .outputs import calls_of
 from .result import Check, Question
-from ..setup.state import Setup
 from ..step.optim import seed_all, set_modes
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #causality-asks
@@ -194,27 +192,24 @@ def repeats(
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #causality_of
 def causality(
-    setup: Setup,
-    rows: list[int],  # from short to long
+    few: FewRows,
 ) -> list[Check]:
     "What is to be said of causality; nothing where no loss scores tokens."
-    data, masks = setup.data, set(setup.data.padding.values())
-    with zeros_nudged(setup.nets, setup.cfg.seed):
-        few = FewRows(setup, rows)
-        batch = few.batch(2, 0)
-        whole = lambda x: isinstance(x, torch.Tensor) and x.dim() == 2 and not x.is_floating_point()
-        fields = [t for t in data.targets if t not in masks and whole(batch.get(t)) and batch[t].dtype != torch.bool]
-        before = scores_of(few, batch, True) if fields else []
-        if not before:
-            return []
-        for i, (scores, gradient) in enumerate(before):
-            if gradient is None:
-                continue
-            largest = gradient.abs().amax(-1)
-            labels = torch.where(largest > 1e-3 * largest.max(), gradient.argmin(-1), -1)
-            for field in fields:
-                if (found := shift_of(labels, batch[field][0])) is not None:
-                    return [one_change(few, batch, field, i, scores, *found)]
+    data, masks = few.setup.data, set(few.setup.data.padding.values())
+    batch = few.batch(2, 0)
+    whole = lambda x: isinstance(x, torch.Tensor) and x.dim() == 2 and not x.is_floating_point()
+    fields = [t for t in data.targets if t not in masks and whole(batch.get(t)) and batch[t].dtype != torch.bool]
+    before = scores_of(few, batch, True) if fields else []
+    if not before:
+        return []
+    for i, (scores, gradient) in enumerate(before):
+        if gradient is None:
+            continue
+        largest = gradient.abs().amax(-1)
+        labels = torch.where(largest > 1e-3 * largest.max(), gradient.argmin(-1), -1)
+        for field in fields:
+            if (found := shift_of(labels, batch[field][0])) is not None:
+                return [one_change(few, batch, field, i, scores, *found)]
     text = " or ".join(f"`{f}`" for f in fields)
     return [Check("causality", "not proven", f"no scores were seen that the loss pushes towards the tokens of {text}.")]
 

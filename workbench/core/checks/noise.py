@@ -41,9 +41,7 @@ def draws(
     func,
     given: dict,  # its arguments by name
 ) -> bool:
-    "Whether a call draws random numbers: attention names a dropout also where it is 0."
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return False
+    "Whether a call that may draw random numbers does: attention names a dropout also where it is 0."
     rates = [given[n] for n in ("dropout_p", "dropout", "p") if n in given and "_" != func._schema.name[-1]]
     rates = [r for r in rates if isinstance(r, (int, float))]
     return not (rates and rates[0] == 0) and given.get("train") is not False
@@ -99,7 +97,10 @@ class RowNoise(TorchDispatchMode):
         return self
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out, given = func(*args, **(kwargs or {})), arguments(func, args, kwargs or {})
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return out
+        given = arguments(func, args, kwargs or {})
         if draws(func, given):
             name = func.overloadpacket.__name__
             whole = isinstance(out, torch.Tensor) and out.dim() and name in KNOWN

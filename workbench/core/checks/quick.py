@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .accumulation import accumulation
 from .apart import check_rows
-from .causality import causality
+from .costs import FewRows
 from .data import check_data
 from .few_rows import batch_of, spread
 from .questions import check_losses
@@ -36,11 +36,11 @@ def quick(
             return found
         batch = batch_of(setup, rows)
         found += check_losses(setup, batch)
-        found += (causal := causality(setup, rows))
-        found += check_rows(setup, rows, *causal)
+        few = FewRows(setup, rows)
+        found += check_rows(few)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights)
-        found.append(accumulation(setup, rows, found))
+        found.append(accumulation(few, found))
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
     few = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
