@@ -51,7 +51,8 @@ FAULTS = [
     ("pairs", "padding counts as a letter", "padding", "failed", ("`ce`", "padding counts")),
     ("voice", "padding frames count", "padding", "failed", ("`mel`", "padding counts")),
     ("voice", "frames of one frame later", "padding", "failed", ("reads past the end",)),
-    ("pairs", "no causal mask", "causality", "failed", ("later targets in `decoder.layers.layers.0.self_attn`",)),
+    ("pairs", "no causal mask", "causality", "failed",
+     ("later targets in `decoder.layers.layers.0.self_attn`",)),
     ("pairs", "the decoder reads its target", "causality", "failed", ("the very token", "`decoder.embed`"))]
 
 
@@ -64,7 +65,8 @@ def test_a_fault_has_its_own_cause(task, fault, name, state, words):
 
 
 @pytest.mark.parametrize("task, variant", [
-    *[("pairs", v) for v in ("", "tied", "no dropout", "last layer at zero", "gate at zero", "adapter", "frozen encoder",
+    *[("pairs", v)
+      for v in ("", "tied", "no dropout", "last layer at zero", "gate at zero", "adapter", "frozen encoder",
                              "terms of both signs")],
     *[("voice", v) for v in ("", "quantised base", "answers at zero", "frames alone", "two optimisers")],
     *[("draw", v) for v in ("", "no discriminator", "pairs in the batch")]])
@@ -100,10 +102,13 @@ def collate(items):
 def setup_of(objectives, nets, data=None):
     names = set(named_parameters(nets))
     rows = Rows()
-    data = data or Data(datasets={"train": rows}, collate=collate, counts=lambda b: {"places": float(b["mask"].sum())},
-                        lengths={"train": [2 + i % 4 for i in range(24)]}, uids={"train": [f"r{i}" for i in range(24)]},
+    data = data or Data(datasets={"train": rows}, collate=collate,
+                        counts=lambda b: {"places": float(b["mask"].sum())},
+                        lengths={"train": [2 + i % 4 for i in range(24)]},
+                        uids={"train": [f"r{i}" for i in range(24)]},
                         targets=("y",), padding={"x": "mask"})
-    task = Task(config=Core, data=None, nets=None, objectives=lambda cfg: objectives, predict=None, score=None,
+    task = Task(config=Core, data=None, nets=None, objectives=lambda cfg: objectives, predict=None,
+                score=None,
                 preview=None, baseline=None, expect=None)
     cfg = Core(task="rows", train=Train(epochs=1))
     return Setup(Job(cfg, task, [Stage(0, "train", cfg, list(objectives))]), Accelerator(cpu=True), data=data,
@@ -145,7 +150,8 @@ def undivided(nets, b, ctx):
 
 
 def penalised(nets, b, ctx):
-    return {"loss": sum_loss(nets, b, ctx)["loss"] + 0.1 * sum(p.square().sum() for p in nets["body"].parameters())}
+    return {"loss": sum_loss(nets, b, ctx)["loss"]
+            + 0.1 * sum(p.square().sum() for p in nets["body"].parameters())}
 
 
 def partly_a_mean(nets, b, ctx):
@@ -153,7 +159,8 @@ def partly_a_mean(nets, b, ctx):
 
 
 def reported_mean(nets, b, ctx):
-    return {"loss": sum_loss(nets, b, ctx)["loss"], "accuracy": (squares(nets, b, ctx)[b["mask"]] < 1).float().mean() + 1}
+    return {"loss": sum_loss(nets, b, ctx)["loss"],
+            "accuracy": (squares(nets, b, ctx)[b["mask"]] < 1).float().mean() + 1}
 
 
 def test_a_healthy_loss_passes():
@@ -164,7 +171,7 @@ def test_a_healthy_loss_passes():
 @pytest.mark.parametrize("loss, state, word", [
     (of_own_counts, "failed", "divided by ctx.counts"), (undivided, "warned", "is not divided"),
     (penalised, "warned", "a penalty"), (partly_a_mean, "failed", "stays when ctx.counts doubles"),
-    (reported_mean, "warned", "`accuracy` is a mean")])
+    (reported_mean, "warned", "`accuracy` (2) is no sum")])
 def test_reductions(loss, state, word):
     found = asked(loss)
     assert found["reduction"].state == state and word in found["reduction"].says, found
@@ -209,7 +216,8 @@ def test_noise_of_the_whole_batch_leaves_no_answer():
         return sum_loss(nets, b | {"y": b["y"][order]}, ctx)
 
     found = asked(shuffled)
-    assert found["rows"].state == "not proven" and not [c for c in found.values() if c.state == "failed"], found
+    assert found["rows"].state == "not proven" and not [c for c in found.values()
+                                                        if c.state == "failed"], found
 
 
 def contrastive(nets, b, ctx):
@@ -223,7 +231,8 @@ def test_losses_that_compare_rows():
     assert said["rows"].state == "passed" and "as it is meant" in said["rows"].says
     assert "does not make its batch larger" in said["accumulation"].says
     assert asked(contrastive)["rows"].state == "warned"
-    wrong = asked(lambda nets, b, ctx: (p := sum_loss(nets, b, ctx)) | {"pairs": p["loss"]}, in_batch=["pairs"])
+    wrong = asked(lambda nets, b, ctx: (p := sum_loss(nets, b, ctx)) | {"pairs": p["loss"]},
+                  in_batch=["pairs"])
     assert wrong["rows"].state == "failed" and "compares no rows" in wrong["rows"].says
 
 
@@ -250,7 +259,8 @@ def test_collating_that_draws_leaves_padding_open():
     data = setup_of({"fit": Objective(["body"], sum_loss)}, {"body": nn.Linear(3, 1)}).data
     data.collate = masked
     found = asked(sum_loss, data=data)
-    assert found["rows"].state == found["reduction"].state == "passed" and found["padding"].state == "not proven"
+    assert (found["rows"].state == found["reduction"].state == "passed"
+            and found["padding"].state == "not proven")
 
 
 # token models of the usual families
@@ -260,7 +270,8 @@ class Tokens:
         return 12
 
     def __getitem__(self, at):
-        return f"r{at[0]}", torch.randperm(20, generator=torch.Generator().manual_seed(at[0]))[:6 + at[0] % 3] + 3
+        return f"r{at[0]}", torch.randperm(20,
+                                           generator=torch.Generator().manual_seed(at[0]))[:6 + at[0] % 3] + 3
 
 
 def tokens(masked=False):
@@ -271,10 +282,13 @@ def tokens(masked=False):
         if masked:  # every third token is hidden, and scored
             hidden = (torch.arange(labels.shape[1]) % 3 == 1)[None] & (labels != -100)
             shown, labels = torch.where(hidden, 2, shown), torch.where(hidden, labels, -100)
-        return {"uid": list(uid), "input_ids": shown, "mask": (pad_sequence(ids, True, 0) > 0).long(), "labels": labels}
+        return {"uid": list(uid), "input_ids": shown, "mask": (pad_sequence(ids, True, 0) > 0).long(),
+                "labels": labels}
 
-    return Data(datasets={"train": Tokens()}, collate=collate, counts=lambda b: {"tokens": float(sum(b["mask"].sum(1) - 1))},
-                lengths={"train": [6 + i % 3 for i in range(12)]}, uids={"train": [f"r{i}" for i in range(12)]},
+    return Data(datasets={"train": Tokens()}, collate=collate,
+                counts=lambda b: {"tokens": float(sum(b["mask"].sum(1) - 1))},
+                lengths={"train": [6 + i % 3 for i in range(12)]},
+                uids={"train": [f"r{i}" for i in range(12)]},
                 targets=("labels",), padding={"input_ids": "mask"})
 
 
@@ -302,22 +316,26 @@ def test_a_decoder_alone_predicts_the_next_token():
 
 def test_a_decoder_alone_that_predicts_what_it_reads():
     found = asked(masked_loss, gpt(), tokens(), (0, 1, 2))["causality"]  # the labels are not moved on
-    assert found.state == "failed" and "the very token" in found.says and "`body.transformer.wte`" in found.says
+    assert (found.state == "failed" and "the very token" in found.says
+            and "`body.transformer.wte`" in found.says)
 
 
 def test_a_decoder_alone_without_its_mask():
     from transformers import BertConfig, BertForMaskedLM
 
-    bert = BertForMaskedLM(BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    bert = BertForMaskedLM(BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1,
+                                      num_attention_heads=2,
                                       intermediate_size=32, max_position_embeddings=16))
 
     def moved_on(nets, b, ctx):
         out = nets["body"](input_ids=b["input_ids"], attention_mask=b["mask"]).logits
-        return {"loss": cross_entropy(out[:, :-1].transpose(1, 2), b["labels"][:, 1:], reduction="sum") / ctx.counts["tokens"]}
+        return {"loss": cross_entropy(out[:, :-1].transpose(1, 2), b["labels"][:, 1:], reduction="sum")
+                / ctx.counts["tokens"]}
 
     found = asked(moved_on, bert, tokens(), (0, 1, 2))["causality"]
     assert found.state == "failed" and "no causal mask" in found.says and "attention" in found.says
-    assert asked(masked_loss, bert, tokens(masked=True), (0, 1, 2))["causality"].state in ("passed", "not proven")
+    assert asked(masked_loss, bert, tokens(masked=True),
+                 (0, 1, 2))["causality"].state in ("passed", "not proven")
     # in both directions and not shifted: an autoencoder reads its own target
     assert asked(masked_loss, bert, tokens(), (0, 1, 2))["causality"].state == "not proven"
 

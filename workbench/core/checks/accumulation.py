@@ -45,8 +45,10 @@ def check_accumulation(
         return Check("accumulation", "passed", f"two micro-batches give the gradients of one batch, to "
                                                f"{far[worst] / size:.1g} of them.")
     ratio = float(parts[worst].norm() / whole[worst].norm().clamp(min=1e-30))
-    return Check("accumulation", "failed", f"the gradient of `{worst}` from two micro-batches is {ratio:.3g} times that of "
-                 f"one batch of the same rows (they differ by {far[worst] / size:.2g} of it): the step depends on accumulate.")
+    return Check("accumulation", "failed", f"the gradient of `{worst}` from two micro-batches is {ratio:.3g} "
+                                           "times that of "
+                 f"one batch of the same rows (they differ by {far[worst] / size:.2g} of it): the step "
+                 "depends on accumulate.")
 
 # %% ../../../nbs/core/checks/28_accumulation.ipynb #gradients_of
 def sample(
@@ -73,7 +75,8 @@ def gradients_of(
             p.requires_grad_(n in objective.trained)
         for (batch, keys), cache in zip(micro, caches):
             last = batch is micro[-1][0]
-            with nullcontext() if last else setup.accelerator.no_sync(objective.forward), ExitStack() as drawing:
+            with (nullcontext() if last else setup.accelerator.no_sync(objective.forward),
+                  ExitStack() as drawing):
                 drawing.enter_context(noises[objective.name].of(keys))
                 forward_backward(objective, batch, first, cache, ctx, setup.accelerator,
                                  lambda phase: drawing.close() if phase == "backward" else None)
@@ -98,7 +101,8 @@ def accumulation(
     every = setup.task.objectives(setup.stage.cfg)
     active = fresh_objectives(setup)
     if meant := [p for o in active for p in every[o.name].in_batch]:
-        return unproven(f"`{meant[0]}` compares the rows of a batch, and a micro-batch has fewer of them: accumulation "
+        return unproven(f"`{meant[0]}` compares the rows of a batch, and a micro-batch has fewer of them: "
+                        "accumulation "
                         "does not make its batch larger.")
     with zeros_nudged(setup.nets, setup.cfg.seed):
         noises = {o.name: RowNoise(setup.cfg.seed) for o in active}
@@ -114,7 +118,8 @@ def accumulation(
             return answer
         same = lambda x, y: check_accumulation(x, y, tolerance).state != "failed"
         if not all(same(whole, gradients((pair, [0, 1]), first=1)) for _ in range(2)):
-            return unproven("the gradients of one batch differ from time to time: the loss draws noise, or keeps "
+            return unproven("the gradients of one batch differ from time to time: the loss draws noise, or "
+                            "keeps "
                             "something from one batch for the next.")
         if same(gradients(a), gradients(b)):
             return unproven("two different rows give the same gradients.")
@@ -126,5 +131,6 @@ def resting(
 ):
     "Evaluation mode, but for recurrent layers on a GPU, which have a backward pass in training mode alone."
     set_modes(setup.nets, False)
-    for module in (m for net in setup.nets.values() for m in net.modules() if isinstance(m, torch.nn.RNNBase)):
+    for module in (m for net in setup.nets.values()
+                   for m in net.modules() if isinstance(m, torch.nn.RNNBase)):
         module.train(setup.accelerator.device.type == "cuda")

@@ -62,24 +62,35 @@ def check_reduction(
     fixed: Iterable[str] = (),  # parts whose rest is the same for every row: a penalty on weights
 ) -> Check:
     "Whether losses are sums that the step's counts divide."
-    first = lambda *wanted: next((p for p in reversed(kinds) if kinds[p] in wanted), None)  # parts before `loss`
+    # parts before `loss`
+    first = lambda *wanted: next((p for p in reversed(kinds) if kinds[p] in wanted), None)
+    if kinds.get("loss") == "sum" and (part := first("mean", "mixed")) is not None:
+        return Check("reduction", "warned", f"`{part}` ({values[part]:.3g}) is no sum divided by ctx.counts. "
+                                            "The loss does "
+                     "not use it, but where it is shown it adds up over the batches of a step, and of "
+                     "held-out rows.")
     if (part := first("mean")) is not None:
-        harmless = kinds.get("loss") == "sum"
-        return Check("reduction", "warned" if harmless else "failed",
-                     f"`{part}` is a mean over the micro-batch (the same row costs {values[part]:.3g} once and "
-                     f"twice): it must be a sum divided by ctx.counts ({values[part]:.3g} with accumulate 1 would "
+        return Check("reduction", "failed",
+                     f"`{part}` is a mean over the micro-batch (the same row costs {values[part]:.3g} once "
+                     "and "
+                     f"twice): it must be a sum divided by ctx.counts ({values[part]:.3g} with accumulate 1 "
+                     "would "
                      f"be {4 * values[part]:.3g} with 4).")
     if (part := first("mixed")) is not None:
         says = f"{rest[part]:.3g} of `{part}` ({values[part]:.3g}) stays when ctx.counts doubles"
         if part in fixed:
-            return Check("reduction", "warned", f"{says}, for every row the same: a penalty that is counted once "
+            return Check("reduction", "warned",
+                         f"{says}, for every row the same: a penalty that is counted once "
                          "in each micro-batch, so it grows with accumulate.")
-        return Check("reduction", "failed", f"{says}: that share is a mean over the micro-batch, or no sum over "
+        return Check("reduction", "failed", f"{says}: that share is a mean over the micro-batch, or no sum "
+                                            "over "
                      "its rows; it must be a sum divided by ctx.counts.")
     if (part := first("undivided")) is not None:
-        return Check("reduction", "warned", f"`{part}` ({values[part]:.3g}) is not divided by ctx.counts: it grows "
+        return Check("reduction", "warned", f"`{part}` ({values[part]:.3g}) is not divided by ctx.counts: it "
+                                            "grows "
                      "with the batch, with accumulate and with the number of processes.")
-    return Check("reduction", "passed", "the same row twice costs twice as much, and half of it with twice the "
+    return Check("reduction", "passed", "the same row twice costs twice as much, and half of it with twice "
+                                        "the "
                                         "counts.")
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #check_mixing
@@ -92,12 +103,14 @@ def check_mixing(
     several: bool = False,  # whether several objectives train in turn: a critic may look at its whole batch
 ) -> Check:
     "What it means that rows do not cost in one batch what they cost in two."
-    says = f"`{part}` of two rows is {together:.5g} in one batch and {apart:.5g} in two, with the same padding"
+    says = (f"`{part}` of two rows is {together:.5g} in one batch and {apart:.5g} in two, with the same "
+            "padding")
     meant = "if it is meant, say Objective(in_batch=[...])"
     if module:
         return Check("rows", "warned" if several else "failed",
                      f"rows read each other in `{module}`{why}: {says}; {meant}.")
-    return Check("rows", "warned", f"the loss compares the rows of a batch ({says}, and no module mixes them): "
+    return Check("rows", "warned", f"the loss compares the rows of a batch ({says}, and no module mixes "
+                                   "them): "
                  f"{meant}, otherwise look for a flip or a softmax over the rows.")
 
 
@@ -108,7 +121,8 @@ def check_in_batch(
     "Parts that are said to compare rows must do it."
     for part, (together, apart) in declared.items():
         if near(together, apart, tolerance):
-            return Check("rows", "failed", f"`{part}` is named in Objective.in_batch and compares no rows: two rows "
+            return Check("rows", "failed", f"`{part}` is named in Objective.in_batch and compares no rows: "
+                                           "two rows "
                          f"cost {together:.5g} in one batch and {apart:.5g} in two.")
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #totals_of
@@ -130,8 +144,10 @@ def check_padding(
     "Two rows of unlike length cost the same in one batch as in two."
     if off:
         return Check("padding", "failed",
-                     f"`{off[0]}` of two rows is {together[off[0]]:.5f} in one batch and {apart[off[0]]:.5f} in two, "
-                     "and rows do not read each other: padding counts, or the loss reads past the end of a row.")
+                     f"`{off[0]}` of two rows is {together[off[0]]:.5f} in one batch and {apart[off[0]]:.5f} "
+                     "in two, "
+                     "and rows do not read each other: padding counts, or the loss reads past the end of a "
+                     "row.")
     return Check("padding", "passed", "two rows of unlike length cost the same in one batch as in two.")
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #reductions
@@ -217,10 +233,12 @@ def together_and_apart(
     noise = noise_unknown(few) if off else ""
     others = sees_others(few) if off and not noise and not few.drawing else {}
     mixed = [p for p in off if p in doubled or few.drawing or others.get(p)] if not noise else []
-    found_rows = answer_rows(few, mixed, {p: (together[p], apart[p]) for p in together}, declared, asked, noise)
+    found_rows = answer_rows(few, mixed, {p: (together[p], apart[p]) for p in together}, declared, asked,
+                             noise)
     unknown = (noise or few.drawing and "collating draws random numbers, so a row has no padding of its own."
                or mixed and "see rows." or not asked and "see reduction."
-               or off and causal and causal.state == "failed" and "see causality: what is read too early may be padding.")
+               or off and causal and causal.state == "failed"
+               and "see causality: what is read too early may be padding.")
     if not off and not few.setup.data.padding:
         return [found, found_rows]
     return [found, found_rows, Check("padding", "not proven", unknown) if unknown
@@ -248,7 +266,8 @@ def answer_rows(
     if noise:
         return Check("rows", "not proven", noise)
     if mixed:
-        return check_mixing(mixed[0], *costs[mixed[0]], *mixing_module(few), len(few.setup.stage.objectives) > 1)
+        return check_mixing(mixed[0], *costs[mixed[0]], *mixing_module(few),
+                            len(few.setup.stage.objectives) > 1)
     if found := check_in_batch({p: costs[p] for p in sorted(declared)}, few.tolerance):
         return found
     meant = f"{', '.join(sorted(declared))} compares rows, as it is meant to" if declared else ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asks', 'class_dim', 'Logits', 'places_of', 'shift_of', 'Change', 'check_causality', 'scores_of', 'changed', 'repeats',
-           'causality', 'one_change', 'by_place', 'trace', 'earliest']
+           'causality', 'one_change', 'by_place', 'offset_of', 'trace', 'earliest']
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #causality-imports
 from dataclasses import dataclass
@@ -32,9 +32,11 @@ def class_dim(
     args: tuple,
     kwargs: dict,
 ) -> int | None:
-    "The dimension of the classes in the first argument of a function that normalises scores; None: another function."
+    """The dimension of the classes in the first argument of a function that normalises scores; None: another
+    function."""
     name, x = getattr(func, "__name__", ""), args[0] if args else None
-    if name not in ("cross_entropy", "nll_loss", "log_softmax", "logsumexp") or not isinstance(x, torch.Tensor):
+    if name not in ("cross_entropy", "nll_loss", "log_softmax",
+                    "logsumexp") or not isinstance(x, torch.Tensor):
         return None
     if name in ("cross_entropy", "nll_loss"):
         return 1 if x.dim() > 1 else 0
@@ -77,7 +79,8 @@ def shift_of(
     labels: torch.Tensor,  # [places], read off the gradient; -1: the place is not scored
     y: torch.Tensor,  # [T] tokens of the row, -100: none
 ) -> tuple[int, list[int]] | None:
-    "(place - index of the token that it is scored with, the tokens that are scored); None: these are no labels."
+    """(place - index of the token that it is scored with, the tokens that are scored); None: these are no
+    labels."""
     y, labels, found = y.tolist(), labels.tolist(), []
     for s in range(-3, max(4, len(labels) - len(y) + 4)):
         pairs = [(t, labels[t + s]) for t in range(len(y)) if y[t] != -100 and 0 <= t + s < len(labels)]
@@ -116,17 +119,21 @@ def check_causality(
         return answer("passed", f"{told}: what is predicted is read afterwards.")
     where = f" in `{c.module}`" if c.module else ""
     if c.summary:
-        return answer("not proven", f"{told}; `{c.summary}` sums up the row, as in an autoencoder, which reads its target.")
+        return answer("not proven", f"{told}; `{c.summary}` sums up the row, as in an autoencoder, which "
+                                    "reads its target.")
     if first == c.scored:
         state = "failed" if len(c.places) > 1 else "warned"
-        return answer(state, f"{told}: the decoder reads the very token that it must predict{where} (targets are not "
+        return answer(state, f"{told}: the decoder reads the very token that it must predict{where} (targets "
+                             "are not "
                              "shifted against its input).")
     early = sum(p <= c.scored for p in c.places)
     if c.read is not None and c.read > c.scored:
-        return answer("failed", f"{told}: the decoder attends to later targets{where} ({early} places read what comes "
+        return answer("failed", f"{told}: the decoder attends to later targets{where} ({early} places read "
+                                "what comes "
                                 "after them: no causal mask).")
     return answer("warned" if c.source else "not proven",
-                  f"{told}: the scores of {early} places read targets that they must predict{where}: a leak, or an "
+                  f"{told}: the scores of {early} places read targets that they must predict{where}: a leak, "
+                  "or an "
                   "autoencoder.")
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #scores_of
@@ -146,7 +153,8 @@ def scores_of(
             with Logits() as logits:
                 loss = every[name].loss(setup.nets, batch, ctx)["loss"]
             grads = [None] * len(logits.kept)
-            if live := [i for i, (x, _) in enumerate(logits.kept) if x.requires_grad and gradients and loss.requires_grad]:
+            if live := [i for i, (x, _) in enumerate(logits.kept)
+                        if x.requires_grad and gradients and loss.requires_grad]:
                 found = torch.autograd.grad(loss, [logits.kept[i][0] for i in live], allow_unused=True)
                 grads = [dict(zip(live, found)).get(i) for i in range(len(grads))]
             out += [(places_of(x.detach(), dim, 2), None if g is None else places_of(g, dim, 2))
@@ -160,7 +168,8 @@ def changed(
     token: int,
     scored: list[int],  # tokens that are scored
 ) -> dict | None:
-    "The batch with another token there in its first row, also where another field repeats the row; None: all are one."
+    """The batch with another token there in its first row, also where another field repeats the row; None:
+    all are one."""
     y = batch[field][0]
     others = [int(y[t]) for t in scored[:-1] if y[t] != y[token]]
     if not others:
@@ -198,7 +207,8 @@ def causality(
     data, masks = few.setup.data, set(few.setup.data.padding.values())
     batch = few.batch(2, 0)
     whole = lambda x: isinstance(x, torch.Tensor) and x.dim() == 2 and not x.is_floating_point()
-    fields = [t for t in data.targets if t not in masks and whole(batch.get(t)) and batch[t].dtype != torch.bool]
+    fields = [t for t in data.targets
+              if t not in masks and whole(batch.get(t)) and batch[t].dtype != torch.bool]
     before = scores_of(few, batch, True) if fields else []
     if not before:
         return []
@@ -211,7 +221,8 @@ def causality(
             if (found := shift_of(labels, batch[field][0])) is not None:
                 return [one_change(few, batch, field, i, scores, *found)]
     text = " or ".join(f"`{f}`" for f in fields)
-    return [Check("causality", "not proven", f"no scores were seen that the loss pushes towards the tokens of {text}.")]
+    return [Check("causality", "not proven", "no scores were seen that the loss pushes towards the tokens "
+                                             f"of {text}.")]
 
 
 def one_change(
@@ -235,62 +246,79 @@ def one_change(
     change.source = any(k not in other or torch.equal(other[k], batch[k])
                         for k in inputs_of(batch, few.setup.data.targets, few.setup.data.padding.values()))
     if change.places and min(change.places) <= change.scored:
-        trace(few, batch, other, len(scores), change)
+        trace(few, batch, other, scores, change)
     return check_causality(change)
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #trace
 def by_place(
     x: torch.Tensor,
-    places: int,
     n: int = 2,  # rows
 ) -> torch.Tensor | None:  # [places, values], [1, values] for the row as a whole; None: neither
     "What a module gives for the first row, some values of each place."
-    if x.dim() < 2 or len(x) != n or x.dim() == 3 and x.shape[1] != places or x.dim() > 3:
+    if x.dim() not in (2, 3) or len(x) != n:
         return None
-    own = x[0].detach().float().reshape(x.shape[1] if x.dim() == 3 else 1, -1)
-    own = own if x.dim() == 3 or x.is_floating_point() else x[0].detach().float().reshape(-1, 1)
+    own = x[0].detach().float()
+    own = own if x.dim() == 3 else own[None] if x.is_floating_point() else own[:, None]
     return own[:, ::max(1, own.shape[1] // 32)]
+
+
+def offset_of(
+    x: torch.Tensor,  # what a module gives
+    scores: torch.Tensor,  # [places, V]
+) -> int | None:
+    "Where the scores begin in what a module gives, if they are a part of it: [B, places + more, V]."
+    if x.dim() != 3 or x.shape[-1] != scores.shape[-1] or x.shape[1] < len(scores):
+        return None
+    return next((at for at in range(x.shape[1] - len(scores) + 1)
+                 if torch.allclose(x[0, at:at + len(scores)].float(), scores.float(), 1e-3, 1e-4)), None)
 
 
 def trace(
     few: FewRows,
     batch: dict,
     other: dict,  # with the changed token
-    places: int,
+    scores: torch.Tensor,  # [places, V] before the change
     change: Change,  # completed here
 ):
     "Find the modules where the change comes in, and where it goes to earlier places."
-    passes = []
+    passes, offsets = [], {len(scores): 0}
+
+    def sample(x):
+        if (at := offset_of(x, scores)) is not None:
+            offsets[x.shape[1]] = at
+        return by_place(x)
+
     for b in (batch, other):
-        with torch.no_grad(), calls_of(few.setup.nets, lambda t: by_place(t, places)) as calls:
+        with torch.no_grad(), calls_of(few.setup.nets, sample) as calls:
             scores_of(few, b, False)
         passes.append(calls)
     if [c.name for c in passes[0]] != [c.name for c in passes[1]]:
         return
     for a, b in zip(*passes):
-        given, gave = (earliest(x, y) for x, y in ((a.given, b.given), (a.gave, b.gave)))
-        if gave is None:
-            continue
+        given, gave = (earliest(x, y, offsets) for x, y in ((a.given, b.given), (a.gave, b.gave)))
         if gave == "row":
             change.summary = change.summary or a.name
-        elif change.read is None:
+        if not isinstance(gave, int):
+            continue
+        if change.read is None:
             change.read, change.module = gave, a.name
-        if isinstance(gave, int) and isinstance(given, int) and gave < given and gave < change.scored <= given:
+        if isinstance(given, int) and gave < given and gave < change.scored <= given:
             change.module = a.name
             return
 
-
+# %% ../../../nbs/core/checks/27_causality.ipynb #earliest
 def earliest(
     a: list[torch.Tensor | None],
     b: list[torch.Tensor | None],
+    offsets: dict[int, int],  # number of places -> which of them is the first that is scored
 ) -> int | str | None:
     "The first place where tensors differ; `row`: one differs that has no places; None: none differs."
     first = None
     for x, y in zip(a, b):
-        if x is None or y is None or x.shape != y.shape or torch.equal(x, y):
+        if x is None or y is None or x.shape != y.shape or len(x) not in (1, *offsets):
             continue
         far = (x - y).abs().amax(-1) > 1e-4 * x.abs().max().clamp(min=1e-6)
         if far.any():
-            place = int(far.nonzero()[0])
-            first = "row" if len(x) == 1 else place if first is None else min(first, place)
+            place = int(far.nonzero()[0]) - offsets.get(len(x), 0)
+            first = "row" if len(x) == 1 else place if not isinstance(first, int) else min(first, place)
     return first

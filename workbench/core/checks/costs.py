@@ -42,7 +42,8 @@ def equal(
     b: dict,
 ) -> bool:
     "Whether the tensors of two batches are equal."
-    return all(v.shape == b[k].shape and torch.equal(v, b[k]) for k, v in a.items() if isinstance(v, torch.Tensor))
+    return all(v.shape == b[k].shape and torch.equal(v, b[k])
+               for k, v in a.items() if isinstance(v, torch.Tensor))
 
 # %% ../../../nbs/core/checks/23_costs.ipynb #FewRows
 def three_of(

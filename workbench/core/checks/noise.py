@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # %% ../../../nbs/core/checks/22_noise.ipynb #row_seed
 FILLS = {"randn": "normal_", "randn_like": "normal_", "rand": "uniform_", "rand_like": "uniform_"}
-IN_PLACE = ("normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_")
+IN_PLACE = ("normal_", "uniform_", "bernoulli_", "exponential_", "random_", "log_normal_", "cauchy_",
+            "geometric_")
 KNOWN = (*FILLS, *IN_PLACE, "normal", "randint", "randint_like")
 
 
