@@ -48,7 +48,8 @@ def test_nothing_is_found_in_a_healthy_toy():
     found = check(toy(), seconds=30)
     assert {c.state for c in found} == {"passed"}, found
     assert {c.name for c in found} == {"inputs", "first loss", "padding", "targets", "inputs matter",
-                                       "reduction", "rows", "causality", "accumulation", "gradients", "frozen",
+                                       "reduction", "rows", "causality", "accumulation", "gradients",
+                                       "frozen",
                                        "steps", "checkpoint", "overfit", "shuffled targets",
                                        "shuffled inputs", "generation"}
 
