@@ -31,12 +31,14 @@ asks = {"accumulation": Question(
 def check_accumulation(
     whole: dict[str, torch.Tensor],  # trained tensor -> some of its gradient from one batch
     parts: dict[str, torch.Tensor],  # the same, from its rows as micro-batches
-    tolerance: float = 5e-2,  # relative to an objective's largest: |x| has a gradient of 1 or -1, and rounding decides
+    # relative to an objective's largest: the gradient of |x| is 1 or -1, and rounding decides which
+    tolerance: float = 5e-2,
 ) -> Check:
     "Whether the gradients of micro-batches add up to those of the whole."
     if not all(g.isfinite().all() for g in (*whole.values(), *parts.values())):
         return Check("accumulation", "not proven", "gradients are not finite.")
-    of = lambda name: name.partition(": ")[0] if ": " in name else ""  # the objective, where there are several
+    # the objective, where there are several
+    of = lambda name: name.partition(": ")[0] if ": " in name else ""
     size = {k: max(float(g.norm()) for n, g in whole.items() if of(n) == k) for k in map(of, whole)}
     far = {n: float((parts[n] - g).norm()) / size[of(n)] for n, g in whole.items() if size[of(n)]}
     if not far:
@@ -47,9 +49,8 @@ def check_accumulation(
                                                f"{far[worst]:.1g} of them.")
     ratio = float(parts[worst].norm() / whole[worst].norm().clamp(min=1e-30))
     return Check("accumulation", "failed", f"the gradient of `{worst}` from two micro-batches is {ratio:.3g} "
-                                           "times that of "
-                 f"one batch of the same rows (they differ by {far[worst]:.2g} of it): the step "
-                 "depends on accumulate.")
+                 f"times that of one batch of the same rows (they differ by {far[worst]:.2g} of the "
+                 "largest): the step depends on accumulate.")
 
 # %% ../../../nbs/core/checks/28_accumulation.ipynb #gradients_of
 def sample(
