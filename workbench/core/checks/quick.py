@@ -9,8 +9,10 @@ __all__ = ['quick']
 import time
 from pathlib import Path
 
+from .accumulation import accumulation
 from .answers import check_answers
 from .apart import check_rows
+from .costs import FewRows
 from .data import check_data
 from .few_rows import batch_of, spread
 from .questions import check_losses
@@ -41,16 +43,18 @@ def quick(
         found += losses
         if len(losses) < 3:  # nothing or not finite, or noise in evaluation mode
             return found
-        found += check_rows(setup, rows)
+        few = FewRows(setup, rows)
+        found += check_rows(few)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights, gradients)
+        found.append(accumulation(few, found))
         if all(c.state != "failed" for c in found):
             found.append(reloaded(setup, batch, before_steps, run))
             # a third of the time of the checks before: speech and drawings are left to the deep checks
             found += check_answers(setup, max(0.15, 0.35 * (time.monotonic() - began)))
             before_steps.rebuild()
             found.append(check_gradients_again(gradients, gradients_of(setup, batch)))
-    few = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
-                            setup.accelerator.device)
+    held_out = lambda: to_device(next(iter(batches_of(setup.data, "valid", 2, 2, seed=setup.cfg.seed))),
+                                 setup.accelerator.device)
     called = {c.name for c in found if c.name in ("answers", "preview") and c.state != "not proven"}
-    return found + check_keys(setup, few, called)
+    return found + check_keys(setup, held_out, called)
