@@ -232,7 +232,8 @@ def look_at_rest(
 ) -> Check | None:
     "What is at rest, compared with the beginning; each tensor is told once."
     moving = set(watch.memory["moving"])
-    moved = sorted(n for n in watch.rest & sums.keys() if sums[n] != watch.begun.get(n, sums[n]) and n not in moving)
+    moved = [n for n in watch.rest & sums.keys() if sums[n] != watch.begun.get(n, sums[n]) and n not in moving]
+    moved.sort(key=lambda n: (n.endswith("num_batches_tracked"), n))  # a mean says more than a count
     watch.memory["moving"] = sorted(moving | set(moved))
     return check_rest(moved, len(watch.rest), when, watch.twins)
 

@@ -172,7 +172,7 @@ def rows_named(
             raise  # neither a function of the task nor a row
         saved = checkpoint.find(run)
         kept = f"The checkpoint {saved.name} was saved before; after" if saved else "After"
-        raise Failed(f"{why_failed(e, where, name, rows, tried)} {kept} mending, `workbench resume {run}` goes on "
-                     f"with this {where}.") from e
+        raise Failed(f"{why_failed(e, where, name, rows, tried)} {kept} mending, `workbench resume {run}` begins "
+                     f"with the {where}.") from e
     finally:
         setup.job = job

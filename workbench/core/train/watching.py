@@ -122,7 +122,7 @@ def watch_save(
     elif watch.since:
         ran = f"while the validation of step {at.step} ran"
         tell(training, [look_at_rest(watch, sums, ran)])
-        put_back(training, sorted(n for n, s in sums.items() if s != watch.since.get(n)), ran)
+        put_back(training, [n for n, s in sums.items() if s != watch.since.get(n)], ran)
         watch.last, watch.since, watch.steps, watch.look = watch.since, {}, 0, max(watch.look, 1)
     else:
         tell(training, [look_at_rest(watch, sums, f"by step {at.step}")])
@@ -134,7 +134,7 @@ def put_back(
     ran: str,  # "while the validation of step 40 ran"
 ):
     "Read the nets from the checkpoint that was written before the validation, where it has changed them."
-    every = sorted(set().union(*collect(changed, training.setup.accelerator)))
+    every = list(dict.fromkeys(name for part in collect(changed, training.setup.accelerator) for name in part))
     if every:
         checkpoint.restore_nets(training.setup.nets, checkpoint.find(training.run))
         tell(training, [Check("validation leaves no trace", "warned",
@@ -172,7 +172,7 @@ def end_watching(
             "frozen stays": f"{len(watch.rest)} frozen tensors had the same bits {looks}.",
             "modes stay": f"each module was in the mode of the stage {looks}.",
             "validation leaves no trace": f"the nets had the same bits before and after, {looks}."}
-    for name in says.keys() - told:
+    for name in (n for n in says if n not in told):
         note(training.run, setup, Check(name, "passed", says[name]))
     if reads := check_reads(watch.memory["reads"], setup.at.stage_step):
         note(training.run, setup, reads)
