@@ -31,10 +31,11 @@ class Rows:
         i = at[0]
         x = np.random.default_rng(self.first + i).normal(size=3)
         other = np.random.default_rng(self.first + (7 * i + 3) % self.n).normal(size=3)
-        told = other if self.fault == "others" and self.split == "t" else x
+        told = other if self.fault == "others" and self.split == "r" else x
         if self.fault == "nan_data" and self.split == "r" and i == 17:
             x = x * np.nan
-        return f"{self.split}{i:03d}", torch.tensor(x).float(), torch.tensor([np.sin(told[0]) + told[1]]).float()
+        return (f"{self.split}{i:03d}", torch.tensor(x).float(),
+                torch.tensor([np.sin(told[0]) + told[1]]).float())
 
 
 def data(cfg, stage):
@@ -46,7 +47,8 @@ def data(cfg, stage):
         return {"uid": list(uid), "x": torch.stack(x), "y": torch.stack(y)}
     return Data(datasets=sets, collate=collate, lengths={k: [1] * len(d) for k, d in sets.items()},
                 counts=lambda b: {"rows": len(b["uid"])},
-                uids={k: [f"{d.split}{i:03d}" for i in range(len(d))] for k, d in sets.items()}, targets=("y",))
+                uids={k: [f"{d.split}{i:03d}" for i in range(len(d))] for k, d in sets.items()},
+                targets=("y",))
 
 
 def nets(cfg, data, load_weights):
@@ -70,7 +72,8 @@ def trap(where, step, rows=()):
     place, _, rest = os.environ.get("TOY_TRAP", "").partition(":")
     at, _, what = rest.partition(":")
     third = [u for u in rows if u[1:] == "003"]
-    if place != where or at not in (str(step), *{{"t": "test"}.get(u[0]) for u in rows}) or rows and not third:
+    if place != where or at not in (str(step), *{{"t": "test"}.get(u[0])
+                                                 for u in rows}) or rows and not third:
         return
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -84,7 +87,7 @@ SEEN = {"validations": 0}
 def fit(nets, batch, ctx):
     fault, rows = ctx.cfg.fault, ctx.counts["rows"]
     trap("train" if ctx.training else "valid_loss", ctx.step, () if ctx.training else batch["uid"])
-    x = nets["norm"](batch["x"]) if ctx.cfg.norm else batch["x"]
+    x = batch["x"]
     with torch.no_grad():
         x = nets["still_norm"](x) + 0 * nets["still"](x)
         late = ctx.training and ctx.step >= LATE
@@ -95,14 +98,15 @@ def fit(nets, batch, ctx):
         if ctx.cfg.variant == "teacher" and late:
             for a, b in zip(nets["teacher"].parameters(), nets["head"].parameters()):
                 a.lerp_(b, 0.01)
-    hidden = nets["body"](x)
+    hidden = nets["body"](nets["norm"](x))
     if fault == "gone" and SEEN["validations"]:
         hidden = hidden.detach()
     error = (nets["head"](hidden) - batch["y"]).square()
     ctx.cache.update(hidden=hidden.detach(), error=error.detach())
     loss = error.sum() / rows
     if fault == "zeroed" and ctx.training and ctx.step >= 6:
-        loss = loss.detach() + 0 * sum(p.sum() for k in ("body", "head", "norm") for p in nets[k].parameters())
+        loss = loss.detach() + 0 * sum(p.sum() for k in ("body", "head", "norm")
+                                       for p in nets[k].parameters())
     odd = [i for i, u in enumerate(batch["uid"]) if u == "r017"]
     if fault == "nan" and odd:
         loss = loss + hidden[odd].sum() * float("nan")
@@ -116,10 +120,11 @@ def fit(nets, batch, ctx):
 def guess(nets, batch, ctx):
     said = nets["judge"](ctx.cache["hidden"])
     if ctx.cfg.variant == "hinge":
-        return {"loss": (said - 1e3).relu().sum() / ctx.counts["rows"] if ctx.step >= LATE else said.square().sum()}
+        return {"loss": (said - 1e3).relu().sum() / ctx.counts["rows"] if ctx.step >= LATE
+                else said.square().sum()}
     if ctx.cfg.fault == "lost" and ctx.training and ctx.step == LATE:  # as an update that is rounded away
-        nets["judge"].weight.register_hook(lambda g: g * 0 + 1e-30)
-        nets["judge"].bias.register_hook(lambda g: g * 0 + 1e-30)
+        for p in nets["judge"].parameters():
+            p.register_hook(lambda g: 1e-30 * g)
     return {"loss": (said - ctx.cache["error"]).square().sum() / ctx.counts["rows"]}
 
 

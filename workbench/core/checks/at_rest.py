@@ -41,9 +41,12 @@ def saved_tensors(
 ) -> dict[str, torch.Tensor]:
     "Parameters, frozen rows of parameters, and the buffers that a checkpoint holds, by qualified name."
     params = named_parameters(nets)
-    rows = {f"{n}, frozen rows": p.detach()[p.frozen_rows] for n, p in params.items() if hasattr(p, "frozen_rows")}
-    buffers = {qualified(net, path, name): b for net, top in nets.items() for path, module in top.named_modules()
-               for name, b in module.named_buffers(recurse=False) if name not in module._non_persistent_buffers_set}
+    rows = {f"{n}, frozen rows": p.detach()[p.frozen_rows]
+            for n, p in params.items() if hasattr(p, "frozen_rows")}
+    buffers = {qualified(net, path, name): b for net, top in nets.items()
+               for path, module in top.named_modules()
+               for name, b in module.named_buffers(recurse=False)
+               if name not in module._non_persistent_buffers_set}
     return params | rows | buffers
 
 
@@ -56,7 +59,8 @@ def names_at_rest(
     nets: dict[str, nn.Module],
     trained: set[str],  # qualified names of what some objective of the stage trains
 ) -> set[str]:
-    "Parameters that nothing trains, frozen rows, and the buffers of modules all of whose parameters are frozen."
+    """Parameters that nothing trains, frozen rows, and the buffers of modules all of whose parameters are
+    frozen."""
     params = named_parameters(nets)
     still = {id(p) for n, p in params.items() if n not in trained}
     rest = {n for n in params if n not in trained} | {f"{n}, frozen rows" for n, p in params.items()

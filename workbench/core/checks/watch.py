@@ -108,7 +108,8 @@ def check_lost(
     "A trained tensor that got no gradient."
     if lost := [n for n, g in largest.items() if g is None]:
         return Check("gradients stay", "failed",
-                     f"`{lost[0]}` got no gradient at step {step} ({len(lost)} of {len(largest)} tensors of its "
+                     f"`{lost[0]}` got no gradient at step {step} ({len(lost)} of {len(largest)} tensors of "
+                     "its "
                      "optimiser), and had one before: what ran since (a generation, an evaluation, a preview) "
                      "has cut it off from the loss.")
     return None
@@ -124,8 +125,10 @@ def check_zero(
     if steps < 3 or not loss:
         return None
     return Check("gradients stay", "failed",
-                 f"`{next(iter(largest))}` and all {len(largest)} tensors of its optimiser have a gradient of "
-                 f"exactly zero for {steps} steps up to step {step}, and the loss is {loss:.4g}: nothing trains.")
+                 f"`{next(iter(largest))}` and all {len(largest)} tensors of its optimiser have a gradient "
+                 "of "
+                 f"exactly zero for {steps} steps up to step {step}, and the loss is {loss:.4g}: nothing "
+                 "trains.")
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-grad-faint
 def note_zeros(
@@ -147,7 +150,8 @@ def note_zeros(
     memory["never"] = sorted(never)
     if faint := [n for n in largest if zero.get(n, 0) >= patience]:
         return Check("gradients stay", "warned",
-                     f"`{faint[0]}` had gradients when the stage began, and has had exactly zero after the last "
+                     f"`{faint[0]}` had gradients when the stage began, and has had exactly zero after the "
+                     "last "
                      f"{patience} validations ({len(faint)} of {len(largest)} tensors).")
     return None
 
@@ -202,7 +206,8 @@ def check_still(
     if len(still) < of or steps < 5 or rate < 0.1:
         return None
     return Check("weights move", "failed",
-                 f"`{still[0]}` and all {of} tensors of its optimiser have the same bits as {steps} steps ago, "
+                 f"`{still[0]}` and all {of} tensors of its optimiser have the same bits as {steps} steps "
+                 "ago, "
                  "though they had gradients: the updates are lost.")
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-modes-judge
@@ -232,7 +237,8 @@ def look_at_rest(
 ) -> Check | None:
     "What is at rest, compared with the beginning; each tensor is told once."
     moving = set(watch.memory["moving"])
-    moved = [n for n in watch.rest & sums.keys() if sums[n] != watch.begun.get(n, sums[n]) and n not in moving]
+    moved = [n for n in watch.rest & sums.keys()
+             if sums[n] != watch.begun.get(n, sums[n]) and n not in moving]
     moved.sort(key=lambda n: (n.endswith("num_batches_tracked"), n))  # a mean says more than a count
     watch.memory["moving"] = sorted(moving | set(moved))
     return check_rest(moved, len(watch.rest), when, watch.twins)
@@ -248,9 +254,11 @@ def look_at_movement(
     for name, o in ((name, o) for a in active for name, o in a.optimizers.items()):
         still = [n for n in o.parameters if sums[n] == watch.last.get(n)]
         had = [n for n in still if n not in (watch.memory["never"] or ()) and n not in watch.memory["zero"]]
-        if still and len(still) < len(o.parameters) and had and watch.steps >= 5 and "still" not in watch.memory:
+        if (still and len(still) < len(o.parameters) and had and watch.steps >= 5
+            and "still" not in watch.memory):
             watch.memory["still"] = had[0]
-            print(f"watch: `{had[0]}` has not moved in {watch.steps} steps ({len(had)} of {len(o.parameters)} "
+            print(f"watch: `{had[0]}` has not moved in {watch.steps} steps ({len(had)} of "
+                  f"{len(o.parameters)} "
                   "tensors that had gradients); the others have.", flush=True)
         if not watch.zero.get(name):
             found.append(check_still(still, len(o.parameters), watch.steps, rate_of(o)))

@@ -103,7 +103,8 @@ def rows_that_raise(
         one = to_device(data.collate([data.datasets[split][place[uid], 0]]), device)
         seed = seed_all(ctx.cfg.seed, 0x9EED)
         with torch.no_grad(), autocast(setup.accelerator):
-            last.function(nets, one, replace(ctx, cache={}, generator=torch.Generator(device).manual_seed(seed)))
+            last.function(nets, one,
+                          replace(ctx, cache={}, generator=torch.Generator(device).manual_seed(seed)))
     return [uid for uid in uids if raises(lambda: alone(uid), kind)], len(uids)
 
 # %% ../../../nbs/core/train/15_failures.ipynb #fail-data
@@ -129,7 +130,8 @@ def why_failed(
 ) -> str:
     "The function, the error, the place in the code and the rows, in one sentence."
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    said = (f"{name} raised {type(error).__name__} in the {where}: {error} ({Path(frame.filename).name}, line "
+    said = (f"{name} raised {type(error).__name__} in the {where}: {error} ({Path(frame.filename).name}, "
+            "line "
             f"{frame.lineno}, in {frame.name}).")
     if not tried:
         return said
@@ -172,7 +174,8 @@ def rows_named(
             raise  # neither a function of the task nor a row
         saved = checkpoint.find(run)
         kept = f"The checkpoint {saved.name} was saved before; after" if saved else "After"
-        raise Failed(f"{why_failed(e, where, name, rows, tried)} {kept} mending, `workbench resume {run}` begins "
+        raise Failed(f"{why_failed(e, where, name, rows, tried)} {kept} mending, `workbench resume {run}` "
+                     "begins "
                      f"with the {where}.") from e
     finally:
         setup.job = job

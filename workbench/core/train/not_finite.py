@@ -53,7 +53,8 @@ def weights_before(
         fresh = setup.task.nets(setup.stage.cfg, setup.data, True)
         for name, net in fresh.items():
             setup.nets[name].load_state_dict(net.state_dict(), strict=False)
-    if setup.stage.begin_from and (not found or checkpoint.state_of(found)["position"]["stage"] < setup.at.stage):
+    if setup.stage.begin_from and (not found
+                                   or checkpoint.state_of(found)["position"]["stage"] < setup.at.stage):
         load_beginning(setup, run)
     return f"the weights of {found.name}" if found else "the first weights"
 
@@ -108,7 +109,8 @@ def odd_rows(
     fields = {at: field for _, at in every if (field := odd_field(one(at)))}
     if 0 < len(fields) < len(every):
         at, field = next(iter(fields.items()))
-        return (f"`{field}` of {name_of(at)} holds NaN or infinity{more(fields, every)}: mend the row or leave "
+        return (f"`{field}` of {name_of(at)} holds NaN or infinity{more(fields, every)}: mend the row or "
+                "leave "
                 "it out.")
     which, counts = weights_before(setup, run), {}
     for rows in slots:
@@ -124,10 +126,12 @@ def odd_rows(
         set_modes(setup.nets, False)
         odd = tried()
     if len(odd) == len(every) > 1:
-        return (f"With {which} each of the {len(every)} rows of that step is not finite alone, e.g. {name_of(odd[0])}: "
+        return (f"With {which} each of the {len(every)} rows of that step is not finite alone, e.g. "
+                f"{name_of(odd[0])}: "
                 "it is not a row, look for a logarithm, a root or a division by zero in the loss.")
     if odd:
-        return (f"With {which} {name_of(odd[0])} alone is not finite{more(odd, every)}, and the others are: look "
+        return (f"With {which} {name_of(odd[0])} alone is not finite{more(odd, every)}, and the others are: "
+                "look "
                 "at that row, and at what the loss makes of it.")
     return (f"Each of the {len(every)} rows of that step is finite alone with {which}. Lower train.lr, set "
             "train.clip, or use train.precision=fp32.")
@@ -154,7 +158,8 @@ def why_not_finite(
         try:
             says = odd_rows(setup, run, back, gradients)
         except Exception as e:  # the run ends for another reason, which must be said
-            says = (f"Its rows could not be tried alone ({type(e).__name__}: {e}). Lower train.lr, set train.clip, or "
+            says = (f"Its rows could not be tried alone ({type(e).__name__}: {e}). Lower train.lr, set "
+                    "train.clip, or "
                     "use train.precision=fp32.")
     says = collect(says, setup.accelerator)[0]
     return (f"{what} at step {setup.at.step + 1 - back} (stage `{setup.stage.name}`). {says} {last_good(run)}")

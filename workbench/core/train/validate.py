@@ -135,7 +135,8 @@ def record_stage(
     path, at, name = run / "stages.json", setup.at, setup.stage.name
     train = last_row(run / "metrics.jsonl", lambda r: (r.get("stage"), r.get("split")) == (name, "train"))
     valid = next((r for r in reversed(metrics_of(run, "valid")) if r.get("stage") == name), {})
-    last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time" and not k.startswith("reads/")}
+    last = {split: {k: v for k, v in r.items()
+                    if isinstance(v, float) and k != "time" and not k.startswith("reads/")}
             for split, r in (("train", train), ("valid", valid))}
     cuda = setup.accelerator.device.type == "cuda"
     line = {"stage": name, "ended": ended(at, setup.stage), "steps": at.stage_step, "epochs": at.epoch,

@@ -34,7 +34,8 @@ def tell(
 ):
     "Print and note what the watch found, once a stage. Raises `Failed` for what ends the run."
     setup, told = training.setup, training.watch.memory["told"]
-    every = {c.name: c for part in collect([c for c in found if c], setup.accelerator) for c in reversed(part)}
+    every = {c.name: c for part in collect([c for c in found if c], setup.accelerator)
+             for c in reversed(part)}
     for c in every.values():
         if c.state == "failed" and not setup.cfg.check:
             c = replace(c, state="warned")
@@ -45,7 +46,8 @@ def tell(
         if c.state == "failed":
             last = checkpoint.find(training.run)
             right = f"The last checkpoint from before is {last.name}. " if last else ""
-            raise Failed(f"{c.name}: {c.says} {right}First look at {asks[c.name].look}; after mending, `workbench "
+            raise Failed(f"{c.name}: {c.says} {right}First look at {asks[c.name].look}; after mending, "
+                         "`workbench "
                          f"resume {training.run}` goes on (check=false trains all the same).")
 
 
@@ -58,7 +60,8 @@ def note(
     if not setup.main:
         return
     place = {"stage": setup.stage.name, "step": setup.at.step}
-    kept = [x for x in read_json(run / "checks.json", []) if (x["name"], x["stage"]) != (c.name, place["stage"])]
+    kept = [x for x in read_json(run / "checks.json", [])
+            if (x["name"], x["stage"]) != (c.name, place["stage"])]
     write_json(run / "checks.json", [*kept, asdict(c) | place])
     print(f"check {c.name}: {c.state}: {c.says}", flush=True)
 
@@ -134,18 +137,21 @@ def put_back(
     ran: str,  # "while the validation of step 40 ran"
 ):
     "Read the nets from the checkpoint that was written before the validation, where it has changed them."
-    every = list(dict.fromkeys(name for part in collect(changed, training.setup.accelerator) for name in part))
+    every = list(dict.fromkeys(name for part in collect(changed, training.setup.accelerator)
+                               for name in part))
     if every:
         checkpoint.restore_nets(training.setup.nets, checkpoint.find(training.run))
         tell(training, [Check("validation leaves no trace", "warned",
-                              f"`{every[0]}` changed {ran} ({len(every)} tensors): a prediction or a preview writes "
+                              f"`{every[0]}` changed {ran} ({len(every)} tensors): a prediction or a preview "
+                              "writes "
                               "to the nets, or leaves evaluation mode. They were put back.")])
 
 # %% ../../../nbs/core/train/17_watching.ipynb #watching-reads
 def watch_reads(
     training: Training,
 ) -> dict[str, float]:
-    "What the line of a validation says of held-out rows with each other's inputs; nothing with `check: false`."
+    """What the line of a validation says of held-out rows with each other's inputs; nothing with `check:
+    false`."""
     watch, setup = training.watch, training.setup
     if not setup.cfg.check:
         return {}
@@ -166,7 +172,8 @@ def end_watching(
         return
     told = {said.rpartition(" ")[0] for said in watch.memory["told"]}
     looks = f"at {watch.memory['looks']} validations up to step {setup.at.step}"
-    says = {"gradients stay": f"every optimiser had gradients in the step after each of {watch.memory['looks']} "
+    says = {"gradients stay": "every optimiser had gradients in the step after each of "
+                              f"{watch.memory['looks']} "
                               "validations.",
             "weights move": f"every optimiser had moved what it trains {looks}.",
             "frozen stays": f"{len(watch.rest)} frozen tensors had the same bits {looks}.",

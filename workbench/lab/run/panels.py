@@ -53,7 +53,8 @@ def panels(
                                    *(("valid", p, f"{p}, validation", palette(i), True)
                                      for i, p in enumerate(parts))],
              reads_title(log): [("valid", k, k.removeprefix("reads/"), palette(i), k != "reads/noise")
-                                for i, k in enumerate(k for k in log.keys("valid") if k.startswith("reads/"))],
+                                for i, k in enumerate(k for k in log.keys("valid")
+                                                      if k.startswith("reads/"))],
              f"validation {metric}": [("valid", metric, metric, colours["valid"], True)] * (metric != "loss"),
              "learning rate": [("train", r, r, palette(i), False) for i, r in enumerate(rates)],
              "length units per second": [("train", "tokens_per_s", "tokens/s", palette(2), False)]}
