@@ -54,7 +54,8 @@ def require_finite(
            if not math.isfinite(values[i]) and not (scaled and part.startswith("grad_norm"))]
     if odd:
         back, part, value = min(odd, key=lambda o: o[0])
-        raise Failed(why_not_finite(setup, run, f"{part} became {value}", -back, part.startswith("grad_norm")))
+        gradients = part.startswith("grad_norm")
+        raise Failed(why_not_finite(setup, run, f"{part} became {value}", -back, gradients))
 
 # %% ../../../nbs/core/train/10_log.ipynb #log
 def log(

@@ -67,8 +67,8 @@ def save(
     best: bool = False,
     ends_stage: bool = False,
 ):
-    """Write a checkpoint, once the values of the last steps are known to be finite and what is frozen to be as it
-    was."""
+    """Write a checkpoint, once the values of the last steps are known to be finite, and what is frozen is
+    known to be as it was."""
     flush(training.window, training.setup, training.run)
     watch_save(training)
     resume.save(training.run, training.setup, training.optimisation, training.window.values, best, ends_stage)
