@@ -164,7 +164,7 @@ def test_a_checked_run_is_the_run_that_was_not_checked(tmp_path, nproc):
     runs = [done(go(tmp_path / word, f"check={word}", nproc=nproc, base=base)) for word in ("true", "false")]
     bare = lambda run: [{k: v for k, v in row.items() if not k.startswith("reads/")} for row in lines(run)]
     assert bare(runs[0]) == lines(runs[1]) and same_bits(tensors(runs[0]), tensors(runs[1]))
-    found = [c for c in json.loads((runs[0] / "checks.json").read_text()) if "step" not in c]  # not the watch's
+    found = [c for c in json.loads((runs[0] / "checks.json").read_text()) if "step" not in c]
     assert len(found) == 9 and not (runs[1] / "checks.json").exists() and not (runs[0] / ".check").exists()
 
 

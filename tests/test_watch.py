@@ -1,5 +1,5 @@
-"""A run is saved before it is validated, and watched to its end: what breaks in between names the tensor or the
-row, and costs no step."""
+"""A run is saved before it is validated, and watched to its end: what breaks names the tensor or the row, and
+costs no step."""
 import signal
 
 import pytest

@@ -1,6 +1,6 @@
-"""A task for tests of the watch: a body and a head learn a curve, a judge guesses their error; a still part is
-frozen. `fault` brings in what goes wrong after the first steps; TOY_TRAP (`where:step:what`) kills or raises in
-a function."""
+"""A task for tests of the watch: a body and a head learn a curve, a judge guesses their error, a part is frozen.
+
+`fault` brings in what goes wrong after the first steps; TOY_TRAP (`where:step:what`) kills or raises."""
 import os
 import signal
 

@@ -20,6 +20,7 @@ from ..checks.watch import (
     asks, begin_watch, look_at_gradients, look_at_modes, look_at_movement, look_at_rest)
 from ..run import checkpoint
 from ..setup.state import Setup
+from ..stages.position import due
 from ..step.ranks import collect
 from ..step.step import ActiveObjective, require_gradients
 from .not_finite import why_not_finite
@@ -150,10 +151,11 @@ def put_back(
 def watch_reads(
     training: Training,
 ) -> dict[str, float]:
-    """What the line of a validation says of held-out rows with each other's inputs; nothing with `check:
-    false`."""
+    """What the line of a validation says of held-out rows with each other's inputs.
+    Nothing with `check: false`, and at a stage's end only if a validation was due, or it is the first."""
     watch, setup = training.watch, training.setup
-    if not setup.cfg.check:
+    extra = watch.memory["reads"] and not due(setup.stage.cfg.valid.every, setup.at)
+    if not setup.cfg.check or extra:
         return {}
     if watch.held_out is None:
         watch.held_out = held_out(setup)
