@@ -3,7 +3,7 @@
     python bench/watch.py [--steps 300] [--rounds 3] [--preset t5_tiny]
 
 Without the watch its looks do nothing; the checks before the first step are the same. Prints a markdown
-table: processor seconds of each run, their ratio, and what the looks took by themselves, as a share of the run.
+table: processor seconds of each run, their ratio, and what the looks took by themselves.
 """
 import argparse
 import os

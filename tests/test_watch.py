@@ -172,7 +172,7 @@ def test_a_breach_stops_before_harm_is_saved(folder, fault, check, words, last):
     ("training", "validation leaves no trace", "`norm.running_mean` changed while the validation of step 6"),
     ("others", "reads its input", "what was learnt does not come from the input")])
 def test_what_may_be_meant_is_a_warning(folder, fault, check, words):
-    more = ("norm=true" if fault == "training" else "train.max_steps=240 valid.every=20" if fault == "others"
+    more = ("norm=true" if fault == "training" else "train.max_steps=600 valid.every=25" if fault == "others"
             else "")
     run = done(go(folder / fault, f"fault={fault} dropout=0.2 {more}", base=BASE))
     assert found(run)[check][0] == "warned" and words in found(run)[check][1], found(run)

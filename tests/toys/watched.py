@@ -1,4 +1,4 @@
-"""A task for tests of the watch: a body and a head learn a curve, a judge guesses their error, a part is frozen.
+"""A task for tests of the watch: a body and a head learn a curve, a judge guesses their error.
 
 `fault` brings in what goes wrong after the first steps; TOY_TRAP (`where:step:what`) kills or raises."""
 import os

@@ -95,6 +95,7 @@ def line_of_gaps(
 # %% ../../../nbs/core/checks/75_reads.ipynb #reads-judge
 def check_reads(
     looks: list[dict[str, list[float]]],  # of the last validations: part -> (gap, noise, own loss)
+    losses: list[float],  # of the same rows with their own inputs, at all validations
     steps: int,  # of the stage
     least: int = 100,  # steps before which nothing need be learnt
 ) -> Check | None:  # None: nothing was measured
@@ -109,14 +110,15 @@ def check_reads(
     if rose[-1]:
         return Check("reads its input", "passed", f"held-out rows with each other's inputs cost: {said}.")
     close = any(gap > noise / 2 for look in live for gap, noise, _ in look.values())
-    early = len(looks) < 3 or steps < least or close or falls([look["loss"][2] for look in looks])
+    early = len(looks) < 3 or steps < least or close or falls(losses)
     return Check("reads its input", "not proven" if early else "warned",
                  f"after {steps:,} steps held-out rows cost the same with each other's inputs ({said}): "
                  + ("not yet." if early else "what was learnt does not come from the input."))
 
 
 def falls(
-    losses: list[float],  # of held-out rows, at the last validations
+    losses: list[float],
 ) -> bool:
-    "Whether a loss still falls, by more than a fiftieth."
-    return losses[0] - losses[-1] > 0.02 * abs(losses[0])
+    "Whether the last two are lower than all before, by more than a fiftieth."
+    before = min(losses[:-2], default=float("inf"))
+    return before - min(losses[-2:]) > 0.02 * abs(before)

@@ -162,6 +162,7 @@ def watch_reads(
     found = gaps(setup, watch.held_out)
     if found:
         watch.memory["reads"] = [*watch.memory["reads"], {p: list(pair) for p, pair in found.items()}][-3:]
+        watch.memory["losses"].append(found["loss"][2])
     return line_of_gaps(found)
 
 
@@ -183,5 +184,5 @@ def end_watching(
             "validation leaves no trace": f"the nets had the same bits before and after, {looks}."}
     for name in (n for n in says if n not in told):
         note(training.run, setup, Check(name, "passed", says[name]))
-    if reads := check_reads(watch.memory["reads"], setup.at.stage_step):
+    if reads := check_reads(watch.memory["reads"], watch.memory["losses"], setup.at.stage_step):
         note(training.run, setup, reads)
