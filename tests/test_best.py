@@ -41,12 +41,12 @@ TWO = """valid.every=1 pipeline.steps='[
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two stages; killed in step 8, after step 7 was told, and resumed from the best checkpoint, which is
-    step 6."""
+    "Two stages; killed in step 8, after step 7 was told, and resumed from there; the best one is step 6."
     run = go(tmp_path_factory.mktemp("best") / "two", TWO.replace("\n", ""), "kill:7", base=BASE)
     assert end(run)["state"] == "died"
     assert {r["step"] for r in metrics_of(run.folder)} == {1, 2, 3, 4, 5, 6, 7}
-    assert checkpoint.find(run.folder).name == checkpoint.checkpoint_name(6)
+    assert checkpoint.find(run.folder).name == checkpoint.checkpoint_name(7)
+    assert checkpoint.find(run.folder, "best").name == checkpoint.checkpoint_name(6)
     return done(again(run.folder))
 
 

@@ -73,6 +73,7 @@ def write(
     tensors = net_tensors(run, setup, average) | optimizers
     scaler = setup.accelerator.scaler
     state = {"position": vars(setup.at), "optimizers": plain, "window": values,
+             "watched": optimisation.watched,
              "world0": setup.job.first_world_size, "metrics_size": metrics_size(run),
              "elsewhere": model.stored_elsewhere, "ema": bool(average), "assets": sorted(model.assets),
              "kept": sorted(p.name for p in (run / "assets").glob("*")),
@@ -249,6 +250,7 @@ def restore(
             checkpoint.restore_optimizer(o.optimizer.optimizer, list(o.parameters), tensors, saved)
             restore_schedule(o.scheduler, saved["scheduler"])
             o.lr = saved["lr"]
+    optimisation.watched.update(state.get("watched", {}))
     if state["scaler"]:
         setup.accelerator.scaler.load_state_dict(state["scaler"])
     for name in setup.nets if state["ema"] else ():

@@ -107,6 +107,7 @@ class Optimisation:
     "What moves the weights in a stage."
     active: list[ActiveObjective] = field(default_factory=list)  # in the order in which they run
     average: dict = field(default_factory=dict)  # parameter -> its running average; {}: none is kept
+    watched: dict = field(default_factory=dict)  # what the watch remembers of the stage; JSON
 
 # %% ../../../nbs/core/setup/00_state.ipynb #make_accelerator
 def make_accelerator(

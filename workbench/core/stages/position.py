@@ -33,6 +33,7 @@ class Position:
     reference: float | None = None
     bad: int = 0  # validations since then
     validated: int = -1  # the step of the last validation
+    validating: bool = False  # whether a validation of this step has begun and is not over
 
 # %% ../../../nbs/core/stages/10_position.ipynb #position_in
 def position_in(

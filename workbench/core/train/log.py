@@ -14,9 +14,9 @@ import torch
 
 from ..run import trackers
 from ..run.folder import append_metrics
-from ..setup.resume import last_good
 from ..setup.state import Setup
 from ..step.ranks import collect
+from .not_finite import why_not_finite
 from .training import Attempt, LogWindow, Training
 from ...errors import Failed
 
@@ -47,16 +47,15 @@ def require_finite(
     setup: Setup,
     run: Path,
 ):
-    """Raises `Failed` naming the first step at which a value was NaN or infinite.
+    """Raises `Failed` naming the first step at which a value was NaN or infinite, and the row that made it.
     A gradient norm may overflow in fp16: the scaler skips that step."""
     scaled = setup.accelerator.scaler is not None
     odd = [(i - len(values), part, values[i]) for part, values in summed.items() for i in range(len(values))
            if not math.isfinite(values[i]) and not (scaled and part.startswith("grad_norm"))]
     if odd:
         back, part, value = min(odd, key=lambda o: o[0])
-        raise Failed(f"{part} became {value} at step {setup.at.step + 1 + back} (stage "
-                     f"`{setup.stage.name}`). {last_good(run)} Lower train.lr, set train.clip, or use "
-                     "train.precision=fp32.")
+        gradients = part.startswith("grad_norm")
+        raise Failed(why_not_finite(setup, run, f"{part} became {value}", -back, gradients))
 
 # %% ../../../nbs/core/train/10_log.ipynb #log
 def log(

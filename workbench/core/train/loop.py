@@ -24,6 +24,7 @@ from .ending import die_with_parent, explain, give_up, gone, stop_on_signals
 from .stage import close_stage, end_stage, save, train_stage
 from .training import Attempt, Budget, Status, Training
 from .validate import final_evaluation, memory_held, record_stage
+from .watching import end_watching
 from ...errors import Refused
 
 # %% ../../../nbs/core/train/50_loop.ipynb #start
@@ -98,6 +99,7 @@ def train(
             # else the end of the stage before is the place
             if at.stage_step or not checkpoint.find(training.run):
                 save(training)
+            end_watching(training)
             break
         close_stage(training)
         resumed, more = None, leave_stage(training)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks.watch import Watch
 from ..run.folder import update_status
 from ..setup.state import Optimisation, Setup
 from ..stages.position import Position
@@ -81,6 +82,7 @@ class Training:
     budget: Budget = field(default_factory=Budget)
     optimisation: Optimisation = field(default_factory=Optimisation)
     window: LogWindow = field(default_factory=LogWindow)
+    watch: Watch = field(default_factory=Watch)  # of the stage at hand
 
     @property
     def run(self) -> Path:

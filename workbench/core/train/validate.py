@@ -22,8 +22,10 @@ from ..setup.state import Optimisation, Setup
 from ..stages.position import Position, ended, improves
 from ..step.optim import named_parameters, set_modes, swap
 from ..step.schedule import steps_on_validation
+from .failures import rows_named
 from .log import record
 from .training import Training
+from .watching import watch_reads
 from ...files import read_json, write_json
 
 # %% ../../../nbs/core/train/20_validate.ipynb #averaged
@@ -44,17 +46,20 @@ def validate(
     training: Training,
 ) -> bool:
     """Loss and scores on the validation split; returns whether they are the best so far.
-    Raises `Refused` for a metric that nothing reports."""
+    Raises `Refused` for a metric that nothing reports, and `Failed` naming function and row for an error in a
+    function of the task."""
     setup, status, valid = training.setup, training.status, training.setup.stage.cfg.valid
     began, at = time.monotonic(), training.setup.at
     status.set_phase("validation")
     with averaged(setup, training.optimisation):
-        scores, rows = evaluate(setup, "valid", valid.rows)
-        row = line_of(training, "valid", scores, rows)
+        with rows_named(setup, training.run, "valid", f"validation of step {at.step}"):
+            scores, rows = evaluate(setup, "valid", valid.rows)
+            row = line_of(training, "valid", scores, rows) | watch_reads(training)
         if setup.main:
             name = predictions_name(at, setup.stage.name if setup.cfg.pipeline else "")
             save_predictions(training.run / "predictions" / name, rows)
-            preview(training, at.step)
+            with rows_named(setup, training.run, "valid", f"validation of step {at.step}"):
+                preview(training, at.step)
     set_modes(setup.nets, True)
     record(training.attempt, setup, row)
     value = measured(setup, scores)
@@ -129,7 +134,8 @@ def record_stage(
     path, at, name = run / "stages.json", setup.at, setup.stage.name
     train = last_row(run / "metrics.jsonl", lambda r: (r.get("stage"), r.get("split")) == (name, "train"))
     valid = next((r for r in reversed(metrics_of(run, "valid")) if r.get("stage") == name), {})
-    last = {split: {k: v for k, v in r.items() if isinstance(v, float) and k != "time"}
+    last = {split: {k: v for k, v in r.items()
+                    if isinstance(v, float) and k != "time" and not k.startswith("reads/")}
             for split, r in (("train", train), ("valid", valid))}
     cuda = setup.accelerator.device.type == "cuda"
     line = {"stage": name, "ended": ended(at, setup.stage), "steps": at.stage_step, "epochs": at.epoch,
@@ -155,12 +161,14 @@ def final_evaluation(
     results = {"checkpoint": found.name, "step": step, "splits": {}}
     for split in splits:
         deadline = time.monotonic() + max(1.0, 0.8 * left / len(splits)) if left is not None else None
-        results["splits"][split] = final_scores(training, split, step, deadline)
+        with rows_named(setup, run, split, "final evaluation"):
+            results["splits"][split] = final_scores(training, split, step, deadline)
     if setup.main:
         write_json(run / "results.json", results)
         # else the validation of that step has made them
         if not (run / "previews" / found.name).exists():
-            preview(training, step)
+            with rows_named(setup, run, "valid", "final evaluation"):
+                preview(training, step)
 
 # %% ../../../nbs/core/train/20_validate.ipynb #final_scores
 def final_scores(

@@ -22,11 +22,12 @@ from ..show import Table, plainly, span
 def checks(
     run: str | Path,
 ) -> Table:
-    "The reality checks that the run began with, and what each found."
+    "The reality checks that the run began with, and those of the watch, by their step."
     found = read_json(Path(run) / "checks.json", [])
     if not found:
         return Table([], [], "No reality checks: the run was begun with check=false, or it was resumed.")
-    return Table(["check", "", "found"], [[c["name"], c["state"], c["says"]] for c in found],
+    name_of = lambda c: c["name"] + (f", step {c['step']:,}" if "step" in c else "")
+    return Table(["check", "", "found"], [[name_of(c), c["state"], c["says"]] for c in found],
                  "Reality checks")
 
 # %% ../../../nbs/lab/run/40_results.ipynb #control_notes
@@ -71,6 +72,8 @@ def scores(
     note += ["RANDOM WEIGHTS instead of pretrained ones: see the plan."] * fell_back(run)
     signature = read_json(run / "plan.json", {}).get("data", {}).get("signatures", {}).get("bleu4")
     note += [f"BLEU: {signature}; the others' signatures stand in manifest.json."] if signature else []
+    note += [c["says"][:1].upper() + c["says"][1:] for c in read_json(run / "checks.json", [])
+             if (c["name"], c["state"]) == ("reads its input", "warned")]
     plan = read_json(run / "plan.json", {})
     whose = f" · data: {data_line(plan)}" if plan.get("splits") else ""
     return Table(head, rows, f"Scores of {results['checkpoint']}{whose}", " ".join(note))
@@ -85,7 +88,8 @@ def last_validation(
         return {}
     row, splits = rows[-1], read_json(run / "plan.json", {}).get("splits", {})
     of = splits.get("valid", row.get("rows", 0))
-    kept = {k: v for k, v in row.items() if isinstance(v, float) and k != "time"}
+    kept = {k: v for k, v in row.items()
+            if isinstance(v, float) and k != "time" and not k.startswith("reads/")}
     where = f"step {row['step']:,} on validation rows; the final evaluation was not reached"
     return {"checkpoint": where, "splits": {"valid": {"rows": row.get("rows", 0), "of": of, "scores": kept}}}
 
