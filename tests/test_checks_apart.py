@@ -219,6 +219,23 @@ def test_noise_of_the_whole_batch_leaves_no_answer():
     assert found["rows"].state == "not proven" and not [c for c in found.values()
                                                         if c.state == "failed"], found
 
+    def times(nets, b, ctx):  # two numbers a row, side by side, in training
+        first, second = torch.rand(2, len(b["y"]), generator=ctx.generator)
+        scale = (first + second)[:, None, None] if ctx.training else 1
+        return sum_loss(nets, b | {"x": b["x"] * scale}, ctx)
+
+    found = asked(times)
+    assert found["rows"].state == "passed" and found["accumulation"].state == "not proven", found
+
+
+def test_noise_that_a_loss_draws_by_the_name_of_a_row_is_its_own():
+    def named(nets, b, ctx):
+        own = [torch.Generator().manual_seed(100 + int(u[1:])) for u in b["uid"]]
+        noise = torch.stack([torch.randn(4, generator=g)[:1] for g in own])
+        return sum_loss(nets, b | {"x": b["x"] + noise[:, None]}, ctx)
+
+    assert {c.state for c in asked(named).values()} == {"passed"}
+
 
 def contrastive(nets, b, ctx):
     z = nets["body"](b["x"]).mul(b["mask"][..., None]).sum(1)

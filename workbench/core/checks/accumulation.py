@@ -119,6 +119,8 @@ def accumulation(
         answer = check_accumulation(whole, gradients(a, b), tolerance)
         if answer.state != "failed":
             return answer
+        if not all(noise.controlled for noise in noises.values()):
+            return unproven("the loss draws noise that depends on the whole batch.")
         same = lambda x, y: check_accumulation(x, y, tolerance).state != "failed"
         if not all(same(whole, gradients((pair, [0, 1]), first=1)) for _ in range(2)):
             return unproven("the gradients of one batch differ from time to time: the loss draws noise, or "

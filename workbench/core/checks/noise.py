@@ -42,7 +42,11 @@ def draws(
     func,
     given: dict,  # its arguments by name
 ) -> bool:
-    "Whether a call that may draw random numbers does: attention names a dropout also where it is 0."
+    """Whether a call that may draw random numbers does, from the numbers of the step. Attention names a dropout
+    also where it is 0; a generator that the loss has seeded itself gives what it gives."""
+    own = given.get("generator")
+    if own is not None and own.initial_seed() != torch.initial_seed():
+        return False
     rates = [given[n] for n in ("dropout_p", "dropout", "p") if n in given and "_" != func._schema.name[-1]]
     rates = [r for r in rates if isinstance(r, (int, float))]
     return not (rates and rates[0] == 0) and given.get("train") is not False
