@@ -38,7 +38,8 @@ CHECKS = {"splits", "draws", "inputs", "range", "target values", "texts", "first
           "overfit",
           "parts", "shuffled targets", "shuffled inputs", "generation", "keys", "watch"}
 sys.path[:0] = [str(here / "gallery"), str(here.parent)]
-os.environ["WORKBENCH_TASKS"] = ",".join(str(here / "gallery" / f"{name}.py") for name in SYSTEMS)
+os.environ["WORKBENCH_TASKS"] = ",".join([*filter(None, [os.environ.get("WORKBENCH_TASKS")]),
+                                          *(str(here / "gallery" / f"{name}.py") for name in SYSTEMS)])
 
 # Kinds of the published lists that are no fault here, or that no check can tell from an intent
 ELSEWHERE = {

@@ -11,8 +11,9 @@ WHOLE = os.environ.get("WORKBENCH_TESTS") == "all"  # `make test-all`
 # files of ten seconds and more, longest first: two workers that begin with them end together
 LONG = ["test_sign", "test_checks", "test_flowchart", "test_flow", "test_pipelines", "test_lock",
         "test_resume", "test_tts", "test_lab", "test_tts_runs", "test_values", "test_stages", "test_faults",
-        "test_say", "test_keys", "test_seeded", "test_best", "test_compare_browser", "test_docs", "test_hub",
-        "test_backup"]
+        "test_watch", "test_checks_losses", "test_checks_steps", "test_checks_answers", "test_checks_data",
+        "test_checks_apart", "test_seeded", "test_gallery", "test_say", "test_keys", "test_best",
+        "test_compare_browser", "test_docs", "test_hub", "test_backup"]
 sys.path.insert(0, str(here / "toys"))
 # whoever runs the tests trusts them
 os.environ["WORKBENCH_TASKS"] = ",".join(path.stem for path in (here / "toys").glob("*.py"))
