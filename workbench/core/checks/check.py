@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from .answers import finish_answers
 from .overfit import deep
 from .result import Check
 from .quick import quick
@@ -31,10 +32,11 @@ def require_passed(
     "Check the stage that begins and write checks.json. Raises `Refused` naming what failed."
     began = time.monotonic()
     found = quick(setup, run)
+    pace = (time.monotonic() - began) / 25  # the quick checks cost about so many steps of their few rows
+    found = finish_answers(setup, found)
     if not any(c.state == "failed" for c in found):
-        pace = (time.monotonic() - began) / 12  # the quick checks cost about twelve steps of their few rows
         length = stage_seconds(setup, pace, budget)
-        found = deep(setup, min(120.0, length / 10), quick=found) if length >= 1800 else found
+        found += deep(setup, min(120.0, length / 10)) if length >= 1800 else []
     if setup.main:
         write_checks(run, setup, found)
     if failed := [c for c in found if c.state == "failed"]:
@@ -76,7 +78,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="workbench-check-") as folder:
         setup = prepare(create(cfg, Path(folder) / "run"))
         prove_metric(setup)
-        found = quick(setup)
+        found = finish_answers(setup, quick(setup))
         if seconds and not any(c.state == "failed" for c in found):
-            found = deep(setup, seconds, quick=found)
+            found += deep(setup, seconds)
         return found
