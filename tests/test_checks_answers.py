@@ -71,14 +71,6 @@ def test_healthy_answers_pass_and_leave_no_trace(setup_of, system, variant):
     assert all(torch.equal(p, before[n]) for n, p in named_parameters(setup.nets).items())
 
 
-def test_slow_answers_are_left_to_the_deep_checks(setup_of):
-    setup = setup_of("pairs")
-    slow = setup.task.predict
-    late = lambda *a: (time.sleep(0.05), slow(*a))[1]
-    setup.job = replace(setup.job, task=replace(setup.task, predict=late))
-    assert [c.state for c in check_answers(setup, allowance=0.01)] == ["passed", "not proven"]
-
-
 DEEP = {  # fault -> (system, check, state, words)
     "one answer for all": ("pairs", "generation", "failed", "1 different answers for 4"),
     "answers of other rows": ("pairs", "generation", "failed", "those of other rows"),

@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from .answers import finish_answers
 from .overfit import deep
 from .result import Check
 from .quick import quick
@@ -31,9 +30,8 @@ def require_passed(
 ):
     "Check the stage that begins and write checks.json. Raises `Refused` naming what failed."
     began = time.monotonic()
-    found = quick(setup, run)
-    pace = (time.monotonic() - began) / 25  # the quick checks cost about so many steps of their few rows
-    found = finish_answers(setup, found)
+    found = quick(setup, run, answers=True)
+    pace = (time.monotonic() - began) / 25  # the quick checks cost about so many steps of few rows
     if not any(c.state == "failed" for c in found):
         length = stage_seconds(setup, pace, budget)
         found += deep(setup, min(120.0, length / 10)) if length >= 1800 else []
@@ -78,7 +76,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="workbench-check-") as folder:
         setup = prepare(create(cfg, Path(folder) / "run"))
         prove_metric(setup)
-        found = finish_answers(setup, quick(setup))
+        found = quick(setup, answers=True)
         if seconds and not any(c.state == "failed" for c in found):
             found += deep(setup, seconds)
         return found

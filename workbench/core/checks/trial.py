@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .answers import finish_answers
 from .fault import Fault, Healthy, NotHere, healthy_of
 from .overfit import deep
 from .quick import quick
@@ -85,8 +84,7 @@ def try_fault(
     "Seed one fault, and check the task."
     try:
         faulty = begun(fault.seed(healthy), setup, run)
-        found = quick(faulty)
-        found = finish_answers(faulty, found) if fault.kind == "answers" else found
+        found = quick(faulty, answers=fault.kind == "answers")
         result = judged(fault, before, found)
         if fault.seen == "deep" and seconds and not any(c.state == "failed" for c in found):
             result = judged(fault, before, [*found, *deep(faulty, seconds)])
@@ -116,7 +114,7 @@ def trial(
         healthy = healthy_of(setup)
         setup.model = Model()  # one copy of the nets at a time
         untouched = begun(healthy.job, setup, run)
-        before = finish_answers(untouched, quick(untouched))
+        before = quick(untouched, answers=True)
         if seconds and not any(c.state == "failed" for c in before) and any(f.seen == "deep" for f in faults):
             before += deep(untouched, seconds)
         del untouched

@@ -225,7 +225,7 @@ def quick(
     "The quick tier of the reality checks: two real optimiser steps."
     from workbench.core.checks import quick as checks
 
-    found = checks.quick(workspace.setup())
+    found = checks.quick(workspace.setup(), answers=True)
     return *verdict(found), [checked(found, "Quick tier: two real optimiser steps")]
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #deep
