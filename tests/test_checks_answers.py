@@ -3,7 +3,6 @@ the control asks the model again."""
 import sys
 import time
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
