@@ -48,8 +48,8 @@ def test_nothing_is_found_in_a_healthy_toy():
     found = check(toy(), seconds=30)
     assert {c.state for c in found} == {"passed"}, found
     assert {c.name for c in found} >= {"inputs", "splits", "draws", "first loss", "evaluation", "targets",
-                                       "inputs matter", "padding", "coverage", "gradients", "frozen", "update",
-                                       "checkpoint", "answers", "overfit", "generation"}
+                                       "inputs matter", "padding", "coverage", "gradients", "frozen",
+                                       "update", "checkpoint", "answers", "overfit", "generation"}
 
 
 @pytest.mark.parametrize("texts, state", [(["0", "1"] * 12, "failed"), (["Yes."] * 12, "failed"),

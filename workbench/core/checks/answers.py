@@ -157,7 +157,8 @@ def check_answers(
         single, odd = answered_alone(setup, ones[0], told, uids[0], answer)
         rows, failed = attempt("answers", "predict", lambda: answer(data.collate(items)),
                                f" on rows {', '.join(map(str, uids))}")
-        failed = failed or judge_rows(rows, uids, from_scratch(setup)) or judge_modes("answers", "predict", seen)
+        failed = (failed or judge_rows(rows, uids, from_scratch(setup))
+                  or judge_modes("answers", "predict", seen))
         if not failed or not rows and failed.state == "not proven":
             _, wrong = attempt("answers", "score", lambda: setup.task.score(rows, data))
             failed = wrong or failed

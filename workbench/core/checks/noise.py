@@ -42,8 +42,8 @@ def draws(
     func,
     given: dict,  # its arguments by name
 ) -> bool:
-    """Whether a call that may draw random numbers does, from the numbers of the step. Attention names a dropout
-    also where it is 0; a generator that the loss has seeded itself gives what it gives."""
+    """Whether a call that may draw random numbers does, from the numbers of the step.
+    Attention names a dropout also where it is 0; a generator that the loss has seeded is left alone."""
     own = given.get("generator")
     if own is not None and own.initial_seed() != torch.initial_seed():
         return False

@@ -53,8 +53,8 @@ def new_nets(
     before_steps: untouched,
     most: float = 5e8,  # bytes of nets that are made a second time
 ) -> Setup:
-    """The set-up with nets made anew, as a new process makes them; large ones, and those whose weights are kept elsewhere, are
-    taken back in place to where they were made."""
+    """The set-up with nets made anew, as a new process makes them.
+    Large ones, and those whose weights are kept elsewhere, go back in place to how they were made."""
     tensors = [t for net in setup.nets.values() for t in (*net.parameters(), *net.buffers())]
     if setup.model.stored_elsewhere or sum(t.numel() * t.element_size() for t in tensors) > most:
         before_steps.rebuild()

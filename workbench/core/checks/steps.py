@@ -85,8 +85,8 @@ def release(
     accelerator,
     trained: float,  # bytes of the weights that its optimisers step
 ):
-    """Let go of what was prepared for steps that are over. A large model's is collected at once, which takes as long as
-    all checks of a small one."""
+    """Let go of what was prepared for steps that are over.
+    A large model's is collected at once, which takes as long as all checks of a small one."""
     if trained > 1e8:
         accelerator.free_memory()
     for kept in (accelerator._models, accelerator._optimizers, accelerator._schedulers):
@@ -282,7 +282,8 @@ def check_steps(
     after = at_rest()
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
-    left, still = forgotten(setup, [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    left, still = forgotten(setup,
+                            [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,
