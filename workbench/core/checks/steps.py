@@ -261,8 +261,8 @@ def check_steps(
     frozen, buffers = frozen_parts(active, params), buffers_at_rest(setup.nets, params, active)
     at_rest = lambda: ({n: fingerprint(p.detach()[rows]) for n, (p, rows) in frozen.items()}
                        | {n: fingerprint(b) for n, b in buffers.items()})
-    were, copies = at_rest(), {n: p.detach().clone()
-                               for n, (p, rows) in frozen.items() if p.numel() < 1 << 20}
+    were, copies = at_rest(), {n: p.detach().clone() for n, (p, _) in frozen.items()
+                               if n in params and p.numel() < 1 << 20}  # no frozen rows: theirs trains
 
     def note_largest(objective):
         for o in objective.optimizers.values():
