@@ -223,6 +223,8 @@ def together_and_apart(
     noise = noise_unknown(few) if off else ""
     others = sees_others(few) if off and not noise and not few.drawing else {}
     mixed = [p for p in off if p in doubled or few.drawing or others.get(p)] if not noise else []
+    aside = [] if totals & {*mixed} or not totals <= {*asked} else mixed  # the loss stays: they are shown
+    mixed, off = ([p for p in of if p not in aside] for of in (mixed, off))
     found_rows = answer_rows(few, mixed, {p: (together[p], apart[p]) for p in together}, declared, asked,
                              noise)
     unknown = (noise or few.drawing and "collating draws random numbers, so a row has no padding of its own."

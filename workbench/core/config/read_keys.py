@@ -19,7 +19,7 @@ def sections(
     """Every section inside a configuration with its dotted key; entries of a list by their names, or their
     places."""
     if isinstance(value, Section):
-        inner = vars(value).items()
+        inner = object.__getattribute__(value, "__dict__").items()  # no look that is noted
     elif isinstance(value, dict):
         inner = value.items()
     else:
