@@ -59,7 +59,7 @@ class Body(nn.Module):
             self.register_buffer("drift", torch.zeros(1), persistent=False)
 
     def forward(self, x):
-        if self.fault == "statistics move":
+        if self.fault == "statistics move" and self.training:
             self.front.train()
         if self.fault == "buffer" and self.training:
             self.drift += 1
