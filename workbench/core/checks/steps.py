@@ -163,6 +163,10 @@ def check_gradients(
         net = n.split(".")[0]
         by_net[net] = max(g, by_net.get(net, 0.0))
     faint, strong = min(by_net, key=by_net.get), max(by_net, key=by_net.get)
+    if by_net[strong] < 1e-9:  # Adam divides by the root mean square of a gradient plus 1e-8
+        return Check("gradients", "warned", f"the largest gradient of all is {by_net[strong]:.1e} "
+                     f"(`{strong}`): an optimiser hardly hears it, so look which factor makes the loss so "
+                     "small.")
     if by_net[faint] < 1e-7 * by_net[strong]:
         return Check("gradients", "warned", f"the gradients of `{faint}` reach {by_net[faint]:.1e}, those of "
                      f"`{strong}` {by_net[strong]:.1e}: so faint a gradient is rounding.")
@@ -280,9 +284,11 @@ def check_steps(
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)
     after = at_rest()
+    trains = {n: before[n] for n in trained}
     follow = [n for n, t in copies.items()
-              if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
-    left, still = forgotten(setup, [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+              if were[n] != after[n] and follows(t, frozen[n][0].detach(), trains, params)]
+    left, still = forgotten(setup,
+                            [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,
