@@ -205,8 +205,14 @@ def check_frozen(
 # %% ../../../nbs/core/checks/30_steps.ipynb #check_moved
 def check_moved(
     moved: dict[str, bool],  # trained tensor with a gradient -> whether two steps changed it
+    put_back: list[str] = [],  # those that the second pass found at their start again, after a step
 ) -> Check:
-    "The optimiser moved what it trains."
+    "The optimiser moved what it trains, and no pass takes a step back."
+    if put_back:
+        more = f" ({len(put_back)} of {len(moved)} tensors)" if len(put_back) > 1 else ""
+        return Check("steps", "failed", f"the second pass puts `{put_back[0]}` back to what it was before "
+                                        "the "
+                                        f"first step{more}: a forward or the loss writes to it.")
     if still := [n for n, m in moved.items() if not m]:
         more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
         state = "failed" if len(still) == len(moved) else "warned"
@@ -271,11 +277,15 @@ def check_steps(
     def note_largest(objective):
         for o in objective.optimizers.values():
             update.note_gradients(o.parameters)
+            put_back.extend(n for n in stepped & o.parameters.keys() if torch.equal(params[n], before[n]))
             for n, p in o.parameters.items():
                 g = None if p.grad is None else float(p.grad.abs().max())
                 largest[n] = g if largest.get(n) is None or g is None or g != g else max(largest[n], g)
 
-    values = [one_step(setup, active, batch, i, note_largest) for i in range(2)]
+    stepped, put_back = set(), []
+    values = [one_step(setup, active, batch, 0, note_largest)]
+    stepped |= {n for n in trained if not torch.equal(params[n], before[n])}
+    values.append(one_step(setup, active, batch, 1, note_largest))
     now = named_parameters(setup.nets)
     replaced = [n for a in active for o in a.optimizers.values() for n, p in o.parameters.items()
                 if not any(p is q for q in now.values()) or largest[n] and first.get(n, 0) is None]
@@ -292,7 +302,8 @@ def check_steps(
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,
-            check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
+            check_frozen(were, after, buffers,
+                         follow), *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
 
