@@ -30,7 +30,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "pictures are averaged": (("reduction", "accumulation"),
                               "a mean over the micro-batch, not a share of the step"),
     "divergence with the wrong sign": (("overfit", "parts"), "a part that falls for ever"),
-    "the adversary is not heard": (("gradients",), "the discriminator's loss does not reach the pictures"),
+    "the adversary is not heard": (("gradients", "parts"), "the discriminator's loss does not reach the pictures"),
     "the discriminator sees itself": (("gradients",), "real pictures on both sides"),
     "the generator trains its discriminator": (("coverage", "parts"), "two objectives pull the same weights"),
     "always the mean picture": (("answers", "generation"), "predict gives every row the mean of its batch"),

@@ -60,6 +60,7 @@ def check_coverage(
     trained: Iterable[str],  # in this stage
     left: list[str],  # may train, and no objective names them
     still: list[str],  # stand under `trains`, and are frozen by the task without a word
+    twice: list[str] = [],  # objectives: all that the second trains, the first trains as well
 ) -> Check:
     "What trains of all numbers, and what nobody trains or froze."
     trained, every = set(trained), max(1, sum(sizes.values()))
@@ -73,6 +74,10 @@ def check_coverage(
         return Check("coverage", "warned", f"{told(still)} ({share(still)} of all numbers) stands under "
                                            "`trains` "
                      "and is frozen in `nets`: thaw it, or say Objective(frozen=…) if that is meant.")
+    if twice:
+        return Check("coverage", "warned", f"all that `{twice[1]}` trains, `{twice[0]}` trains as well: do "
+                                           "both "
+                     "pull the same weights on purpose, or does a generator train its discriminator?")
     rest = [n for n in sizes if n not in trained]
     frozen = f"; frozen: {told(rest)}" if rest else ""
     return Check("coverage", "passed", f"{share(trained)} of {every:,} numbers train{frozen}.")

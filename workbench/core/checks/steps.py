@@ -299,9 +299,10 @@ def check_steps(
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), trains, params)]
     left, still = forgotten(setup,
                             [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
-    return [check_coverage(sizes, trained, left, still), found,
+    return [check_coverage(sizes, trained, left, still, twice), found,
             check_frozen(were, after, buffers,
                          follow), *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
