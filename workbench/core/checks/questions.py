@@ -239,7 +239,7 @@ def check_losses(
     first = check_first_loss(before, expected, from_scratch(setup))
     if first.state != "failed" and (classes := probabilities(scores)):
         first = Check(first.name, "warned", f"what the loss takes for the scores of {classes} classes are "
-                      "probabilities already (none is below zero, and they sum to 1): a softmax stands before "
+                      "probabilities already (none below zero, their sum is 1): a softmax stands before "
                       "the cross-entropy.")
     del scores
     if before["loss"] == 0 and first.state == "failed":
