@@ -56,7 +56,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "a rate of nothing": (("steps", "update"), "learning rate 1e-12"),
     "a clip of nothing": (("update",), "gradients clipped to 1e-8"),
     # answers
-    "a shape for many rows alone": (("answers",), "predict squeezes a batch of one row"),
+    "a shape for many rows alone": (("answers", "alone"), "predict squeezes a batch of one row"),
     "an answer without its score": (("answers",), "predict leaves out what score reads"),
     "the score is not a number": (("answers",), "score gives NaN"),
     "the preview writes to a weight": (("preview", "after answers", "watch"), "preview adds to a bias"),

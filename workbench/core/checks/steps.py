@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .coverage import check_coverage, forgotten
+from .coverage import all_alike, check_coverage, forgotten
 from .forward import kept_state
 from .result import Check, Question
 from .updates import Update, check_clip, check_update
@@ -282,7 +282,7 @@ def check_steps(
                 g = None if p.grad is None else float(p.grad.abs().max())
                 largest[n] = g if largest.get(n) is None or g is None or g != g else max(largest[n], g)
 
-    stepped, put_back = set(), []
+    stepped, put_back, alike = set(), [], all_alike(setup.nets, trained)
     values = [one_step(setup, active, batch, 0, note_largest)]
     stepped |= {n for n in trained if not torch.equal(params[n], before[n])}
     values.append(one_step(setup, active, batch, 1, note_largest))
@@ -297,6 +297,10 @@ def check_steps(
     trains = {n: before[n] for n in trained}
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), trains, params)]
+    if found.state == "passed" and alike:
+        found = Check("gradients", "warned", f"all numbers of `{alike}` are equal before the first step: its "
+                                             "units "
+                      "get one gradient, so they stay one unit.")
     left, still = forgotten(setup,
                             [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
