@@ -30,13 +30,6 @@ here = Path(__file__).parent
 SYSTEMS = ("pairs", "voice", "draw")
 BAD = ("failed", "warned")
 ENDED = "the run ended"
-CHECKS = {"splits", "draws", "inputs", "range", "target values", "texts", "first loss", "evaluation",
-          "training mode",
-          "targets", "inputs matter", "reduction", "rows apart", "padding", "accumulation", "causality",
-          "coverage",
-          "gradients", "frozen", "update", "steps", "checkpoint", "after answers", "answers", "preview",
-          "overfit",
-          "parts", "shuffled targets", "shuffled inputs", "generation", "keys", "watch"}
 sys.path[:0] = [str(here / "gallery"), str(here.parent)]
 os.environ["WORKBENCH_TASKS"] = ",".join([*filter(None, [os.environ.get("WORKBENCH_TASKS")]),
                                           *(str(here / "gallery" / f"{name}.py") for name in SYSTEMS)])

@@ -36,7 +36,7 @@ SAYS = {
         "gradients": {"gradient_flow", "loss"}, "coverage": {"optimizer_coverage"},
         "frozen": {"frozen_params"},
         "inputs matter": {"input_dependency", "output_varies"}, "targets": {"input_dependency"},
-        "inputs": {"input_dependency", "output_varies"}, "rows apart": {"batch_independence"},
+        "inputs": {"input_dependency", "output_varies"}, "rows": {"batch_independence"},
         "evaluation": {"eval_determinism"}, "first loss": {"initial_loss"}, "overfit": {"overfit_batch"},
         "update": {"params_change", "overfit_batch", "gradient_magnitude"}, "steps": {"params_change"},
         "watch": set()},

@@ -1,8 +1,10 @@
 "Where tests find the toy tasks, which tests run first, and how many of a matrix; each has its own runs."
 import os
 import sys
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -38,6 +40,15 @@ def pairs(first, second):
     if WHOLE:
         return list(product(first, second))
     return [(first[i % len(first)], second[i % len(second)]) for i in range(max(len(first), len(second)))]
+
+
+def check_names():
+    """The checks that there are: what the rooms ask, the keys that nothing reads, a refusal, and `watch` for
+    any check of a run."""
+    from workbench.core import checks
+
+    rooms = [import_module(f"{checks.__name__}.{m.name}") for m in iter_modules(checks.__path__)]
+    return {"keys", "refused", "watch"}.union(*(getattr(room, "asks", ()) for room in rooms))
 
 
 def pytest_collection_modifyitems(items):

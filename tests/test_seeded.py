@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import check_names
 
 from workbench.core.checks.check import check
 from workbench.core.checks.fault import Fault, NotHere, healthy_of, with_loss
@@ -120,6 +121,10 @@ def trace(known, job):
     found.append([m.training for net in nets.values() for m in net.modules()])
     passes(rows[0], True)
     return pickle.dumps(found)
+
+
+def test_expected_checks_exist():
+    assert {name for fault in seeded_faults() for name in fault.expected} <= check_names()
 
 
 @pytest.mark.parametrize("task", TASKS)

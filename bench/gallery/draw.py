@@ -25,11 +25,12 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "a sigmoid for -1 to 1": (("range", "overfit", "first loss"), "outputs between 0 and 1"),
     "the expander reads noise": (("inputs matter", "generation", "overfit"), "the latent is thrown away"),
     "the picture is passed by": (("first loss",), "the picture is added to the output"),
-    "the reconstruction is of itself": (("gradients", "targets"), "the output is compared with itself"),
+    "the reconstruction is of itself": (("gradients", "targets", "first loss:compared with itself"),
+                                        "the output is compared with itself"),
     "pictures are averaged": (("reduction", "accumulation"),
                               "a mean over the micro-batch, not a share of the step"),
     "divergence with the wrong sign": (("overfit", "parts"), "a part that falls for ever"),
-    "the adversary is not heard": (("gradients",), "the discriminator's loss does not reach the pictures"),
+    "the adversary is not heard": (("gradients", "parts"), "the discriminator's loss does not reach the pictures"),
     "the discriminator sees itself": (("gradients",), "real pictures on both sides"),
     "the generator trains its discriminator": (("coverage", "parts"), "two objectives pull the same weights"),
     "always the mean picture": (("answers", "generation"), "predict gives every row the mean of its batch"),
@@ -130,6 +131,8 @@ def nets(cfg, data, load_weights):
     out = {"compressor": stack(pixels, 64, 2 * LATENT), "expander": stack(LATENT, 64, pixels, end=end),
            "discriminator": stack(pixels, 32, 1), "flow": stack(LATENT + KINDS + 1, 64, LATENT),
            "text": nn.Linear(KINDS, KINDS)}
+    if cfg.variant == "no discriminator":
+        out["discriminator"].requires_grad_(False)
     if cfg.variant == "spectral norm":
         out["discriminator"][0] = nn.utils.parametrizations.spectral_norm(out["discriminator"][0])
     if cfg.variant == "divergence from zero":

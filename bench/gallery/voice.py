@@ -24,7 +24,8 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "all recordings are silence": (("inputs", "target values"), "recordings of zeros"),
     "frames in thousands": (("range",), "recordings that nobody has scaled"),
     "infinity in one row": (("inputs", "watch:train021"), "one training recording holds infinity"),
-    "durations of one": (("target values",), "every symbol lasts one frame"),
+    "durations of one": (("target values", "inputs:the target `durations` has one value"),
+                         "every symbol lasts one frame"),
     # nets
     "a tanh before the frames": (("range", "overfit"), "outputs between -1 and 1 for frames beyond"),
     "dead units": (("gradients",), "a hidden layer of ReLU units that are never on"),
@@ -41,12 +42,12 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "frames of one frame later": (("inputs matter", "causality", "first loss"),
                                   "the output is the next real frame"),
     "the decoder reads the recording": (("first loss",), "the real frames are added to the output"),
-    "recordings in another order": (("rows apart",), "a row is compared with another row's recording"),
+    "recordings in another order": (("rows",), "a row is compared with another row's recording"),
     "padding frames count": (("padding",), "the frames' loss has no mask"),
     "a mean over frames": (("reduction", "accumulation"),
                            "a mean over the micro-batch, not a share of the step"),
     "a loss below nothing": (("overfit",), "a term that falls for ever"),
-    "a column against a row": (("rows apart",), "lengths [B] minus lengths [B, 1] are [B, B]"),
+    "a column against a row": (("rows",), "lengths [B] minus lengths [B, 1] are [B, B]"),
     "durations from nothing": (("targets",), "the durations' loss compares the output with its own mean"),
     "durations do not count": (("gradients",), "a part is reported and not added to the loss"),
     # what trains, and how
@@ -55,7 +56,7 @@ FAULTS = {  # name -> (checks that name it, what is wrong)
     "a rate of nothing": (("steps", "update"), "learning rate 1e-12"),
     "a clip of nothing": (("update",), "gradients clipped to 1e-8"),
     # answers
-    "a shape for many rows alone": (("answers",), "predict squeezes a batch of one row"),
+    "a shape for many rows alone": (("answers", "alone"), "predict squeezes a batch of one row"),
     "an answer without its score": (("answers",), "predict leaves out what score reads"),
     "the score is not a number": (("answers",), "score gives NaN"),
     "the preview writes to a weight": (("preview", "after answers", "watch"), "preview adds to a bias"),
@@ -206,6 +207,8 @@ def variant(cfg, out):
         with torch.no_grad():
             for p in out["encoder"].parameters():
                 p.copy_((p / p.abs().max() * 127).round() / 127 * p.abs().max())
+    if cfg.variant == "frames alone":
+        out["durations"].requires_grad_(False)
     if cfg.variant == "answers at zero":
         nn.init.zeros_(out["decoder"].layers[-1].weight)
         nn.init.zeros_(out["decoder"].layers[-1].bias)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .costs import rows_of
 from .few_rows import inputs_of
 from .result import Check
 from ..setup.state import Setup
@@ -78,6 +79,7 @@ def judge_alone(
     texts: Callable,  # -> the answer of the row alone with the other's targets and its own texts
     moved: Callable,  # -> the answer of the row alone with the inputs of the other
     other: Callable,  # -> the answer of the other row alone
+    twice: Callable,  # -> the answer of the row in a batch of itself and itself
 ) -> Check:
     """Whether the answer stays; if not, whether the target is read, answers are exchanged, or a batch changes
     it."""
@@ -87,7 +89,8 @@ def judge_alone(
                                         f"{mate}, as in "
                                         "a batch.")
     plain = own()
-    if alike(a["hypothesis"], b["hypothesis"]) and not alike(plain, a["hypothesis"]):
+    if (alike(a["hypothesis"], b["hypothesis"]) and not alike(plain, a["hypothesis"])
+            and not alike(twice(), a["hypothesis"])):  # else the batch has its own noise
         return Check("alone", "warned", f"{name} and {mate} get one answer in a batch, "
                                         f"{says(a['hypothesis'])}, and row "
                                         f"{name} alone {says(plain)}: the rows of a batch read each other.")
@@ -130,13 +133,15 @@ def in_company(
     b = next((r for r in rows if r is not a), a)
     one, other = ones[0], ones[-1]
     hypothesis = lambda batch: answer(batch)[0]["hypothesis"]
+    twice = lambda: hypothesis(rows_of(one, [0, 0]))
     if not told:
         if alike(single["hypothesis"], a["hypothesis"]):
             return Check("alone", "passed", f"row {a['uid']} gets the same answer alone as in a batch; it "
                                             "has no input "
                                             "beside its targets.")
-        return judge_alone(single, a, b, *[lambda: single["hypothesis"]] * 3, lambda: hypothesis(other))
+        return judge_alone(single, a, b, *[lambda: single["hypothesis"]] * 3, lambda: hypothesis(other),
+                           twice)
     return judge_alone(single, a, b, lambda: hypothesis(one),
                        lambda: hypothesis(beside_other_targets(setup, one, other, texts=False)),
                        lambda: hypothesis(one | {k: other[k] for k in input_fields(one, setup.data)}),
-                       lambda: hypothesis(other))
+                       lambda: hypothesis(other), twice)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['asks', 'reduced_as', 'check_reduction', 'check_mixing', 'check_in_batch', 'check_padding', 'reductions',
            'sees_others', 'mixing_module', 'declared_parts', 'check_rows', 'together_and_apart', 'noise_unknown',
-           'answer_rows']
+           'not_seeded', 'answer_rows']
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #apart-imports
 from collections.abc import Iterable
@@ -214,25 +214,32 @@ def together_and_apart(
     together, a, c = few.cost(few.pair, 0, 2), few.cost(short, 0), few.cost(long, 2)
     twice = few.cost(rows_of(long, [0, 0]), 2, 2)
     kinds, rest, found = reductions(few, a, c, twice)
+    if found.state != "passed" and (noise := not_seeded(few, together)):
+        return [Check(n, "not proven", noise) for n in ("reduction", "rows", "padding")]
     apart = {p: a[p] + c[p] - rest.get(p, 0) for p in a}
     declared, totals = declared_parts(few.setup, a)
     skipped = declared | {p for p in kinds if kinds[p] != "sum" and p not in rest}
     asked = [p for p in reversed(kinds) if p not in (skipped | totals if skipped else ())]
     doubled = [p for p in asked if not near(twice[p], 2 * c[p] - rest.get(p, 0), few.tolerance)]
     off = [p for p in asked if p in doubled or not near(together[p], apart[p], few.tolerance)]
-    noise = noise_unknown(few) if off else ""
+    noise = noise_unknown(few) or not_seeded(few, together) if off else ""
     others = sees_others(few) if off and not noise and not few.drawing else {}
     mixed = [p for p in off if p in doubled or few.drawing or others.get(p)] if not noise else []
     aside = [] if totals & {*mixed} or not totals <= {*asked} else mixed  # the loss stays: they are shown
     mixed, off = ([p for p in of if p not in aside] for of in (mixed, off))
     found_rows = answer_rows(few, mixed, {p: (together[p], apart[p]) for p in together}, declared, asked,
                              noise)
+    if off and not noise and (moved := few.displaced()):
+        found_rows, mixed = Check("rows", "failed", f"collating puts `{moved}` of each row beside the other "
+                                  "row's fields: something is sorted, and the rest is not."), off
     unknown = (noise or few.drawing and "collating draws random numbers, so a row has no padding of its own."
                or mixed and "see rows." or not asked and "see reduction."
                or off and causal and causal.state == "failed"
                and "see causality: what is read too early may be padding.")
     if not off and not few.setup.data.padding:
         return [found, found_rows]
+    if not off and (says := few.padded_counts()):
+        return [found, found_rows, Check("padding", "warned", says)]
     return [found, found_rows, Check("padding", "not proven", unknown) if unknown
             else check_padding(off, together, apart)]
 
@@ -244,6 +251,17 @@ def noise_unknown(
     if few.noise.dropout:
         return "dropout is drawn in evaluation: see evaluation."
     return "" if few.noise.controlled else "the loss draws noise that depends on the whole batch."
+
+
+def not_seeded(
+    few: FewRows,
+    together: dict[str, float],  # parts of the pair
+) -> str:  # "": the same batch costs the same again
+    "Why nothing can be compared, where no seed decides what a batch costs."
+    again = few.cost(few.pair, 0, 2)
+    odd = next((p for p in again if not near(again[p], together[p], few.tolerance / 10)), None)
+    return (f"`{odd}` of the same rows is {together[odd]:.5g}, then {again[odd]:.5g}: see batches." if odd
+            else "")
 
 
 def answer_rows(

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from .forward import Pass, named_modules, parts_of
 from .result import Check, Question
 from ..setup.state import Setup
-from ..step.optim import set_modes
+from ..step.optim import named_parameters, set_modes
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #modes-asks
 asks = {
@@ -87,8 +87,13 @@ def check_evaluation(
     modules: int,  # of all nets
     awake: list[str],  # modules that the loss put into training mode
     draws: dict[str, float],  # module -> the probability with which it drops
+    written: list[str] = [],  # parameters that the pass changed
 ) -> Check:
-    "No dropout, and no module in training mode."
+    "No dropout, no module in training mode, and no weight that is written to."
+    if written:
+        return Check("evaluation", "failed", f"a pass in evaluation mode changes `{written[0]}`"
+                                             f"{several(written, 'tensors')}: the loss or a forward writes "
+                                             "to it.")
     if awake:
         drawn = [n for n in draws if any(n == a or n.startswith(f"{a}.") for a in awake)]
         more = f", and `{drawn[0]}` draws dropout (p = {draws[drawn[0]]:g})" if drawn else ""
@@ -119,10 +124,14 @@ def evaluation(
     set_modes(setup.nets, False)
     modules = named_modules(setup.nets)
     asleep = {n for n, m in modules.items() if not m.training}
+    params = named_parameters(setup.nets)
+    few = sum(p.numel() for p in params.values()) <= 50_000_000  # of which a copy is kept
+    kept = {n: p.detach().clone() for n, p in params.items()} if few else {}
     with Draws(setup.nets) as draws:
         parts = parts_of(setup, batch, counts)
+    written = [n for n, p in kept.items() if not torch.equal(p, params[n])]
     awake = [n for n, m in modules.items() if m.training and n in asleep]
-    return parts, check_evaluation(len(modules), awake, draws.seen)
+    return parts, check_evaluation(len(modules), awake, draws.seen, written)
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #random_modules
 def drops(

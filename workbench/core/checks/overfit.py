@@ -225,7 +225,7 @@ def verdicts(
 ) -> list[Check]:
     "What is to be said when the answers are right, or time or steps are over."
     first, now = learning.first["loss"], learning.now["loss"]
-    said = (f"the loss of {batch_rows(batch)} rows went from {first:.3f} to {now:.3f} in {learning.steps} "
+    said = (f"the loss of {batch_rows(batch)} rows went from {first:.4g} to {now:.4g} in {learning.steps} "
             "steps")
     open_yet = learning.answer is None or learning.answer.state == "not proven" and now < learning.asked
     if learning.fallen and open_yet or ended:

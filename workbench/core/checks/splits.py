@@ -41,6 +41,7 @@ class Shared:
     near: tuple = ()  # (held-out uid, training uid, how far, how far others are)
     judged: int = 0  # held-out rows that `near` was asked of
     whole: bool = False  # the split is the training split itself, as the task says
+    twice: tuple = ()  # ids that stand twice in the held-out split itself
 
 
 def positions(
@@ -68,6 +69,9 @@ def says_shared(
             return "passed", f"{said}; {s.repeats:.1%} of the training rows repeat each other"
         sure = k > 1 and share >= max(0.1, chance)
         return "failed" if sure else "warned", f"{said}: their scores say what was learnt by heart"
+    if s.twice:
+        return "warned", (f"{len(s.twice)} ids stand more than once in {s.split}, e.g. `{s.twice[0]}`: an id "
+                          "names one row, and scores keep one row for each")
     if s.ids:
         return "warned", (f"{len(s.ids)} ids of {s.split} stand in train too, e.g. `{s.ids[0]}`, and their "
                           "rows differ: one id names two rows")
@@ -191,6 +195,7 @@ def shared_with(
         found = replace(found, ids=() if found.pairs or numbers else tuple(ids))
     else:
         found = by_ids(data, split, ids, names) if ids else by_sample(held, train, names)
+    found = replace(found, twice=tuple(u for u, n in Counter(data.uids.get(split, ())).items() if n > 1))
     if found.pairs:
         return replace(found, small=information(train) < 3 * np.log(train.total))
     if held:

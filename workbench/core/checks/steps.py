@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .coverage import check_coverage, forgotten
+from .coverage import all_alike, check_coverage, forgotten
 from .forward import kept_state
 from .result import Check, Question
 from .updates import Update, check_clip, check_update
@@ -163,6 +163,10 @@ def check_gradients(
         net = n.split(".")[0]
         by_net[net] = max(g, by_net.get(net, 0.0))
     faint, strong = min(by_net, key=by_net.get), max(by_net, key=by_net.get)
+    if by_net[strong] < 1e-9:  # Adam divides by the root mean square of a gradient plus 1e-8
+        return Check("gradients", "warned", f"the largest gradient of all is {by_net[strong]:.1e} "
+                     f"(`{strong}`): an optimiser hardly hears it, so look which factor makes the loss so "
+                     "small.")
     if by_net[faint] < 1e-7 * by_net[strong]:
         return Check("gradients", "warned", f"the gradients of `{faint}` reach {by_net[faint]:.1e}, those of "
                      f"`{strong}` {by_net[strong]:.1e}: so faint a gradient is rounding.")
@@ -201,8 +205,14 @@ def check_frozen(
 # %% ../../../nbs/core/checks/30_steps.ipynb #check_moved
 def check_moved(
     moved: dict[str, bool],  # trained tensor with a gradient -> whether two steps changed it
+    put_back: list[str] = [],  # those that the second pass found at their start again, after a step
 ) -> Check:
-    "The optimiser moved what it trains."
+    "The optimiser moved what it trains, and no pass takes a step back."
+    if put_back:
+        more = f" ({len(put_back)} of {len(moved)} tensors)" if len(put_back) > 1 else ""
+        return Check("steps", "failed", f"the second pass puts `{put_back[0]}` back to what it was before "
+                                        "the "
+                                        f"first step{more}: a forward or the loss writes to it.")
     if still := [n for n, m in moved.items() if not m]:
         more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
         state = "failed" if len(still) == len(moved) else "warned"
@@ -267,11 +277,15 @@ def check_steps(
     def note_largest(objective):
         for o in objective.optimizers.values():
             update.note_gradients(o.parameters)
+            put_back.extend(n for n in stepped & o.parameters.keys() if torch.equal(params[n], before[n]))
             for n, p in o.parameters.items():
                 g = None if p.grad is None else float(p.grad.abs().max())
                 largest[n] = g if largest.get(n) is None or g is None or g != g else max(largest[n], g)
 
-    values = [one_step(setup, active, batch, i, note_largest) for i in range(2)]
+    stepped, put_back, alike = set(), [], all_alike(setup.nets, trained)
+    values = [one_step(setup, active, batch, 0, note_largest)]
+    stepped |= {n for n in trained if not torch.equal(params[n], before[n])}
+    values.append(one_step(setup, active, batch, 1, note_largest))
     now = named_parameters(setup.nets)
     replaced = [n for a in active for o in a.optimizers.values() for n, p in o.parameters.items()
                 if not any(p is q for q in now.values()) or largest[n] and first.get(n, 0) is None]
@@ -280,14 +294,21 @@ def check_steps(
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)
     after = at_rest()
+    trains = {n: before[n] for n in trained}
     follow = [n for n, t in copies.items()
-              if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
+              if were[n] != after[n] and follows(t, frozen[n][0].detach(), trains, params)]
+    if found.state == "passed" and alike:
+        found = Check("gradients", "warned", f"all numbers of `{alike}` are equal before the first step: its "
+                                             "units "
+                      "get one gradient, so they stay one unit.")
     left, still = forgotten(setup,
                             [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
-    return [check_coverage(sizes, trained, left, still), found,
-            check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
+    return [check_coverage(sizes, trained, left, still, twice), found,
+            check_frozen(were, after, buffers,
+                         follow), *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
 
