@@ -282,9 +282,12 @@ def check_steps(
     after = at_rest()
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
-    left, still = forgotten(setup, [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    left, still = forgotten(setup,
+                            [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
-    moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
+    rounding = 1e-8 * max((g for g in largest.values() if g), default=0.0)  # a key's bias has no other
+    moved = {n: not torch.equal(params[n], before[n])
+             for n in sorted(trained) if (largest.get(n) or 0) > rounding}
     return [check_coverage(sizes, trained, left, still), found,
             check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
