@@ -50,7 +50,9 @@ def check_accumulation(
     ratio = float(parts[worst].norm() / whole[worst].norm().clamp(min=1e-30))
     return Check("accumulation", "failed", f"the gradient of `{worst}` from two micro-batches is {ratio:.3g} "
                  f"times that of one batch of the same rows (they differ by {far[worst]:.2g} of the "
-                 "largest): the step depends on accumulate.")
+                 "largest): the step depends on accumulate. Rows of a batch read each "
+                 "other (attention or statistics over rows), or each other's targets (a flip, a shift by a "
+                 "row); or a small part of the loss is a mean.")
 
 # %% ../../../nbs/core/checks/32_accumulation.ipynb #gradients_of
 def sample(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .alone import alike, beside_other_targets, held_out_pair, in_company
-from .attempt import attempt, judge_modes, training_seen
+from .attempt import attempt, judge_modes, judge_settings, settings_of, training_seen
 from .questions import from_scratch
 from .result import Check, Question
 from ..setup.state import Setup
@@ -171,6 +171,7 @@ def check_answers(
     def answer(batch):
         return answer_batch(setup.task, setup.nets, batch, setup.ctx(), accelerator=setup.accelerator)
 
+    were = settings_of(setup.nets)
     with torch.no_grad(), training_seen(setup.nets) as seen:
         set_modes(setup.nets, False)
         single, odd = answered_alone(setup, ones[0], told, uids[0], answer)
@@ -178,6 +179,9 @@ def check_answers(
                                f" on rows {', '.join(map(str, uids))}")
         failed = (failed or judge_rows(rows, uids, from_scratch(setup))
                   or judge_modes("answers", "predict", seen))
+        if not failed:
+            failed = judge_settings("answers", "predict", setup.nets, were,
+                                    lambda: answer(data.collate(items)))
         if not failed or not rows and failed.state == "not proven":
             _, wrong = attempt("answers", "score", lambda: setup.task.score(rows, data))
             failed = wrong or failed

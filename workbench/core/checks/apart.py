@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 
 from .causality import causality
-from .costs import FewRows, near, rows_of
+from .costs import FewRows, check_counts, collated_apart, near, rows_of
 from .forward import zeros_nudged
 from .outputs import calls_of, of_first_row, where_it_changes
 from .result import Check, Question
@@ -166,7 +166,8 @@ def sees_others(
     three = few.batch(0, 1, 2)
     every, first, second, last = (few.cost(rows_of(three, picks), *picks)
                                   for picks in ([0, 1, 2], [0, 2], [1, 2], [2]))
-    return {p: not near(every[p] + last[p], first[p] + second[p], few.tolerance) for p in every}
+    rounding = few.tolerance / 20  # all four are padded alike: nothing else is between them
+    return {p: not near(every[p] + last[p], first[p] + second[p], rounding) for p in every}
 
 
 def mixing_module(
@@ -223,6 +224,8 @@ def together_and_apart(
     doubled = [p for p in asked if not near(twice[p], 2 * c[p] - rest.get(p, 0), few.tolerance)]
     off = [p for p in asked if p in doubled or not near(together[p], apart[p], few.tolerance)]
     noise = noise_unknown(few) or not_seeded(few, together) if off else ""
+    if off and not noise and not few.drawing and (mixing := collated_apart(few)):
+        return [found, mixing, Check("padding", "not proven", "see rows.")]
     others = sees_others(few) if off and not noise and not few.drawing else {}
     mixed = [p for p in off if p in doubled or few.drawing or others.get(p)] if not noise else []
     aside = [] if totals & {*mixed} or not totals <= {*asked} else mixed  # the loss stays: they are shown
@@ -241,7 +244,9 @@ def together_and_apart(
     if not off and (says := few.padded_counts()):
         return [found, found_rows, Check("padding", "warned", says)]
     return [found, found_rows, Check("padding", "not proven", unknown) if unknown
-            else check_padding(off, together, apart)]
+            else check_padding(off, together, apart) if off or declared
+            else check_counts(few.counts, *(few.setup.data.counts(b) for b in (short, long)))
+            or check_padding(off, together, apart)]
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #answer_rows
 def noise_unknown(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER_BELOW_ZERO', 'Likeness', 'numbers_of', 'likeness', 'different', 'summary', 'cut_or_long', 'judge_answers',
-           'judge_scores', 'weights_of', 'judge_parts', 'judge_below']
+           'judge_scores', 'judge_read', 'weights_of', 'judge_parts', 'judge_below']
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #learnt-imports
 from collections.abc import Iterable
@@ -120,12 +120,16 @@ def judge_answers(
     says, why = summary(rows), "it reads its target, or generation decodes otherwise than it was trained"
     if below:
         why = "the loss fell below zero, so a sign is wrong, or it does not measure the answers"
+    found = likeness(rows)
+    close = found is not None and found.texts and found.other > 0.6
     if wanted > 1 and got == 1:
-        state = "failed" if by_heart or sure else "warned" if ended else "not proven"
-        return Check("generation", state, f"{says}{f': {why}' if below else ''}.")
+        why = (why if below else "generation reads nothing of its input, or decodes otherwise than it was "
+                                 "trained")
+        # the loss may be far down and hold little of the answers
+        state = "not proven" if close else "failed" if sure else "warned" if ended else "not proven"
+        return Check("generation", state, f"{says}: {why}." if below or sure else f"{says}.")
     if by_heart and (odd := cut_or_long(rows)):
         return Check("generation", "failed", f"{says}: {odd}.")
-    found = likeness(rows)
     if found is None or found.texts and found.other > 0.6:  # references so much alike say little
         return None
     says += (f"; likeness to the own reference {found.own:.2f}, to others {found.other:.2f}, the own is the "
@@ -171,6 +175,27 @@ def judge_scores(
                  "of other rows")
     worse = "failed" if max(gains.values()) <= 0.02 else "warned"
     return Check("generation", worse if sure and gains[worst] < -0.1 else "not proven", said + ".")
+
+# %% ../../../nbs/core/checks/55_learnt.ipynb #judge_read
+def judge_read(
+    # (a row as it was answered, the row whose targets stood beside its inputs, what it was answered then)
+    asked: list[tuple[dict, dict, str]],
+) -> Check | None:  # None: the answers do not follow the targets
+    "Whether texts follow the targets, whatever the inputs are."
+    from rapidfuzz.distance.Levenshtein import normalized_similarity
+
+    near = lambda a, row: normalized_similarity(str(a).strip(), str(row["reference"]).strip())
+    follow = [(own, other, said) for own, other, said in asked
+              if said != own["hypothesis"] and near(said, other) > max(near(said, own), 0.5)]
+    if not asked or len(follow) <= len(asked) / 2:
+        return None
+    own, other, said = follow[0]
+    return Check("generation", "warned", f"row {own['uid']} is answered {own['hypothesis']!r}, and {said!r} "
+                                         "beside "
+                                         f"the target {other['reference']!r} of {other['uid']}, with the "
+                                         "same "
+                                         f"inputs ({len(follow)} of {len(asked)} rows): `predict` reads the "
+                                         "target.")
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #weights_of
 def weights_of(

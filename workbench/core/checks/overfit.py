@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asks', 'deep', 'out_of_time', 'Learning', 'start', 'look', 'mismatched', 'shuffled', 'generated', 'verdicts',
-           'below_zero']
+           'below_zero', 'read_off']
 
 # %% ../../../nbs/core/checks/60_overfit.ipynb #5743fe72
 import time
@@ -15,11 +15,11 @@ import torch
 from .few_rows import batch_of, distance, inputs_of, rolled, spread
 from .forward import parts_of
 from .learnt import (
-    judge_answers, judge_below, judge_parts, judge_scores, likeness, summary, weights_of)
+    judge_answers, judge_below, judge_parts, judge_read, judge_scores, likeness, summary, weights_of)
 from .result import Check, Question
 from .steps import fresh_objectives, one_step, untouched
 from ..setup.state import Setup
-from ..step.evaluate import answer_batch, batch_rows, control_rows
+from ..step.evaluate import answer_batch, batch_rows, control_rows, partners, with_rows
 from ..step.optim import set_modes
 from ..step.ranks import collect
 
@@ -63,9 +63,10 @@ def deep(
         learning = start(setup, batch)
         active = fresh_objectives(setup)
         while learning.steps < most and not out_of_time(setup, until):
-            one_step(setup, active, batch, learning.steps)
+            parts = one_step(setup, active, batch, learning.steps)
             learning.steps += 1
             if learning.steps % 5 == 0 or learning.steps == most:
+                learning.trained = float(parts["loss"])
                 look(setup, batch, learning)
                 if learning.over:
                     break
@@ -93,6 +94,7 @@ class Learning:
     rows: list[dict] = field(default_factory=list)  # as they were last answered
     answer: Check | None = None  # on these
     asked: float = 0.0  # the loss when they were answered
+    trained: float = float("nan")  # the loss of the last step, in training mode
 
     @property
     def fallen(self) -> bool:
@@ -208,7 +210,8 @@ def generated(
     sure = learning.by_heart and (ended or now < 0.02 * first) or below and ended
     told = judge_answers(rows, learning.by_heart, sure, ended, below)
     if told:
-        return told
+        right = told.state == "passed" and learning.gaps.get("inputs", 0) > 0.02 * abs(first)
+        return right and read_off(setup, batch, rows) or told
     other = control_rows(task, setup.nets, batch, rows, setup.ctx(), accelerator=setup.accelerator)
     moved = {r["uid"] for r in other}
     own = task.score([r for r in rows if r["uid"] in moved], data) if other else {}
@@ -237,6 +240,10 @@ def verdicts(
                                              "the cross-entropy? Label smoothing in the evaluation?")
     elif learning.fallen:
         overfit = Check("overfit", "passed", said + ".")
+    elif alone and learning.trained < 0.5 * first and now > 1.5 * first > 0:
+        overfit = Check("overfit", "warned", f"{said} in evaluation mode, and to {learning.trained:.3f} in "
+                                             "training mode: training reads other targets or inputs than "
+                                             "evaluation, or other statistics of a batch.")
     else:
         hopeless = ended and alone and first > 0 and not now < 0.9 * first
         overfit = Check("overfit", "failed" if hopeless else "not proven", said + ".")
@@ -262,3 +269,26 @@ def below_zero(
     after = setup.task.score(answers(), setup.data)
     before_steps.rebuild()
     return judge_below(said, setup.task.score(answers(), setup.data), after, setup.task.better)
+
+# %% ../../../nbs/core/checks/60_overfit.ipynb #read_off
+def read_off(
+    setup: Setup,
+    batch: dict,
+    rows: list[dict],  # as answered, and right
+) -> Check | None:  # None: the answers stay where the targets are those of other rows
+    "Whether right answers are read off the targets: the rows beside each other's targets."
+    data, masks = setup.data, setup.data.padding
+    fields = [t for t in data.targets if t in batch and t not in masks.values()]
+    shared = {m for f, m in masks.items() if f not in data.targets}
+    fields += [m for t in fields if (m := masks.get(t)) in batch and m not in shared]
+    by_uid = {str(r["uid"]): r for r in rows}
+    if not fields or not inputs_of(batch, data.targets, masks.values()) or "uid" not in batch:
+        return None
+    where = partners([by_uid[str(u)]["reference"] for u in batch["uid"]])
+    moved = with_rows(batch, fields, [i if j is None else j for i, j in enumerate(where)])
+    try:
+        made = answer_batch(setup.task, setup.nets, moved, setup.ctx(), accelerator=setup.accelerator)
+    except Exception:  # targets of another length may be more than `predict` was written for
+        return None
+    told = {str(u): by_uid[str(batch["uid"][j])] for u, j in zip(batch["uid"], where) if j is not None}
+    return judge_read([(by_uid[u], told[u], r["hypothesis"]) for r in made if (u := str(r["uid"])) in told])

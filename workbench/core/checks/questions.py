@@ -20,7 +20,7 @@ from .forward import Pass, active_objectives, parts_of, training_passes, zeros_n
 from .result import Check, Question
 from .scores import Logits
 from ..setup.state import Setup
-from ..step.optim import seed_all
+from ..step.optim import named_parameters, seed_all
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #questions-asks
 asks = modes.asks | matters.asks | {
@@ -203,7 +203,11 @@ def not_finite(
     setup: Setup,
     rows: list[int],
 ) -> str:
-    "The rows whose loss alone is not a number."
+    "The weights, or the rows whose loss alone, that are not a number."
+    if odd := [n for n, p in named_parameters(setup.nets).items()
+               if p.is_floating_point() and not math.isfinite(float(p.detach().sum(dtype=torch.float32)))
+               and not p.detach().isfinite().all()]:
+        return f" `{odd[0]}` holds NaN or infinity{f' (and {len(odd) - 1} more)' if odd[1:] else ''}."
     odd = [setup.data.uids["train"][i] for i in rows
            if not math.isfinite(parts_of(setup, batch_of(setup, [i]))["loss"])]
     return (f" Alone it is not finite for {', '.join(f'`{u}`' for u in odd)} of {len(rows)} rows." if odd

@@ -305,10 +305,12 @@ def check_steps(
                             [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
     twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
-    moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
+    rounding = 1e-8 * max((g for g in largest.values() if g), default=0.0)  # a key's bias has no other
+    moved = {n: not torch.equal(params[n], before[n])
+             for n in sorted(trained) if (largest.get(n) or 0) > rounding}
     return [check_coverage(sizes, trained, left, still, twice), found,
-            check_frozen(were, after, buffers,
-                         follow), *([check_moved(moved, sorted(put_back))] if moved else []),
+            check_frozen(were, after, buffers, follow),
+            *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
 
