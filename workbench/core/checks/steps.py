@@ -43,7 +43,7 @@ asks = {
         "The learning rates of the optimisers, and layers that are replaced after `nets`.",
         "Whether the movement is of use."),
     "after answers": Question(
-        "Does every tensor get the gradient after a generation that it got before?",
+        "Does every tensor get the gradient after an evaluation that it got before?",
         "4-bit layers that are packed for inference at the first evaluation, caches that are kept.",
         "The tensor whose gradient is gone.",
         "What predict, generate and evaluation mode change in the nets.",
@@ -255,8 +255,8 @@ def check_steps(
     first: dict[str, float | None] = {},  # from `gradients_of`, before anything was computed
 ) -> list[Check]:
     "Two optimiser steps: coverage, gradients, frozen tensors, moved tensors, size of the update."
-    active, params, largest, update = (fresh_objectives(setup), named_parameters(setup.nets), {},
-                                       Update(before))
+    active, params, update = fresh_objectives(setup), named_parameters(setup.nets), Update(before)
+    largest, again = {}, {}  # of both steps, and of the first, whose weights, batch and draws `first` had
     trained = {n for a in active for o in a.optimizers.values() for n in o.parameters}
     frozen, buffers = frozen_parts(active, params), buffers_at_rest(setup.nets, params, active)
     at_rest = lambda: ({n: fingerprint(p.detach()[rows]) for n, (p, rows) in frozen.items()}
@@ -269,6 +269,7 @@ def check_steps(
             update.note_gradients(o.parameters)
             for n, p in o.parameters.items():
                 g = None if p.grad is None else float(p.grad.abs().max())
+                again.setdefault(n, g)
                 largest[n] = g if largest.get(n) is None or g is None or g != g else max(largest[n], g)
 
     values = [one_step(setup, active, batch, i, note_largest) for i in range(2)]
@@ -279,6 +280,9 @@ def check_steps(
     # fp16 skips such steps by design
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)
+    answered = check_gradients_again(first, again)
+    if answered.state == "failed" and found.state in ("failed", "warned"):
+        found = Check("gradients", "not proven", "see after answers.")
     after = at_rest()
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
@@ -286,7 +290,7 @@ def check_steps(
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,
-            check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
+            *([answered] if answered.state == "failed" else []), check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
 
@@ -328,14 +332,14 @@ def gradients_of(
 # %% ../../../nbs/core/checks/30_steps.ipynb #check_gradients_again
 def check_gradients_again(
     before: dict[str, float | None],  # trained parameter -> largest |gradient| before anything was evaluated
-    after: dict[str, float | None],  # of the same batch and weights, after predict was called
+    after: dict[str, float | None],  # of the same batch and weights, after an evaluation
 ) -> Check:
-    "A generation takes no gradient away."
+    "An evaluation takes no gradient away."
     gone = [n for n, g in before.items() if g and not after.get(n)]
     if gone:
         return Check("after answers", "failed",
-                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first generation and "
-                     "has none after "
-                     f"it{counted(gone, before)}: evaluation changes the nets.")
+                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first evaluation and has "
+                     f"none after it{counted(gone, before)}: evaluation changes the nets (a layer packed for "
+                     "inference, a cache that is kept).")
     had = sum(bool(g) for g in before.values())
     return Check("after answers", "passed", f"{had} tensors have a gradient before and after a generation.")
