@@ -1,5 +1,5 @@
-"""Adapters on a base in 4 bits, which some CPUs pack for inference at its first evaluation, are told from a loss
-that never reaches them, and a run of them trains on after each validation."""
+"""Adapters on a base in 4 bits, which some CPUs pack for inference at its first evaluation, are told
+from a loss that never reaches them, and a run of them trains on after each validation."""
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """A task for tests: rows of numbers are sorted into four kinds by adapters on a base in 4 bits.
 
 `layers` says whose layers: those of bitsandbytes, or an imitation of how they behave on a CPU with
-AVX512-BF16, where the first evaluation packs a layer for inference and nothing below it is trained any more."""
+AVX512-BF16, where the first evaluation packs a layer for inference and nothing below it trains any more."""
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -87,7 +87,8 @@ def nets(cfg, data, load_weights):
 
 
 def loss(nets, batch, ctx):
-    return {"loss": cross_entropy(nets["model"](batch["x"]), batch["y"], reduction="sum") / ctx.counts["rows"]}
+    total = cross_entropy(nets["model"](batch["x"]), batch["y"], reduction="sum")
+    return {"loss": total / ctx.counts["rows"]}
 
 
 def predict(nets, batch, ctx):
@@ -100,8 +101,8 @@ def score(rows, data):
     return {"exact": sum(r["reference"] == r["hypothesis"] for r in rows) / len(rows)}
 
 
-task = Task(config=FourbitConfig, data=data, nets=nets, objectives=lambda cfg: {"sort": Objective(["model"], loss)},
-            predict=predict, score=score,
+task = Task(config=FourbitConfig, data=data, nets=nets, predict=predict, score=score,
+            objectives=lambda cfg: {"sort": Objective(["model"], loss)},
             baseline=lambda data, split: {"exact": 0.25},
             expect=lambda nets, batch, ctx: {"loss": chance_band(nets["model"](batch["x"]), batch["y"])},
             preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"})

@@ -37,12 +37,13 @@ class Digits:
 
 def data(cfg, stage):
     sets = {"train": Digits("r", 200, 0), "valid": Digits("v", 40, 1000), "test": Digits("t", 20, 2000)}
+    ignored = PAD if cfg.mistake == "labels padded with zero" else -100
 
     def collate(items):
         uid, x, y = zip(*items)
         y = [torch.cat([t, torch.tensor([END])]) for t in y]
         return {"uid": list(uid), "x": pad_sequence(x, batch_first=True),
-                "y": pad_sequence(y, batch_first=True, padding_value=PAD if cfg.mistake == "labels padded with zero" else -100)}
+                "y": pad_sequence(y, batch_first=True, padding_value=ignored)}
 
     return Data(datasets=sets, collate=collate, targets=["y"], lengths={
         k: [len(d[i, 0][1]) for i in range(len(d))] for k, d in sets.items()},

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['asks', 'untouched', 'release', 'fresh_objectives', 'one_step', 'fingerprint', 'check_gradients', 'counted',
-           'check_frozen', 'check_moved', 'buffers_at_rest', 'follows', 'check_steps', 'first_names', 'frozen_parts',
-           'gradients_of', 'check_gradients_again']
+           'check_frozen', 'buffers_at_rest', 'follows', 'check_steps', 'first_names', 'frozen_parts', 'gradients_of',
+           'check_gradients_again']
 
 # %% ../../../nbs/core/checks/30_steps.ipynb #steps-imports
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from torch import nn
 from .coverage import check_coverage, forgotten
 from .forward import kept_state
 from .result import Check, Question
-from .updates import Update, check_clip, check_update
+from .updates import Update, check_clip, check_moved, check_update
 from ..setup.state import Setup
 from ..step.optim import freeze, named_parameters, set_modes
 from ..step.step import ActiveObjective, build, optimiser_step
@@ -198,17 +198,6 @@ def check_frozen(
                                      f"bit-identical{averages}."
                  if before else "nothing is frozen.")
 
-# %% ../../../nbs/core/checks/30_steps.ipynb #check_moved
-def check_moved(
-    moved: dict[str, bool],  # trained tensor with a gradient -> whether two steps changed it
-) -> Check:
-    "The optimiser moved what it trains."
-    if still := [n for n, m in moved.items() if not m]:
-        more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
-        state = "failed" if len(still) == len(moved) else "warned"
-        return Check("steps", state, f"`{still[0]}` is the same after two steps{more}.")
-    return Check("steps", "passed", f"two optimiser steps moved all {len(moved)} tensors with a gradient.")
-
 # %% ../../../nbs/core/checks/30_steps.ipynb #buffers_at_rest
 def buffers_at_rest(
     nets: dict[str, nn.Module],
@@ -286,11 +275,13 @@ def check_steps(
     after = at_rest()
     follow = [n for n, t in copies.items()
               if were[n] != after[n] and follows(t, frozen[n][0].detach(), before, params)]
-    left, still = forgotten(setup, [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    left, still = forgotten(setup, [o for s in setup.job.stages
+                                    for o in setup.task.objectives(s.cfg).values()])
     sizes = {n: p.numel() for n, p in first_names(params).items()}
     moved = {n: not torch.equal(params[n], before[n]) for n in sorted(trained) if largest.get(n)}
     return [check_coverage(sizes, trained, left, still), found,
-            *([answered] if answered.state == "failed" else []), check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
+            *([answered] if answered.state == "failed" else []),
+            check_frozen(were, after, buffers, follow), *([check_moved(moved)] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
 
@@ -333,13 +324,19 @@ def gradients_of(
 def check_gradients_again(
     before: dict[str, float | None],  # trained parameter -> largest |gradient| before anything was evaluated
     after: dict[str, float | None],  # of the same batch and weights, after an evaluation
+    off: Iterable[str] = (),  # those whose `requires_grad` an answer has switched off, for good
 ) -> Check:
     "An evaluation takes no gradient away."
+    if odd := [n for n in before if n in set(off)]:
+        return Check("after answers", "failed",
+                     f"`{odd[0]}` requires no gradient any more after an answer or a preview"
+                     f"{counted(odd, before)}: what they call switches `requires_grad` off, and no step "
+                     "switches it on again.")
     gone = [n for n, g in before.items() if g and not after.get(n)]
     if gone:
         return Check("after answers", "failed",
-                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first evaluation and has "
-                     f"none after it{counted(gone, before)}: evaluation changes the nets (a layer packed for "
-                     "inference, a cache that is kept).")
+                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first evaluation and "
+                     f"has none after it{counted(gone, before)}: evaluation changes the nets (a layer packed "
+                     "for inference, a cache that is kept).")
     had = sum(bool(g) for g in before.values())
-    return Check("after answers", "passed", f"{had} tensors have a gradient before and after a generation.")
+    return Check("after answers", "passed", f"{had} tensors have a gradient before and after an evaluation.")
