@@ -17,7 +17,7 @@ from torch import nn
 from .coverage import all_alike, check_coverage, forgotten
 from .forward import kept_state
 from .result import Check, Question
-from .updates import Update, check_clip, check_update
+from .updates import Update, check_clip, check_moved, check_update
 from ..setup.state import Setup
 from ..step.optim import freeze, named_parameters, set_modes
 from ..step.step import ActiveObjective, build, optimiser_step
@@ -43,7 +43,7 @@ asks = {
         "The learning rates of the optimisers, and layers that are replaced after `nets`.",
         "Whether the movement is of use."),
     "after answers": Question(
-        "Does every tensor get the gradient after a generation that it got before?",
+        "Does every tensor get the gradient after an evaluation that it got before?",
         "4-bit layers that are packed for inference at the first evaluation, caches that are kept.",
         "The tensor whose gradient is gone.",
         "What predict, generate and evaluation mode change in the nets.",
@@ -265,8 +265,8 @@ def check_steps(
     first: dict[str, float | None] = {},  # from `gradients_of`, before anything was computed
 ) -> list[Check]:
     "Two optimiser steps: coverage, gradients, frozen tensors, moved tensors, size of the update."
-    active, params, largest, update = (fresh_objectives(setup), named_parameters(setup.nets), {},
-                                       Update(before))
+    active, params, update = fresh_objectives(setup), named_parameters(setup.nets), Update(before)
+    largest, again = {}, {}  # of both steps, and of the first, whose weights, batch and draws `first` had
     trained = {n for a in active for o in a.optimizers.values() for n in o.parameters}
     frozen, buffers = frozen_parts(active, params), buffers_at_rest(setup.nets, params, active)
     at_rest = lambda: ({n: fingerprint(p.detach()[rows]) for n, (p, rows) in frozen.items()}
@@ -280,6 +280,7 @@ def check_steps(
             put_back.extend(n for n in stepped & o.parameters.keys() if torch.equal(params[n], before[n]))
             for n, p in o.parameters.items():
                 g = None if p.grad is None else float(p.grad.abs().max())
+                again.setdefault(n, g)
                 largest[n] = g if largest.get(n) is None or g is None or g != g else max(largest[n], g)
 
     stepped, put_back, alike = set(), [], all_alike(setup.nets, trained)
@@ -293,6 +294,9 @@ def check_steps(
     # fp16 skips such steps by design
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)
+    answered = check_gradients_again(first, again)
+    if answered.state == "failed" and found.state in ("failed", "warned"):
+        found = Check("gradients", "not proven", "see after answers.")
     after = at_rest()
     trains = {n: before[n] for n in trained}
     follow = [n for n, t in copies.items()
@@ -309,6 +313,7 @@ def check_steps(
     moved = {n: not torch.equal(params[n], before[n])
              for n in sorted(trained) if (largest.get(n) or 0) > rounding}
     return [check_coverage(sizes, trained, left, still, twice), found,
+            *([answered] if answered.state == "failed" else []),
             check_frozen(were, after, buffers, follow),
             *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
@@ -352,14 +357,20 @@ def gradients_of(
 # %% ../../../nbs/core/checks/30_steps.ipynb #check_gradients_again
 def check_gradients_again(
     before: dict[str, float | None],  # trained parameter -> largest |gradient| before anything was evaluated
-    after: dict[str, float | None],  # of the same batch and weights, after predict was called
+    after: dict[str, float | None],  # of the same batch and weights, after an evaluation
+    off: Iterable[str] = (),  # those whose `requires_grad` an answer has switched off, for good
 ) -> Check:
-    "A generation takes no gradient away."
+    "An evaluation takes no gradient away."
+    if odd := [n for n in before if n in set(off)]:
+        return Check("after answers", "failed",
+                     f"`{odd[0]}` requires no gradient any more after an answer or a preview"
+                     f"{counted(odd, before)}: what they call switches `requires_grad` off, and no step "
+                     "switches it on again.")
     gone = [n for n, g in before.items() if g and not after.get(n)]
     if gone:
         return Check("after answers", "failed",
-                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first generation and "
-                     "has none after "
-                     f"it{counted(gone, before)}: evaluation changes the nets.")
+                     f"`{gone[0]}` had a gradient of {before[gone[0]]:.1e} before the first evaluation and "
+                     f"has none after it{counted(gone, before)}: evaluation changes the nets (a layer packed "
+                     "for inference, a cache that is kept).")
     had = sum(bool(g) for g in before.values())
-    return Check("after answers", "passed", f"{had} tensors have a gradient before and after a generation.")
+    return Check("after answers", "passed", f"{had} tensors have a gradient before and after an evaluation.")

@@ -8,6 +8,7 @@ __all__ = ['asks', 'empty_memory', 'Watch', 'begin_watch', 'largest_gradients', 
            'rate_of', 'look_at_modes']
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-imports
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -137,17 +138,19 @@ def note_zeros(
     memory: dict,
     largest: dict[str, float | None],
     first: bool,  # whether the stage begins: a tensor may have had no gradient yet
+    # those with one dimension: a loss may be blind to a shift (a critic's last bias)
+    vectors: Iterable[str] = (),
     patience: int = 3,  # validations
 ) -> Check | None:
     "Count the validations after which a single tensor had a gradient of zero, and say which had one before."
-    never, zero = set(memory["never"] or ()), memory["zero"]
+    never, zero, vectors = set(memory["never"] or ()), memory["zero"], set(vectors)
     if first:
         never |= {n for n, g in largest.items() if g == 0} if memory["never"] is None else set()
     for n, g in largest.items():
         if g:
             never.discard(n)
             zero.pop(n, None)
-        elif not first and n not in never:
+        elif not first and n not in never | vectors:
             zero[n] = zero.get(n, 0) + 1
     memory["never"] = sorted(never)
     if faint := [n for n in largest if zero.get(n, 0) >= patience]:
@@ -179,7 +182,8 @@ def look_at_gradients(
             watch.look = max(watch.look, 2)  # this one and the next
             found.append(check_zero(largest, watch.zero[name], watch.loss.get(objective.name, 0.0), step))
         elif watch.zero[name] == 0:
-            found.append(note_zeros(watch.memory, largest, first))
+            vectors = [n for n, p in objective.optimizers[name].parameters.items() if p.dim() < 2]
+            found.append(note_zeros(watch.memory, largest, first, vectors))
     return [c for c in found if c], ""
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-rest-judge
