@@ -26,15 +26,19 @@ from ..step.step import ActiveObjective, build, optimiser_step
 asks = {
     "gradients": Question(
         "Does every trained tensor get a finite gradient that is not zero?",
-        "A layer that is never called, a detached encoder, a rounded duration, an optimiser of the old head.",
-        "The tensor without a gradient, or the net whose gradients are a billionth of the others'.",
-        "Where the tensor is used in the loss: detach, no_grad, round, argmax, a branch that is not taken.",
+        "A layer that is never called, a detached encoder, a rounded duration, an optimiser of "
+        "the old head.",
+        "The tensor without a gradient, or the net whose gradients are a billionth of the "
+        "others'.",
+        "Where the tensor is used in the loss: detach, no_grad, round, argmax, a branch that is "
+        "not taken.",
         "A gradient of the wrong sign or size."),
     "frozen": Question(
         "Does everything that is frozen stay bit-identical, batch statistics too?",
         "Weight decay of frozen weights; a frozen BatchNorm that is switched to training mode.",
         "The frozen tensor or buffer that two steps changed.",
-        "Who writes to it: an optimiser of the task's own, `train()` in a forward, an update under no_grad.",
+        "Who writes to it: an optimiser of the task's own, `train()` in a forward, an update "
+        "under no_grad.",
         "What changes later than in two steps: the watch compares it at each validation."),
     "steps": Question(
         "Do the optimisers move the parameters of the nets?",
@@ -44,7 +48,8 @@ asks = {
         "Whether the movement is of use."),
     "after answers": Question(
         "Does every tensor get the gradient after a generation that it got before?",
-        "4-bit layers that are packed for inference at the first evaluation, caches that are kept.",
+        "4-bit layers that are packed for inference at the first evaluation, caches that are "
+        "kept.",
         "The tensor whose gradient is gone.",
         "What predict, generate and evaluation mode change in the nets.",
         "A gradient that is lost only after a longer training.")}

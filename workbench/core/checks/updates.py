@@ -13,12 +13,14 @@ import torch
 from .result import Check, Question
 
 # %% ../../../nbs/core/checks/29_updates.ipynb #updates-asks
-asks = {"update": Question(
-    "Is a step of a sane size, and do the numbers that have a gradient move?",
-    "bfloat16 weights that round updates away; a clip of 1e-8; a tiny or a huge learning rate.",
-    "The share of numbers that moved, or the step as a multiple of the weights.",
-    "train.lr, the optimisers' own rates, train.clip, and the dtype of the weights.",
-    "Whether the direction is right; a rate that is merely ten times too large.")}
+asks = {
+    "update": Question(
+        "Is a step of a sane size, and do the numbers that have a gradient move?",
+        "bfloat16 weights that round updates away; a clip of 1e-8; a tiny or a huge learning "
+        "rate.",
+        "The share of numbers that moved, or the step as a multiple of the weights.",
+        "`train.lr`, the optimisers' own rates, `train.clip`, and the dtype of the weights.",
+        "Whether the direction is right; a rate that is merely ten times too large.")}
 
 # %% ../../../nbs/core/checks/29_updates.ipynb #Update
 class Update:
