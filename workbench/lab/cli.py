@@ -174,11 +174,13 @@ def check(options) -> int:
     cfg = complete(options.config, options.overrides)
     if options.faults:
         return try_faults(cfg, options.deep or 5.0)
-    from workbench.core.checks.check import check as find
-    from workbench.lab.show import Table, show
+    from workbench.core.checks.check import check as find, every_question
+    from workbench.core.checks.result import as_row
+    from workbench.lab.show import show
+    from workbench.lab.verdicts import verdict_table
 
-    found = find(cfg, options.deep)
-    show(Table(["check", "", "found"], [[c.name, c.state, c.says] for c in found], "Reality checks"))
+    found, asks = find(cfg, options.deep), every_question()
+    show(verdict_table([as_row(c, asks) for c in found]))
     return 2 if any(c.state == "failed" for c in found) else 0
 
 

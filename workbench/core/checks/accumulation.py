@@ -20,12 +20,14 @@ from ..step.optim import named_parameters, set_modes
 from ..step.step import ActiveObjective, forward_backward, require_grads
 
 # %% ../../../nbs/core/checks/32_accumulation.ipynb #accumulation-asks
-asks = {"accumulation": Question(
-    "Do two micro-batches of one step give the gradients that they give as one batch?",
-    "a loss that is a mean in training alone, or that keeps something from one micro-batch for the next",
-    "the gradients of two micro-batches would not add up to those of the whole",
-    "what the loss divides by in training, and whatever it keeps between two calls",
-    "what depends on dropout, which is off here")}
+asks = {
+    "accumulation": Question(
+        "Do two micro-batches of one step give the gradients that they give as one batch?",
+        "A loss that is a mean in training alone, or that keeps something from one micro-batch "
+        "for the next.",
+        "The gradients of two micro-batches would not add up to those of the whole.",
+        "What the loss divides by in training, and whatever it keeps between two calls.",
+        "What depends on dropout, which is off here.")}
 
 # %% ../../../nbs/core/checks/32_accumulation.ipynb #check_accumulation
 def check_accumulation(

@@ -26,20 +26,26 @@ from ..task import Sound
 asks = {
     "answers": Question(
         "Does the task answer two held-out rows, as a validation will ask it to?",
-        "`predict` or `score` raises, leaves a key out, answers in training mode, or gives the reference",
-        "the exception with its file and line, the missing key, the module in training mode, or answers of "
-        "untrained nets that equal every reference",
-        "`predict` and `score` of the task, at the line that is named"),
+        "`predict` or `score` raises, leaves a key out, answers in training mode, or gives the "
+        "reference.",
+        "The exception with its file and line, the missing key, the module in training mode, or "
+        "answers of untrained nets that equal every reference.",
+        "`predict` and `score` of the task, at the line that is named.",
+        "Whether the answers are any good: that shows when rows are learnt by heart, and in the "
+        "scores."),
     "alone": Question(
         "Is a row answered alone, beside another row's targets, as it is answered in a batch?",
-        "a shape that is wrong for one row, an answer that is read off the target, answers that stand beside "
-        "other rows",
-        "the exception, or another answer as soon as the targets are another row's",
-        "where `predict` uses the targets, and how it puts answers and ids together"),
+        "A shape that is wrong for one row, an answer that is read off the target, answers that "
+        "stand beside other rows.",
+        "The exception, or another answer as soon as the targets are another row's.",
+        "Where `predict` uses the targets, and how it puts answers and ids together.",
+        "Untrained nets that give every row the same answer, whatever they are given."),
     "preview": Question(
-        "Can the preview be made?", "`preview` raises, or gives what has no file",
-        "the exception with its file and line, or the kind that has no file", "`preview` of the task"),
-}
+        "Can the preview be made?",
+        "`preview` raises, or gives what has no file.",
+        "The exception with its file and line, or the kind that has no file.",
+        "`preview` of the task.",
+        "Whether a preview shows what it says that it shows: look at one.")}
 
 # %% ../../../nbs/core/checks/40_answers.ipynb #judge_rows
 def judge_rows(

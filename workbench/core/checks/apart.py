@@ -23,22 +23,25 @@ from ..setup.state import Setup
 asks = {
     "reduction": Question(
         "Is each loss a sum over the rows, divided by ctx.counts?",
-        "a loss with reduction='mean', or one that is divided by its own batch's counts",
-        "the same row twice in a batch would cost as much as once, and twice the counts would change nothing",
-        "how the loss is reduced: a sum over what counts, divided by `ctx.counts` of the whole step",
-        "a divisor that is wrong and the same for every batch"),
+        "A loss with reduction='mean', or one that is divided by its own batch's counts.",
+        "The same row twice in a batch would cost as much as once, or twice the counts would "
+        "change nothing.",
+        "How the loss is reduced: a sum over what counts, divided by `ctx.counts` of the whole "
+        "step.",
+        "A divisor that is wrong and the same for every batch."),
     "rows": Question(
         "Does a row's loss stay the same whatever rows stand beside it?",
-        "rows of a batch that read each other: statistics of the batch, a softmax or a flip over the rows",
-        "two rows would not cost in one batch what they cost in two, with the same padding",
-        "the module that is named, and whatever reduces or softmaxes over dimension 0",
-        "rows that are mixed in training mode alone"),
+        "Rows of a batch that read each other: statistics of the batch, a softmax or a flip "
+        "over the rows.",
+        "Two rows would not cost in one batch what they cost in two, with the same padding.",
+        "The module that is named, and whatever reduces or softmaxes over dimension 0.",
+        "Rows that are mixed in training mode alone."),
     "padding": Question(
         "Does a row's loss stay the same when it is padded?",
-        "padding that is averaged, scored as a label, or attended to",
-        "two rows of unlike length would not cost in one batch what they cost in two",
-        "the masks of attention and of the loss, and the label of padding (-100)",
-        "padding of rows longer than those that were looked at")}
+        "Padding that is averaged, scored as a label, or attended to.",
+        "Two rows of unlike length would not cost in one batch what they cost in two.",
+        "The masks of attention and of the loss, and the label of padding (-100).",
+        "Padding of rows longer than those that were looked at.")}
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #reduced_as
 def reduced_as(

@@ -19,12 +19,16 @@ from .scores import Logits, places_of, shift_of
 from ..step.optim import seed_all, set_modes
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #causality-asks
-asks = {"causality": Question(
-    "Is each token predicted without being read?",
-    "no causal mask, or targets that are not shifted against what the decoder reads",
-    "the scores of a place would change with the very token that it is scored with, or with a later one",
-    "the mask of the decoder's self-attention, and the shift between its input and its labels",
-    "targets that are no token ids; losses that neither cross_entropy nor log_softmax computes")}
+asks = {
+    "causality": Question(
+        "Is each token predicted without being read?",
+        "No causal mask, or targets that are not shifted against what the decoder reads.",
+        "The scores of a place would change with the very token that it is scored with, or with "
+        "a later one.",
+        "The mask of the decoder's self-attention, and the shift between its input and its "
+        "labels.",
+        "Targets that are no token ids; losses that neither cross_entropy nor log_softmax "
+        "computes.")}
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #judge
 @dataclass

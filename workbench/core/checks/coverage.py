@@ -16,12 +16,14 @@ from ..step.optim import named_parameters
 from ..task import Objective, matches
 
 # %% ../../../nbs/core/checks/28_coverage.ipynb #coverage-asks
-asks = {"coverage": Question(
-    "Does everything train that may, and is the rest frozen by somebody's word?",
-    "A head left out of `trains`; half of a decoder frozen by mistake.",
-    "The prefix of the parameters that nobody trains, with their share of all numbers.",
-    "`trains` of the task's objectives, the stage's `freeze` and `unfreeze`, and `requires_grad_` in `nets`.",
-    "A part that was never made, or a parameter that trains and should not.")}
+asks = {
+    "coverage": Question(
+        "Does everything train that may, and is the rest frozen by somebody's word?",
+        "A head left out of `trains`; half of a decoder frozen by mistake.",
+        "The prefix of the parameters that nobody trains, with their share of all numbers.",
+        "`trains` of the task's objectives, the stage's `freeze` and `unfreeze`, and "
+        "`requires_grad_` in `nets`.",
+        "A part that was never made, or a parameter that trains and should not.")}
 
 # %% ../../../nbs/core/checks/28_coverage.ipynb #prefixes
 def prefixes(

@@ -28,15 +28,17 @@ from ..step.optim import seed_all
 asks = {
     "inputs": Question(
         "Is there anything in the inputs, and does it differ from row to row?",
-        "poses of zeros, one row in place of all, a source of which only the first value is kept",
-        "the field that is the same everywhere, in all rows or in one row, with its values",
-        "`collate`, and the files that the field is read from"),
+        "Poses of zeros, one row in place of all, a source of which only the first value is "
+        "kept.",
+        "The field that is the same everywhere, in all rows or in one row, with its values.",
+        "`collate`, and the files that the field is read from.",
+        "Inputs that differ and belong to other rows; rows that are not among the few looked at."),
     "texts": Question(
         "Do the texts of the training rows say anything?",
-        "a column of speakers or labels that was read as texts",
-        "how many different texts and letters there are, and the commonest text",
-        "which column of the table was read"),
-}
+        "A column of speakers or labels that was read as texts.",
+        "How many different texts and letters there are, and the commonest text.",
+        "Which column of the table was read.",
+        "Texts that differ and are the wrong ones.")}
 
 # %% ../../../nbs/core/checks/10_data.ipynb #check_inputs
 def dead_targets(

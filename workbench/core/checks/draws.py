@@ -19,13 +19,15 @@ from ..task import Data
 # %% ../../../nbs/core/checks/08_draws.ipynb #draws-asks
 asks = {
     "draws": Question(
-        "Is a row drawn twice the same row, and in another epoch still nearer to itself than to other rows?",
-        "augmentation that is on in validation; random numbers that (row, epoch) does not decide; targets or "
-        "inputs that are drawn anew for every epoch",
-        "fields of a row that differ between two draws, and by how much; other rows that are nearer than "
-        "itself",
-        "`dataset[i, epoch]`: what it draws, and from which seed"),
-}
+        "Is a row drawn twice the same row, and in another epoch still nearer to itself than to "
+        "other rows?",
+        "Augmentation that is on in validation; random numbers that (row, epoch) does not "
+        "decide; targets or inputs that are drawn anew for every epoch.",
+        "Fields of a row that differ between two draws, and by how much; other rows that are "
+        "nearer than itself.",
+        "`dataset[i, epoch]`: what it draws, and from which seed.",
+        "An augmentation that keeps a row near to itself and changes what it means, such as a "
+        "mirrored text.")}
 
 # %% ../../../nbs/core/checks/08_draws.ipynb #Move
 @dataclass(frozen=True)

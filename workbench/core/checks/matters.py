@@ -21,14 +21,19 @@ from ..setup.state import Setup
 asks = {
     "targets": Question(
         "Does the loss compare with its targets?",
-        "a dummy loss; targets that are read and compared with nothing",
-        "the loss of other targets is the same, in evaluation or in training mode",
-        "which field of the batch the loss takes, and what it compares with it"),
+        "A dummy loss; targets that are read and compared with nothing.",
+        "The loss of other targets is the same, in evaluation or in training mode.",
+        "Which field of the batch the loss takes, and what it compares with it.",
+        "Whether the targets are the right ones, and whether they are compared in the right way."),
     "inputs matter": Question(
         "Does each part that learns from targets read the inputs beside them?",
-        "a decoder that ignores its encoder, in training mode alone or beside a part that reads the input",
-        "the same targets beside other rows' inputs cost the same, with the same random numbers",
-        "what is passed from the encoder to the decoder; a mask that hides everything; a factor of zero")}
+        "A decoder that ignores its encoder, in training mode alone or beside a part that reads "
+        "the input.",
+        "The same targets beside other rows' inputs cost the same, with the same random numbers.",
+        "What is passed from the encoder to the decoder; a mask that hides everything; a factor "
+        "of zero.",
+        "Whether what is read is of use: a net that reads noise reads its input. The watch asks "
+        "that.")}
 
 # %% ../../../nbs/core/checks/18_matters.ipynb #check_change
 def check_change(

@@ -22,18 +22,26 @@ from ..step.optim import named_parameters, set_modes
 asks = {
     "evaluation": Question(
         "Is evaluation mode quiet?",
-        "a loss that puts nets into training mode, or dropout that ignores the mode",
-        "dropout drawn, or a module in training mode, in a pass in evaluation mode, with the module's name",
-        "calls of train() in the loss and in forward; functional dropout without training=self.training"),
+        "A loss that puts nets into training mode, or dropout that ignores the mode.",
+        "Dropout drawn, or a module in training mode, in a pass in evaluation mode, with the "
+        "module's name.",
+        "Calls of train() in the loss and in forward; functional dropout without "
+        "training=self.training.",
+        "Noise made by hand rather than by torch's dropout."),
     "training mode": Question(
         "Do the nets that train have their dropout and their batch statistics?",
-        "a loss that puts nets into evaluation mode",
-        "a module that trains and is in evaluation mode after the loss, or no dropout drawn at all",
-        "calls of eval() in the loss and in what it calls"),
+        "A loss that puts nets into evaluation mode.",
+        "A module that trains and is in evaluation mode after the loss, or no dropout drawn at "
+        "all.",
+        "Calls of eval() in the loss and in what it calls.",
+        "A mode that is switched off and on again within the loss, where nothing drops."),
     "batches": Question(
-        "Is a batch computed from itself alone?", "the targets of the batch before, the first batch for ever",
-        "the same rows with the same random numbers cost something else after other rows; all rows the same",
-        "what the loss and the nets keep between two calls: module attributes, globals, caches")}
+        "Is a batch computed from itself alone?",
+        "The targets of the batch before, the first batch for ever.",
+        "The same rows with the same random numbers cost something else after other rows; or "
+        "all rows the same.",
+        "What the loss and the nets keep between two calls: module attributes, globals, caches.",
+        "A memory that shows only after more than a few batches, such as a queue that fills.")}
 
 # %% ../../../nbs/core/checks/17_modes.ipynb #DROPOUTS
 on_by_default = lambda input, p=0.5, training=True, inplace=False: p * bool(training)

@@ -16,6 +16,7 @@ from .few_rows import batch_of, distance, inputs_of, rolled, spread
 from .forward import parts_of
 from .learnt import (
     judge_answers, judge_below, judge_parts, judge_read, judge_scores, likeness, summary, weights_of)
+from .questions import asks as loss_asks
 from .result import Check, Question
 from .steps import fresh_objectives, one_step, untouched
 from ..setup.state import Setup
@@ -27,28 +28,34 @@ from ..step.ranks import collect
 asks = {
     "overfit": Question(
         "Can the nets learn four rows by heart?",
-        "a rate of nothing, a loss that cannot fall, a blocked gradient",
-        "a loss that stays where it was after 400 steps, or stands although every answer is right",
-        "`train.lr`, the optimiser, and what stands between the nets and the loss"),
+        "A rate of nothing, a loss that cannot fall, a blocked gradient.",
+        "A loss that stays where it was after 400 steps, or stands although every answer is "
+        "right.",
+        "`train.lr`, the optimiser, and what stands between the nets and the loss.",
+        "Whether what is learnt holds for other rows."),
     "shuffled targets": Question(
         "Do the rows that were learnt cost more with each other's targets?",
-        "the loss does not look at its targets",
-        "the same loss for other targets", "where the loss reads the targets"),
+        "A loss that does not look at its targets.",
+        "The same loss for other targets.",
+        "Where the loss reads the targets.",
+        "Targets that belong to other rows from the start: they are learnt by heart as well."),
     "shuffled inputs": Question(
         "Do the rows that were learnt cost more with each other's inputs?",
-        "the rows were learnt without their inputs, from what stands before in the target",
-        "the same loss for other inputs", "where the inputs enter the net that the loss reads"),
+        "Rows that were learnt without their inputs, from what stands before in the target.",
+        "The same loss for other inputs.",
+        "Where the inputs enter the net that the loss reads.",
+        "An input that names the row and says nothing of the target: it is learnt by heart as "
+        "well."),
     "generation": Question(
         "Are rows that are known by heart answered with their own references?",
-        "one answer for all, answers of other rows, a decoder that reads its target, a loss with the wrong "
-        "sign",
-        "a loss at its end and answers that are nowhere near their references",
-        "how `predict` differs from the loss: shift by one, mask, start token, mode, order of the rows"),
-    "parts": Question(
-        "Does every part of the loss that measures an error fall?", "a part with the wrong sign",
-        "a part that looks at the targets and rises while the loss falls",
-        "the sign and the weight of that part"),
-}
+        "One answer for all, answers of other rows, a decoder that reads its target, a loss "
+        "with the wrong sign.",
+        "A loss at its end and answers that are nowhere near their references.",
+        "How `predict` differs from the loss: shift by one, mask, start token, mode, order of "
+        "the rows.",
+        "Answers to rows that were not learnt; faults of a search wider than the one that was "
+        "asked."),
+    "parts": loss_asks["parts"]}
 
 # %% ../../../nbs/core/checks/60_overfit.ipynb #deep
 def deep(

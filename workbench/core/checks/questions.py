@@ -25,14 +25,19 @@ from ..step.optim import named_parameters, seed_all
 # %% ../../../nbs/core/checks/20_questions.ipynb #questions-asks
 asks = modes.asks | matters.asks | {
     "first loss": Question(
-        "Does the first loss say what theory says?", "a dummy loss, a leak, a wrong scale or sign",
-        "a loss outside the band of nets that know nothing, or far above ln V",
-        "what the loss is divided by, its sign, and the scale of the output layer"),
+        "Does the first loss say what theory says?",
+        "A dummy loss, a leak, a wrong scale or sign.",
+        "A loss outside the band of nets that know nothing, or far above ln V.",
+        "What the loss is divided by, its sign, and the scale of the output layer.",
+        "Pretrained nets, of which no theory speaks; faults that leave the level of the loss as "
+        "it is."),
     "parts": Question(
-        "What is the loss made of?", "a part that is never computed, is not a number, or counts the wrong "
-                                     "way round",
-        "a part that is NaN or zero, declared and not reported, or whose weight is below zero",
-        "the line in which the parts are added up")}
+        "What is the loss made of, and does each of its parts fall?",
+        "A part that is never computed, is not a number, or counts the wrong way round.",
+        "A part that is NaN or zero, declared and not reported, whose weight is below zero, or, "
+        "where rows are learnt by heart, that rises while the loss falls.",
+        "The line in which the parts are added up, with their signs and weights.",
+        "A weight that is merely unwise; two parts that hinder each other.")}
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #chance_band
 class Band(tuple):

@@ -67,12 +67,3 @@ def quick(
                                  setup.accelerator.device)
     called = {c.name for c in found if c.name in ("answers", "preview") and c.state != "not proven"}
     return found + check_keys(setup, held_out, called)
-
-
-def requiring(
-    setup: Setup,
-) -> set[str]:
-    "The parameters that require a gradient; none where each step of several objectives says anew which do."
-    if len(setup.stage.objectives) > 1:
-        return set()
-    return {n for n, p in named_parameters(setup.nets).items() if p.requires_grad}

@@ -16,11 +16,15 @@ from ..setup.state import Setup
 from ..step.ranks import autocast, to_device
 
 # %% ../../../nbs/core/checks/75_reads.ipynb #reads-asks
-asks = {"reads its input": Question(
-    "Do held-out rows cost more with each other's inputs?",
-    "targets of other rows, inputs that say nothing of the targets, rows learnt by heart",
-    "held-out rows that cost the same, within noise, whichever input they are given",
-    "whether targets stand beside their own inputs in the training split, then the inputs themselves")}
+asks = {
+    "reads its input": Question(
+        "Do held-out rows cost more with each other's inputs?",
+        "Targets of other rows, inputs that say nothing of the targets, rows learnt by heart.",
+        "Held-out rows that cost the same, within noise, whichever input they are given.",
+        "Whether targets stand beside their own inputs in the training split, then the inputs "
+        "themselves.",
+        "Whether it reads the right thing: a background that goes with the label is an input, "
+        "too.")}
 
 # %% ../../../nbs/core/checks/75_reads.ipynb #reads-rows
 def rows_between(

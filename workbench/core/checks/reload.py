@@ -21,12 +21,14 @@ from ..setup.state import Optimisation, Setup
 from ...errors import Refused
 
 # %% ../../../nbs/core/checks/35_reload.ipynb #reload-asks
-asks = {"checkpoint": Question(
-    "Does a checkpoint, read into new nets, give the same loss to the last bit?",
-    "A buffer that is not persistent, a plain attribute, tied weights that come apart.",
-    "Two losses that differ, and the buffer that is not in the checkpoint.",
-    "register_buffer(persistent=False), tensors in plain attributes, and what `nets` draws at random.",
-    "What the optimisers hold: the tests of exact resume compare that, and so may you with a kill.")}
+asks = {
+    "checkpoint": Question(
+        "Does a checkpoint, read into new nets, give the same loss to the last bit?",
+        "A buffer that is not persistent, a plain attribute, tied weights that come apart.",
+        "Two losses that differ, and the buffer that is not in the checkpoint.",
+        "`register_buffer(persistent=False)`, tensors in plain attributes, and what `nets` "
+        "draws at random.",
+        "What the optimisers hold: stop a run and resume it to see that.")}
 
 # %% ../../../nbs/core/checks/35_reload.ipynb #check_reload
 def check_reload(

@@ -21,11 +21,12 @@ from ..task import Data
 asks = {
     "splits": Question(
         "Are the held-out rows apart from the rows that are trained on?",
-        "a table that stands in two splits; rows split after they were copied or augmented; ids that name "
-        "two rows",
-        "how many rows of validation or test are training rows, and one of them by name",
-        "how the rows were split: by what a row is made of, before anything is copied"),
-}
+        "A table that stands in two splits; rows split after they were copied or augmented; ids "
+        "that name two rows.",
+        "How many rows of validation or test are training rows, and one of them by name.",
+        "How the rows were split: by what a row is made of, before anything is copied.",
+        "Rows that are related and not alike: two recordings of a speaker, a sentence and its "
+        "paraphrase.")}
 
 # %% ../../../nbs/core/checks/09_splits.ipynb #Shared
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asks', 'untouched', 'release', 'fresh_objectives', 'one_step', 'fingerprint', 'check_gradients', 'counted',
-           'check_frozen', 'check_moved', 'buffers_at_rest', 'follows', 'check_steps', 'first_names', 'frozen_parts',
+           'check_frozen', 'buffers_at_rest', 'follows', 'check_steps', 'coverage_of', 'first_names', 'frozen_parts',
            'gradients_of', 'check_gradients_again']
 
 # %% ../../../nbs/core/checks/30_steps.ipynb #steps-imports
@@ -26,15 +26,19 @@ from ..step.step import ActiveObjective, build, optimiser_step
 asks = {
     "gradients": Question(
         "Does every trained tensor get a finite gradient that is not zero?",
-        "A layer that is never called, a detached encoder, a rounded duration, an optimiser of the old head.",
-        "The tensor without a gradient, or the net whose gradients are a billionth of the others'.",
-        "Where the tensor is used in the loss: detach, no_grad, round, argmax, a branch that is not taken.",
+        "A layer that is never called, a detached encoder, a rounded duration, an optimiser of "
+        "the old head.",
+        "The tensor without a gradient, or the net whose gradients are a billionth of the "
+        "others'.",
+        "Where the tensor is used in the loss: detach, no_grad, round, argmax, a branch that is "
+        "not taken.",
         "A gradient of the wrong sign or size."),
     "frozen": Question(
         "Does everything that is frozen stay bit-identical, batch statistics too?",
         "Weight decay of frozen weights; a frozen BatchNorm that is switched to training mode.",
         "The frozen tensor or buffer that two steps changed.",
-        "Who writes to it: an optimiser of the task's own, `train()` in a forward, an update under no_grad.",
+        "Who writes to it: an optimiser of the task's own, `train()` in a forward, an update "
+        "under no_grad.",
         "What changes later than in two steps: the watch compares it at each validation."),
     "steps": Question(
         "Do the optimisers move the parameters of the nets?",
@@ -202,23 +206,6 @@ def check_frozen(
                                      f"bit-identical{averages}."
                  if before else "nothing is frozen.")
 
-# %% ../../../nbs/core/checks/30_steps.ipynb #check_moved
-def check_moved(
-    moved: dict[str, bool],  # trained tensor with a gradient -> whether two steps changed it
-    put_back: list[str] = [],  # those that the second pass found at their start again, after a step
-) -> Check:
-    "The optimiser moved what it trains, and no pass takes a step back."
-    if put_back:
-        more = f" ({len(put_back)} of {len(moved)} tensors)" if len(put_back) > 1 else ""
-        return Check("steps", "failed", f"the second pass puts `{put_back[0]}` back to what it was before "
-                                        "the "
-                                        f"first step{more}: a forward or the loss writes to it.")
-    if still := [n for n, m in moved.items() if not m]:
-        more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
-        state = "failed" if len(still) == len(moved) else "warned"
-        return Check("steps", state, f"`{still[0]}` is the same after two steps{more}.")
-    return Check("steps", "passed", f"two optimiser steps moved all {len(moved)} tensors with a gradient.")
-
 # %% ../../../nbs/core/checks/30_steps.ipynb #buffers_at_rest
 def buffers_at_rest(
     nets: dict[str, nn.Module],
@@ -305,19 +292,28 @@ def check_steps(
         found = Check("gradients", "warned", f"all numbers of `{alike}` are equal before the first step: its "
                                              "units "
                       "get one gradient, so they stay one unit.")
-    left, still = forgotten(setup,
-                            [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
-    twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
-    sizes = {n: p.numel() for n, p in first_names(params).items()}
     rounding = 1e-8 * max((g for g in largest.values() if g), default=0.0)  # a key's bias has no other
     moved = {n: not torch.equal(params[n], before[n])
              for n in sorted(trained) if (largest.get(n) or 0) > rounding}
-    return [check_coverage(sizes, trained, left, still, twice), found,
+    return [coverage_of(setup, active, trained), found,
             *([answered] if answered.state == "failed" else []),
             check_frozen(were, after, buffers, follow),
             *([check_moved(moved, sorted(put_back))] if moved else []),
             check_update(update, params, [a.name for a in active], setup.stage.cfg.train.lr),
             *check_clip(values, setup.stage.cfg.train.clip)]
+
+
+def coverage_of(
+    setup: Setup,
+    active: list[ActiveObjective],
+    trained: set[str],
+) -> Check:
+    "What the stage trains of all numbers."
+    left, still = forgotten(setup,
+                            [o for s in setup.job.stages for o in setup.task.objectives(s.cfg).values()])
+    twice = next(([a.name, b.name] for a in active for b in active if set(b.trained) < set(a.trained)), [])
+    sizes = {n: p.numel() for n, p in first_names(named_parameters(setup.nets)).items()}
+    return check_coverage(sizes, trained, left, still, twice)
 
 
 def first_names(

@@ -13,12 +13,14 @@ import torch
 from .result import Check, Question
 
 # %% ../../../nbs/core/checks/29_updates.ipynb #updates-asks
-asks = {"update": Question(
-    "Is a step of a sane size, and do the numbers that have a gradient move?",
-    "bfloat16 weights that round updates away; a clip of 1e-8; a tiny or a huge learning rate.",
-    "The share of numbers that moved, or the step as a multiple of the weights.",
-    "train.lr, the optimisers' own rates, train.clip, and the dtype of the weights.",
-    "Whether the direction is right; a rate that is merely ten times too large.")}
+asks = {
+    "update": Question(
+        "Is a step of a sane size, and do the numbers that have a gradient move?",
+        "bfloat16 weights that round updates away; a clip of 1e-8; a tiny or a huge learning "
+        "rate.",
+        "The share of numbers that moved, or the step as a multiple of the weights.",
+        "`train.lr`, the optimisers' own rates, `train.clip`, and the dtype of the weights.",
+        "Whether the direction is right; a rate that is merely ten times too large.")}
 
 # %% ../../../nbs/core/checks/29_updates.ipynb #Update
 class Update:
@@ -102,8 +104,14 @@ def check_update(
 # %% ../../../nbs/core/checks/29_updates.ipynb #check_moved
 def check_moved(
     moved: dict[str, bool],  # trained tensor with a gradient -> whether two steps changed it
+    put_back: list[str] = [],  # those that the second pass found at their start again, after a step
 ) -> Check:
-    "The optimisers moved what they train."
+    "The optimisers moved what they train, and no pass takes a step back."
+    if put_back:
+        more = f" ({len(put_back)} of {len(moved)} tensors)" if len(put_back) > 1 else ""
+        return Check("steps", "failed", f"the second pass puts `{put_back[0]}` back to what it was before "
+                                        "the "
+                                        f"first step{more}: a forward or the loss writes to it.")
     if still := [n for n, m in moved.items() if not m]:
         more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
         state = "failed" if len(still) == len(moved) else "warned"

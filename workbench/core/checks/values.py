@@ -20,17 +20,19 @@ from .sample import Sample, content
 asks = {
     "range": Question(
         "Are the numbers of inputs and targets finite, and of a size that a net can learn from?",
-        "one row of thousands that holds NaN; pictures of 0 … 255, frames in thousands; validation "
-        "that is scaled in another way than training",
-        "a NaN with the id of its row, a root mean square above 300 or below 0.001, a mean far from the "
-        "spread",
-        "how the data are scaled before they reach the net: its mean and deviation, or a division by 255"),
+        "One row of thousands that holds NaN; pictures of 0 … 255, frames in thousands; "
+        "validation that is scaled in another way than training.",
+        "A NaN with the id of its row, a root mean square above 300 or below 0.001, a mean far "
+        "from the spread.",
+        "How the data are scaled before they reach the net: its mean and deviation, or a "
+        "division by 255.",
+        "A wrong scale within these bounds; rows beyond the sample that was read."),
     "target values": Question(
         "Do the targets of the rows differ, so that there is something to learn?",
-        "a column with one value, recordings that are silence, one class in nearly all rows",
-        "the share of rows that have the commonest target, rows whose target is one value",
-        "the column or file that the targets are read from"),
-}
+        "A column with one value, recordings that are silence, one class in nearly all rows.",
+        "The share of rows that have the commonest target, or rows whose target is one value.",
+        "The column or file that the targets are read from.",
+        "Targets that differ and are wrong, or have nothing to do with the inputs.")}
 
 # %% ../../../nbs/core/checks/07_values.ipynb #Numbers
 @dataclass(frozen=True)

@@ -23,31 +23,38 @@ from ..step.step import ActiveObjective, StageOptimizer
 asks = {
     "gradients stay": Question(
         "Does each trained tensor still get a gradient after a validation?",
-        "a gradient that is gone after the first generation, evaluation or preview",
-        "a tensor without a gradient, or an optimiser whose gradients are all zero, at the step after a "
-        "validation",
-        "what prediction and preview leave behind: caches, modes, `requires_grad`, `no_grad`"),
+        "A gradient that is gone after the first generation, evaluation or preview.",
+        "A tensor without a gradient, or an optimiser whose gradients are all zero, at the step "
+        "after a validation.",
+        "What prediction and preview leave behind: caches, modes, `requires_grad`, `no_grad`.",
+        "A gradient that is there and wrong; what happens between two validations."),
     "weights move": Question(
         "Did the optimiser's steps since the last validation change what it trains?",
-        "updates that are rounded away, or an optimiser that steps other tensors than those of the nets",
-        "all tensors of an optimiser with the bits of the last validation, although they got gradients",
-        "the learning rate beside the size of the weights, and their precision"),
+        "Updates that are rounded away, or an optimiser that steps other tensors than those of "
+        "the nets.",
+        "All tensors of an optimiser with the bits of the last validation, although they got "
+        "gradients.",
+        "The learning rate beside the size of the weights, and their precision.",
+        "One tensor that stands still while the others of its optimiser move."),
     "frozen stays": Question(
         "Does everything that is frozen still have the bits that the stage began with?",
-        "a frozen part that decays or is written to, statistics of a frozen norm that move",
-        "another checksum of a frozen tensor or buffer",
-        "what writes to it: an optimiser of its own, the loss, `train()` on a frozen module"),
+        "A frozen part that decays or is written to, statistics of a frozen norm that move.",
+        "Another checksum of a frozen tensor or buffer.",
+        "What writes to it: an optimiser of its own, the loss, `train()` on a frozen module.",
+        "Tensors in plain attributes, which no checkpoint holds."),
     "modes stay": Question(
         "Is each module in the mode in which the stage set it, after a step?",
-        "a loss that switches dropout off, or a frozen norm on, for good",
-        "a module in evaluation mode after a training step",
-        "calls of `eval()` and `train()` in the loss and in what it calls"),
+        "A loss that switches dropout off, or a frozen norm on, for good.",
+        "A module in evaluation mode after a training step.",
+        "Calls of `eval()` and `train()` in the loss and in what it calls.",
+        "A mode that is wrong during the step and right at its end."),
     "validation leaves no trace": Question(
         "Does a validation leave the nets as they are?",
-        "a prediction in training mode that moves the statistics of a norm, a preview that writes to "
-        "the nets",
-        "another checksum of a saved tensor after the validation",
-        "`train()` in predict and preview, and what they write to")}
+        "A prediction in training mode that moves the statistics of a norm, a preview that "
+        "writes to the nets.",
+        "Another checksum of a saved tensor after the validation.",
+        "`train()` in predict and preview, and what they write to.",
+        "What is changed and put back; whatever is not in a checkpoint.")}
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-class
 def empty_memory() -> dict:

@@ -8,16 +8,17 @@ __all__ = ['tell', 'note', 'begin_watching', 'watch_gradients', 'watch_step', 'w
 
 # %% ../../../nbs/core/train/17_watching.ipynb #watching-imports
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..checks.at_rest import checksums, saved_tensors
+from ..checks.check import every_question
 from ..checks.reads import check_reads, gaps, held_out, line_of_gaps
-from ..checks.result import Check
+from ..checks.result import Check, as_row
 from ..checks.watch import (
-    asks, begin_watch, look_at_gradients, look_at_modes, look_at_movement, look_at_rest)
+    begin_watch, look_at_gradients, look_at_modes, look_at_movement, look_at_rest)
 from ..run import checkpoint
 from ..setup.state import Setup
 from ..stages.position import due
@@ -47,7 +48,7 @@ def tell(
         if c.state == "failed":
             last = checkpoint.find(training.run)
             right = f"The last checkpoint from before is {last.name}. " if last else ""
-            raise Failed(f"{c.name}: {c.says} {right}First look at {asks[c.name].look}; after mending, "
+            raise Failed(f"{c.name}: {c.says} {right}{as_row(c, every_question())['advice']} After mending, "
                          "`workbench "
                          f"resume {training.run}` goes on (check=false trains all the same).")
 
@@ -63,7 +64,7 @@ def note(
     place = {"stage": setup.stage.name, "step": setup.at.step}
     kept = [x for x in read_json(run / "checks.json", [])
             if (x["name"], x["stage"]) != (c.name, place["stage"])]
-    write_json(run / "checks.json", [*kept, asdict(c) | place])
+    write_json(run / "checks.json", [*kept, as_row(c, every_question()) | place])
     print(f"check {c.name}: {c.state}: {c.says}", flush=True)
 
 # %% ../../../nbs/core/train/17_watching.ipynb #watching-begin

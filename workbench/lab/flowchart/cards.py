@@ -12,9 +12,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...core.checks.result import as_row
 from ...files import read_json, write_json
 from ..run.gallery import file_html
 from ..show import Loud, Table, span
+from ..verdicts import head, verdict_rows
 
 # %% ../../../nbs/lab/flowchart/00_cards.ipynb #table
 def table(
@@ -64,12 +66,14 @@ glyphs = {"idle": "○", "running": "◐", "paused": "‖", "passed": "✓", "wa
 
 
 def checked(
-    found: list,  # Check: name, state, says
+    found: list,  # core.checks.result.Check
+    asks: dict,  # the questions behind them, by name; none for those of the code
     title: str = "",
 ) -> dict:
     "Checks as a part of a card."
-    return table(["check", "", "found"], [[c.name, f"{glyphs[c.state]} {c.state}", c.says] for c in found],
-                 title)
+    rows = verdict_rows([as_row(c, asks) for c in found])
+    rows = [[name, f"{glyphs[state]} {state}", says] for name, state, says in rows]
+    return table(head, rows, title) | {"widest": 60}
 
 # %% ../../../nbs/lab/flowchart/00_cards.ipynb #verdict
 def verdict(
@@ -140,7 +144,7 @@ def printed(
 ) -> str:
     "A part of a card as text."
     if part["kind"] == "table":
-        return str(Table(part["head"], part["rows"], part["title"], part["note"]))
+        return str(Table(part["head"], part["rows"], part["title"], part["note"], part.get("widest")))
     if part["kind"] == "loud":
         return str(Loud(part["text"]))
     if part["kind"] == "file":

@@ -224,9 +224,10 @@ def quick(
 ) -> tuple[str, str, list[dict]]:
     "The quick tier of the reality checks: two real optimiser steps."
     from workbench.core.checks import quick as checks
+    from workbench.core.checks.check import every_question
 
     found = checks.quick(workspace.setup(), answers=True)
-    return *verdict(found), [checked(found, "Quick tier: two real optimiser steps")]
+    return *verdict(found), [checked(found, every_question(), "Quick tier: two real optimiser steps")]
 
 # %% ../../../nbs/lab/flowchart/15_examine.ipynb #deep
 def deep(
@@ -235,10 +236,11 @@ def deep(
 ) -> tuple[str, str, list[dict]]:
     """The deep tier of the reality checks, in a tenth of the time budget.
     Can the model overfit, does the target matter, has generation collapsed?"""
+    from workbench.core.checks.check import every_question
     from workbench.core.checks.overfit import deep as tier
 
     cfg = workspace.cfg
     seconds = max(30.0, 6.0 * cfg.train.minutes) if cfg.train.minutes else 60.0
     began, found = time.monotonic(), tier(workspace.setup(), seconds)
     took = f"Deep tier, {span(time.monotonic() - began)} of {span(seconds)}"
-    return *verdict(found), [checked(found, took)]
+    return *verdict(found), [checked(found, every_question(), took)]

@@ -44,7 +44,7 @@ def check_code(workspace, new) -> tuple[str, str, list[dict]]:
 
     found = verify()
     state, says = verdict(found)
-    parts = [checked(found, "Code")]
+    parts = [checked(found, {}, "Code")]
     if state == "failed":
         return state, says, parts
     workspace.report("backup")

@@ -17,18 +17,17 @@ from ...files import read_json
 from .gallery import Gallery
 from .plan_tables import data_line, fell_back, of_stage, stage_at_hand
 from ..show import Table, plainly, span
+from ..verdicts import verdict_table
 
 # %% ../../../nbs/lab/run/40_results.ipynb #checks
 def checks(
     run: str | Path,
 ) -> Table:
-    "The reality checks that the run began with, and those of the watch, by their step."
+    "The reality checks that the run began with, and those of the watch, by their stage and step."
     found = read_json(Path(run) / "checks.json", [])
     if not found:
         return Table([], [], "No reality checks: the run was begun with check=false, or it was resumed.")
-    name_of = lambda c: c["name"] + (f", step {c['step']:,}" if "step" in c else "")
-    return Table(["check", "", "found"], [[name_of(c), c["state"], c["says"]] for c in found],
-                 "Reality checks")
+    return verdict_table(found)
 
 # %% ../../../nbs/lab/run/40_results.ipynb #control_notes
 def control_notes(
