@@ -25,7 +25,7 @@ FAULTS = {  # fault of a public project: (the check that finds it, a word of wha
     "padding labels": ("padding", "padding counts"), "targets": ("targets", "does not look at"),
     "deaf": ("inputs matter", "does not read x"),
     "never called": ("gradients", "`namer.unused.weight` got no gradient"),
-    "drifting": ("frozen", "`still.weight`"), "forgotten": ("checkpoint", "missing in it")}
+    "drifting": ("frozen", "`still.weight`"), "forgotten": ("checkpoint", "`namer.drift`")}
 
 
 def toy(fault="", more=""):

@@ -40,8 +40,8 @@ FAULTS = {  # fault -> (system, check, words of what it says)
     "prediction raises": ("pairs", "answers", "expected a 3D tensor, got a 2D one (pairs.py, line"),
     "the answer is the reference": ("pairs", "answers", "the answer is the reference"),
     "answers of other rows": ("pairs", "alone", "answers stand beside other rows"),
-    "a wrong shape for one row alone": ("voice", "alone",
-                                        "`predict` raised RuntimeError on row valid202 alone"),
+    "a shape for many rows alone": ("voice", "alone",
+                                        "`predict` raised IndexError on row valid202 alone"),
     "the preview raises": ("pairs", "preview", "ZeroDivisionError: division by zero (pairs.py, line"),
 }
 
