@@ -15,7 +15,7 @@ from workbench.core.checks.accumulation import accumulation as accumulated
 from workbench.core.checks.apart import check_rows
 from workbench.core.checks.check import check
 from workbench.core.checks.costs import FewRows
-from workbench.core.checks.steps import untouched
+from workbench.core.checks.real_steps import untouched
 from workbench.core.config import presets
 from workbench.core.config.schema import Core, Train
 from workbench.core.setup.state import Job, Model, Setup

@@ -20,7 +20,8 @@ GALLERY = Path(__file__).parents[1] / "bench/gallery"
 FAULTS = {  # (system, fault): (the check, its state, what it says)
     ("pairs", "the decoder ignores its encoder"): ("inputs matter", "failed",
                                                    "`ce` reads its targets and not source"),
-    ("pairs", "no encoder in training"): ("inputs matter", "failed", "in training mode (in evaluation mode by 0.0"),
+    ("pairs", "no encoder in training"): ("inputs matter", "failed",
+                                          "in training mode (in evaluation mode by 0.0"),
     ("pairs", "targets of the batch before"): ("batches", "failed", "something of the batch before"),
     ("pairs", "the first batch for ever"): ("batches", "failed", "the first batch forever"),
     ("pairs", "no dropout in training"): ("training mode", "failed", "`encoder.layers.layers.0.self_attn`"),

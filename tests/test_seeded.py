@@ -10,10 +10,10 @@ import torch
 from conftest import check_names
 
 from workbench.core.checks.check import check
-from workbench.core.checks.fault import Fault, NotHere, healthy_of, with_loss
-from workbench.core.checks.loss_faults import constant
-from workbench.core.checks.seeded import Seeded, seeded_faults
-from workbench.core.checks.trial import begun, trial, try_fault
+from workbench.lab.faults.fault import Fault, NotHere, healthy_of, with_loss
+from workbench.lab.faults.losses import constant
+from workbench.lab.faults.seeded import Seeded, seeded_faults
+from workbench.lab.faults.trial import begun, trial, try_fault
 from workbench.core.config.modules import permit
 from workbench.core.run.folder import create
 from workbench.core.setup.prepare import prepare
@@ -223,7 +223,7 @@ def test_an_error_that_the_fault_did_not_raise_says_that_it_cannot_be_tried(know
 def test_the_command_shows_what_was_caught_and_what_was_missed(monkeypatch, capsys, tmp_path):
     settings("faulty")
     some = [f for f in seeded_faults() if f.kind != "data" and f.seen == "quick"]
-    monkeypatch.setattr("workbench.core.checks.trial.seeded_faults", lambda: some)
+    monkeypatch.setattr("workbench.lab.faults.trial.seeded_faults", lambda: some)
     config = "task: faulty\ntrackers: []\ntrain: {max_steps: 4, lr: 0.01}\n"
     path = tmp_path / "toy.yaml"
     path.write_text(config, encoding="utf8")

@@ -189,8 +189,8 @@ def try_faults(
     seconds: float,  # for each fault that only the deep checks can see
 ) -> int:
     "workbench check CONFIG --faults"
-    from workbench.core.checks.trial import trial
-    from workbench.lab.faults import fault_tables, summary
+    from workbench.lab.faults.trial import trial
+    from workbench.lab.faults.tables import fault_tables, summary
     from workbench.lab.show import show
 
     tried = list(trial(cfg, seconds=seconds))

@@ -14,7 +14,7 @@ from .costs import FewRows, rows_of
 from .forward import zeros_nudged
 from .noise import RowNoise
 from .result import Check, Question
-from .steps import fresh_objectives
+from .real_steps import fresh_objectives
 from ..setup.state import Setup
 from ..step.optim import named_parameters, set_modes
 from ..step.step import ActiveObjective, forward_backward, require_grads

@@ -31,7 +31,7 @@ class Likeness:
     rows: int
     texts: bool  # False: numbers
 
-
+# %% ../../../nbs/core/checks/55_learnt.ipynb #numbers_of
 def numbers_of(
     value: Any,
 ) -> np.ndarray | None:  # [N]; None: it is no list of numbers
@@ -47,7 +47,7 @@ def numbers_of(
     return np.array([float(value)]) if isinstance(value,
                                                   (int, float)) and not isinstance(value, bool) else None
 
-
+# %% ../../../nbs/core/checks/55_learnt.ipynb #likeness_2
 def likeness(
     rows: list[dict],  # answered
 ) -> Likeness | None:  # None: there is nothing to compare: one reference, or neither texts nor numbers
@@ -107,7 +107,7 @@ def cut_or_long(
                     "not obeyed")
     return ""
 
-
+# %% ../../../nbs/core/checks/55_learnt.ipynb #judge_answers_1
 def judge_answers(
     rows: list[dict],  # answered
     by_heart: bool,  # whether the loss is near its end
@@ -148,7 +148,7 @@ def judge_answers(
                                              f"{why}.")
     return Check("generation", "not proven", says + ".")
 
-
+# %% ../../../nbs/core/checks/55_learnt.ipynb #judge_scores
 def judge_scores(
     own: dict[str, float],  # scores of rows that are known by heart
     other: dict[str, float],  # of the same rows with each other's inputs; {}: there are no other inputs
@@ -247,7 +247,7 @@ def judge_parts(
                                             "wrong, or it is something else.")
     return None
 
-
+# %% ../../../nbs/core/checks/55_learnt.ipynb #judge_below
 def judge_below(
     says: str,  # of the loss
     before: dict[str, float],  # scores of the rows before the first step

@@ -18,7 +18,7 @@ from .learnt import (
     judge_answers, judge_below, judge_parts, judge_read, judge_scores, likeness, summary, weights_of)
 from .questions import asks as loss_asks
 from .result import Check, Question
-from .steps import fresh_objectives, one_step, untouched
+from .real_steps import fresh_objectives, one_step, untouched
 from ..setup.state import Setup
 from ..step.evaluate import answer_batch, batch_rows, control_rows, partners, with_rows
 from ..step.optim import set_modes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .forward import parts_of
 from .result import Check, Question
-from .steps import untouched
+from .real_steps import untouched
 from ..run import checkpoint
 from ..setup.prepare import make_nets
 from ..setup.resume import save

@@ -112,7 +112,8 @@ rooms = {  # path below nbs, without numbers: the title of a folder; a notebook 
     "parts/image": "Images", "parts/shared": "Shared by all media",
     "tasks": "Tasks", "samples": "Sample data",
     "lab": "Lab", "lab/show": "", "lab/run": "Following a run", "lab/backup": "Backups",
-    "lab/docs": "These pages", "lab/compare": "Comparing runs", "lab/flowchart": "The flowchart"}
+    "lab/docs": "These pages", "lab/faults": "Seeded faults", "lab/compare": "Comparing runs",
+    "lab/flowchart": "The flowchart"}
 ranks = {path: rank for rank, path in enumerate(rooms)}
 
 # %% ../../../nbs/lab/docs/10_pages.ipynb #place
