@@ -175,9 +175,9 @@ def end_watching(
         return
     told = {said.rpartition(" ")[0] for said in watch.memory["told"]}
     looks = f"at {watch.memory['looks']} validations up to step {setup.at.step}"
-    says = {"gradients stay": "every optimiser had gradients in the step after each of "
-                              f"{watch.memory['looks']} "
-                              "validations.",
+    says = {"gradients stay": "every optimiser had gradients in the steps looked at: the stage's first two "
+                              "and the "
+                              "first after each validation.",
             "weights move": f"every optimiser had moved what it trains {looks}.",
             "frozen stays": f"{len(watch.rest)} frozen tensors had the same bits {looks}.",
             "modes stay": f"each module was in the mode of the stage {looks}.",
