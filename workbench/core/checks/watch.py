@@ -51,8 +51,8 @@ asks = {
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-class
 def empty_memory() -> dict:
     """What is remembered of a stage: checks told, tensors at rest that moved, trained tensors that never had
-    a gradient (None: not looked at yet), validations in a row with a gradient of zero, validations, gaps, losses
-    of the rows that are asked."""
+    a gradient (None: not looked at yet), validations in a row with a gradient of zero, validations,
+    gaps and losses of the rows that are asked."""
     return {"told": [], "moving": [], "never": None, "zero": {}, "looks": 0, "reads": [], "losses": []}
 
 
