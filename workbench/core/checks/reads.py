@@ -40,8 +40,8 @@ def held_out(
     setup: Setup,
     most: int = 32,  # rows a validation
 ) -> list[list[dict]]:
-    """The batches that are asked at one validation, at the next, and so on; none where rows are too few, or where
-    there are no inputs beside targets."""
+    """The batches that are asked at one validation, at the next, and so on.
+    None where rows are too few, or where there are no inputs beside targets."""
     data, cfg = setup.data, setup.stage.cfg
     lengths = data.lengths["valid"]
     rows = min(most, max(6, rows_between(setup) // 256), len(lengths))
