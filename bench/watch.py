@@ -45,7 +45,7 @@ def run_once(preset: str, steps: int, watched: bool) -> tuple[float, float]:
     rooms, spent, kept = {"stage": stage, "validate": validate, "loop": loop}, [0.0], {}
     off = {"watch_gradients": lambda training, objective,
            first: require_gradients(objective) if first else None,
-           "watch_reads": lambda training: {}}
+           "watch_reads": lambda training, loss: {}}
     for room, names in LOOKS.items():
         for name in names:
             kept[room, name] = getattr(rooms[room], name)

@@ -59,8 +59,8 @@ asks = {
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-class
 def empty_memory() -> dict:
     """What is remembered of a stage: checks told, tensors at rest that moved, trained tensors that never had
-    a gradient (None: not looked at yet), validations in a row with a gradient of zero, validations, gaps,
-    losses of the rows that are asked."""
+    a gradient (None: not looked at yet), validations in a row with a gradient of zero, validations,
+    losses with own and other inputs of the last ones, validation losses."""
     return {"told": [], "moving": [], "never": None, "zero": {}, "looks": 0, "reads": [], "losses": []}
 
 
@@ -78,7 +78,7 @@ class Watch:
     zero: dict[str, int] = field(default_factory=dict)  # optimiser -> steps in a row with zero gradients
     loss: dict[str, float] = field(default_factory=dict)  # objective -> its loss at the last step looked at
     since: dict[str, int] = field(default_factory=dict)  # checksums as a validation begins; {}: none runs
-    held_out: list[dict] | None = None  # batches of held-out rows that are asked at each validation
+    held_out: list[list[dict]] | None = None  # batches that are asked, validation after validation
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-begin
 def begin_watch(

@@ -54,7 +54,7 @@ def validate(
     with averaged(setup, training.optimisation):
         with rows_named(setup, training.run, "valid", f"validation of step {at.step}"):
             scores, rows = evaluate(setup, "valid", valid.rows)
-            row = line_of(training, "valid", scores, rows) | watch_reads(training)
+            row = line_of(training, "valid", scores, rows) | watch_reads(training, scores["loss"])
         if setup.main:
             name = predictions_name(at, setup.stage.name if setup.cfg.pipeline else "")
             save_predictions(training.run / "predictions" / name, rows)

@@ -15,7 +15,7 @@ import torch
 
 from ..checks.at_rest import checksums, saved_tensors
 from ..checks.check import every_question
-from ..checks.reads import check_reads, gaps, held_out, line_of_gaps
+from ..checks.reads import asked, check_reads, held_out, line_of_gaps, pooled, together
 from ..checks.result import Check, as_row
 from ..checks.watch import (
     begin_watch, look_at_gradients, look_at_modes, look_at_movement, look_at_rest)
@@ -126,7 +126,8 @@ def watch_save(
         watch.since = sums
     elif watch.since:
         ran = f"while the validation of step {at.step} ran"
-        tell(training, [look_at_rest(watch, sums, ran)])
+        moved = look_at_rest(watch, sums, ran)
+        tell(training, [moved and replace(moved, name="validation leaves no trace")])
         put_back(training, [n for n, s in sums.items() if s != watch.since.get(n)], ran)
         watch.last, watch.since, watch.steps, watch.look = watch.since, {}, 0, max(watch.look, 1)
     else:
@@ -151,20 +152,23 @@ def put_back(
 # %% ../../../nbs/core/train/17_watching.ipynb #watching-reads
 def watch_reads(
     training: Training,
+    loss: float,  # of the validation
 ) -> dict[str, float]:
     """What the line of a validation says of held-out rows with each other's inputs.
     Nothing with `check: false`, and at a stage's end only if a validation was due, or it is the first."""
-    watch, setup = training.watch, training.setup
-    extra = watch.memory["reads"] and not due(setup.stage.cfg.valid.every, setup.at)
+    watch, setup, memory = training.watch, training.setup, training.watch.memory
+    extra = memory["losses"] and not due(setup.stage.cfg.valid.every, setup.at)
     if not setup.cfg.check or extra:
         return {}
     if watch.held_out is None:
         watch.held_out = held_out(setup)
-    found = gaps(setup, watch.held_out)
-    if found:
-        watch.memory["reads"] = [*watch.memory["reads"], {p: list(pair) for p, pair in found.items()}][-3:]
-        watch.memory["losses"].append(found["loss"][2])
-    return line_of_gaps(found)
+    memory["losses"].append(loss)
+    if not watch.held_out:
+        return {}
+    found = asked(setup, watch.held_out[(len(memory["losses"]) - 1) % len(watch.held_out)])
+    # no batch counts twice
+    memory["reads"] = [*memory["reads"], found][-min(together, len(watch.held_out)):]
+    return line_of_gaps(pooled(memory["reads"]))
 
 
 def end_watching(
@@ -176,14 +180,13 @@ def end_watching(
         return
     told = {said.rpartition(" ")[0] for said in watch.memory["told"]}
     looks = f"at {watch.memory['looks']} validations up to step {setup.at.step}"
-    says = {"gradients stay": "every optimiser had gradients in the step after each of "
-                              f"{watch.memory['looks']} "
-                              "validations.",
+    says = {"gradients stay": "every optimiser had gradients in the steps looked at: the stage's first two "
+                              "and the first after each validation.",
             "weights move": f"every optimiser had moved what it trains {looks}.",
             "frozen stays": f"{len(watch.rest)} frozen tensors had the same bits {looks}.",
             "modes stay": f"each module was in the mode of the stage {looks}.",
             "validation leaves no trace": f"the nets had the same bits before and after, {looks}."}
     for name in (n for n in says if n not in told):
         note(training.run, setup, Check(name, "passed", says[name]))
-    if reads := check_reads(watch.memory["reads"], watch.memory["losses"], setup.at.stage_step):
+    if reads := check_reads(pooled(watch.memory["reads"]), watch.memory["losses"], setup.at.stage_step):
         note(training.run, setup, reads)
