@@ -108,7 +108,7 @@ def check_mixing(
     "What it means that rows do not cost in one batch what they cost in two."
     says = (f"`{part}` of two rows is {together:.5g} in one batch and {apart:.5g} in two, with the same "
             "padding")
-    meant = "if it is meant, say Objective(in_batch=[...])"
+    meant = f'if it is meant, say Objective(in_batch=["{part}"])'
     if module:
         return Check("rows", "warned" if several else "failed",
                      f"rows read each other in `{module}`{why}: {says}; {meant}.")

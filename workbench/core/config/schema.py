@@ -184,7 +184,7 @@ class Core(Section):
     pipeline: Pipeline | None = None
     begin_from: Beginning = None  # a run whose nets, tokenizer and statistics this one begins with
     run_dir: Named | None = None  # the run's folder; None: runs/<preset>-<time>
-    check: bool = True  # reality checks before the training starts
+    check: bool = True  # reality checks before the training starts, and a watch that stops it
     trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]],
                         AfterValidator(each_once)] = ["tensorboard"]
     notes: list[str] = []  # what the defaults did on this machine
