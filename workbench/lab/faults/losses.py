@@ -152,7 +152,7 @@ loss_faults = (
     Fault("the wrong sign", "loss", "the loss is negative", ("first loss", "parts", "overfit", "generation"),
           lambda h: with_loss(h.job, negative), "deep"),
     Fault("a part that counts for nothing", "loss", "a part of the loss is multiplied by 0",
-          ("gradients", "parts", "targets", "inputs matter", "coverage"), lambda h: scaled(h, 0.0)),
+          ("first loss", "gradients", "parts", "targets", "inputs matter", "coverage"), lambda h: scaled(h, 0.0)),
     Fault("a part that hardly counts", "loss", "a part of the loss is multiplied by 1e-9",
           ("gradients", "parts", "update"), lambda h: scaled(h, 1e-9)),
     Fault("a mean in place of a share", "loss", "parts are divided by the counts of the micro-batch",
