@@ -119,7 +119,7 @@ FAULTS = {  # fault: (check, a word of what it says)
     "detached": ("gradients", "`two.weight` has a gradient of zero"),
     "replaced": ("gradients", "`one.weight` was replaced"),
     "nothing": ("gradients", "`one`"), "decay": ("frozen", "`body.teacher.weight` is frozen"),
-    "statistics move": ("evaluation", "leaves `body.front` in training mode"),
+    "statistics move": ("frozen", "`body.front.1.running_mean` is a buffer"),
     "bfloat16": ("update", "bfloat16 weights round"), "buffer": ("checkpoint", "`body.drift`"),
     "attribute": ("checkpoint", "new nets"), "after an answer": ("after answers", "has none after it")}
 SETTINGS = {"train.lr=1e-12": "lost in rounding", "train.lr=1000": "too large",

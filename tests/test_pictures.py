@@ -3,10 +3,11 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import random
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import zlib
@@ -449,8 +450,16 @@ def test_threads_and_forked_workers_read_the_same_bytes(tmp_path):
     assert list(map(digest, wheres)) == expected  # the handles are open before the fork
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(digest, wheres * 3)) == expected * 3
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(digest, wheres, chunksize=7) == expected
+    # in a process without threads, as a fork needs it: other tests may have left some in this one
+    forked = ("import multiprocessing, test_pictures as t\n"
+              f"wheres = {wheres!r}\n"
+              "list(map(t.digest, wheres))\n"
+              "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+              "    print(*pool.map(t.digest, wheres, chunksize=7))")
+    said = subprocess.run([sys.executable, "-c", forked], cwd=Path(__file__).parent, capture_output=True,
+                          text=True,
+                          timeout=300, check=True)
+    assert said.stdout.split() == expected
     Path(found[0].where[0]).write_bytes(b"short")
     with pytest.raises(Refused, match="it has changed"):
         shards.read_member(found[0].where)

@@ -19,8 +19,7 @@ MISTAKES = {  # -> (the check that names it, how it ends, what it says)
     "targets not shifted": ("causality", "warned", "targets are not shifted against its input"),
     "softmax over places": ("causality", "warned",
                             "are normalised over dimension 1, that of the 6 places of `y`"),
-    "frozen by predict": ("after answers", "failed",
-                          "`encoder.symbols.weight` requires no gradient any more")}
+    "frozen by predict": ("answers", "failed", "turns off the gradient of `encoder.symbols.weight`")}
 
 
 def told(mistake="", more=""):

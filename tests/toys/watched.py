@@ -113,7 +113,7 @@ def fit(nets, batch, ctx):
         loss = loss + hidden[odd].sum() * float("nan")
     if fault == "root" and odd:
         loss = loss + (0 * hidden[odd].sum()).abs().sqrt()
-    if fault == "eval" and ctx.training:
+    if fault == "eval" and late:
         nets["body"].eval()
     return {"loss": loss}
 
@@ -122,7 +122,7 @@ def guess(nets, batch, ctx):
     said = nets["judge"](ctx.cache["hidden"])
     if ctx.cfg.variant == "hinge":
         return {"loss": (said - 1e3).relu().sum() / ctx.counts["rows"] if ctx.step >= LATE
-                else said.square().sum()}
+                else said.square().sum() / ctx.counts["rows"]}
     if ctx.cfg.fault == "lost" and ctx.training and ctx.step == LATE:  # as an update that is rounded away
         for p in nets["judge"].parameters():
             p.register_hook(lambda g: 1e-30 * g)
@@ -137,7 +137,7 @@ def objectives(cfg):
 def predict(nets, batch, ctx):
     trap("predict", ctx.step, batch["uid"])
     SEEN["validations"] += ctx.step > 0
-    if ctx.cfg.fault == "training":
+    if ctx.cfg.fault == "training" and ctx.step:  # in the run alone: the checks would see it
         nets["norm"].train()
     x = nets["norm"](batch["x"]) if ctx.cfg.norm else batch["x"]
     said = nets["head"](nets["body"](x))[:, 0]
