@@ -108,8 +108,7 @@ def accumulation(
     active = fresh_objectives(setup)
     if meant := [p for o in active for p in every[o.name].in_batch]:
         return unproven(f"`{meant[0]}` compares the rows of a batch, and a micro-batch has fewer of them: "
-                        "accumulation "
-                        "does not make its batch larger.")
+                        "accumulation does not make its batch larger.")
     with zeros_nudged(setup.nets, setup.cfg.seed):
         noises = {o.name: RowNoise(setup.cfg.seed) for o in active}
         rounded = setup.accelerator.mixed_precision != "no" or few.tolerance > 1e-2
@@ -128,8 +127,7 @@ def accumulation(
         same = lambda x, y: check_accumulation(x, y, tolerance).state != "failed"
         if not all(same(whole, gradients((pair, [0, 1]), first=1)) for _ in range(2)):
             return unproven("the gradients of one batch differ from time to time: the loss draws noise, or "
-                            "keeps "
-                            "something from one batch for the next.")
+                            "keeps something from one batch for the next.")
         if same(gradients(a), gradients(b)):
             return unproven("two different rows give the same gradients.")
         return answer

@@ -86,22 +86,19 @@ def judge_alone(
     says, name, mate = lambda x: repr(str(x)), a["uid"], b["uid"]
     if alike(changed["hypothesis"], a["hypothesis"]):
         return Check("alone", "passed", f"row {name} gets the same answer alone, beside the targets of "
-                                        f"{mate}, as in "
-                                        "a batch.")
+                                        f"{mate}, as in a batch.")
     plain = own()
     if (alike(a["hypothesis"], b["hypothesis"]) and not alike(plain, a["hypothesis"])
             and not alike(twice(), a["hypothesis"])):  # else the batch has its own noise
         return Check("alone", "warned", f"{name} and {mate} get one answer in a batch, "
-                                        f"{says(a['hypothesis'])}, and row "
-                                        f"{name} alone {says(plain)}: the rows of a batch read each other.")
+                                        f"{says(a['hypothesis'])}, and row {name} alone {says(plain)}: the "
+                                        "rows of a batch read each other.")
     if not alike(plain, changed["hypothesis"]) and not alike(plain, texts()):
         if alike(changed["hypothesis"],
                  changed["reference"]) and not alike(changed["reference"], a["reference"]):
             return Check("alone", "failed", f"beside the targets of {mate}, row {name} is answered with that "
-                                            "row's "
-                                            f"reference {says(changed['reference'])}: the answer is read off "
-                                            "the "
-                                            "target.")
+                                            f"row's reference {says(changed['reference'])}: the answer is "
+                                            "read off the target.")
         said = (f"row {name} is answered {says(plain)}, and {says(changed['hypothesis'])} beside the targets "
                 f"of {mate}")
         if alike(plain, moved()):
@@ -113,11 +110,10 @@ def judge_alone(
         return Check("alone", "passed", f"row {name} gets the same answer alone as in a batch.")
     if alike(plain, b["hypothesis"]) and alike(other(), a["hypothesis"]):
         return Check("alone", "failed", f"row {name} alone gets the answer that {mate} has in a batch, and "
-                                        "the other "
-                                        "way round: answers stand beside other rows.")
+                                        "the other way round: answers stand beside other rows.")
     return Check("alone", "not proven", f"row {name} is answered {says(a['hypothesis'])} in a batch and "
-                                        f"{says(plain)} "
-                                        "alone: noise drawn for a batch, rounding, or its padding.")
+                                        f"{says(plain)} alone: noise drawn for a batch, rounding, or its "
+                                        "padding.")
 
 # %% ../../../nbs/core/checks/38_alone.ipynb #in_company
 def in_company(
@@ -137,8 +133,7 @@ def in_company(
     if not told:
         if alike(single["hypothesis"], a["hypothesis"]):
             return Check("alone", "passed", f"row {a['uid']} gets the same answer alone as in a batch; it "
-                                            "has no input "
-                                            "beside its targets.")
+                                            "has no input beside its targets.")
         return judge_alone(single, a, b, *[lambda: single["hypothesis"]] * 3, lambda: hypothesis(other),
                            twice)
     return judge_alone(single, a, b, lambda: hypothesis(one),

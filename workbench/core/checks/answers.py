@@ -70,8 +70,7 @@ def judge_rows(
     if untrained and len(rows) > 1 and not alike(references[0], references[1]) and all(
             alike(r["reference"], r["hypothesis"]) for r in rows):
         return failed(f"untrained nets answer {str(rows[0]['hypothesis'])!r} for {str(references[0])!r}, and "
-                      "so in "
-                      "every row: the answer is the reference.")
+                      "so in every row: the answer is the reference.")
     return None
 
 # %% ../../../nbs/core/checks/40_answers.ipynb #First
@@ -83,8 +82,7 @@ def not_a_number(
         for name, value in row.items():
             if isinstance(value, float) and value != value:
                 return (f"row {row['uid']} of `predict` has {name} = NaN, so whatever `score` makes of it is "
-                        "no "
-                        "number either.")
+                        "no number either.")
     return ""
 
 

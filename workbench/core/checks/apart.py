@@ -75,10 +75,8 @@ def check_reduction(
     if (part := first("mean")) is not None:
         return Check("reduction", "failed",
                      f"`{part}` is a mean over the micro-batch (the same row costs {values[part]:.3g} once "
-                     "and "
-                     f"twice): it must be a sum divided by ctx.counts ({values[part]:.3g} with accumulate 1 "
-                     "would "
-                     f"be {4 * values[part]:.3g} with 4).")
+                     f"and twice): it must be a sum divided by ctx.counts ({values[part]:.3g} with "
+                     f"accumulate 1 would be {4 * values[part]:.3g} with 4).")
     if (part := first("mixed")) is not None:
         says = f"{rest[part]:.3g} of `{part}` ({values[part]:.3g}) stays when ctx.counts doubles"
         if part in fixed:
@@ -93,8 +91,7 @@ def check_reduction(
                                             "grows "
                      "with the batch, with accumulate and with the number of processes.")
     return Check("reduction", "passed", "the same row twice costs twice as much, and half of it with twice "
-                                        "the "
-                                        "counts.")
+                                        "the counts.")
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #check_mixing
 def check_mixing(
@@ -138,9 +135,8 @@ def check_padding(
     if off:
         return Check("padding", "failed",
                      f"`{off[0]}` of two rows is {together[off[0]]:.5f} in one batch and {apart[off[0]]:.5f} "
-                     "in two, "
-                     "and rows do not read each other: padding counts, or the loss reads past the end of a "
-                     "row.")
+                     "in two, and rows do not read each other: padding counts, or the loss reads past the "
+                     "end of a row.")
     return Check("padding", "passed", "two rows of unlike length cost the same in one batch as in two.")
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #reductions
@@ -244,12 +240,11 @@ def together_and_apart(
                and "see causality: what is read too early may be padding.")
     if not off and not few.setup.data.padding:
         return [found, found_rows]
-    if not off and (says := few.padded_counts()):
-        return [found, found_rows, Check("padding", "warned", says)]
+    if not off and not few.drawing and (
+            counted := check_counts(few.counts, *(few.setup.data.counts(b) for b in (short, long)))):
+        return [found, found_rows, counted]
     return [found, found_rows, Check("padding", "not proven", unknown) if unknown
-            else check_padding(off, together, apart) if off or declared
-            else check_counts(few.counts, *(few.setup.data.counts(b) for b in (short, long)))
-            or check_padding(off, together, apart)]
+            else check_padding(off, together, apart)]
 
 # %% ../../../nbs/core/checks/25_apart.ipynb #answer_rows
 def noise_unknown(

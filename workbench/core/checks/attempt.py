@@ -86,8 +86,7 @@ def judge_modes(
     first = min(seen, key=lambda n: (not seen[n], n.count("."), n))
     return Check(name, "failed" if seen[first] else "warned",
                  f"`{function}` computes in training mode: `{first}` ({len(seen)} modules), so dropout and "
-                 "batch "
-                 "statistics are in the answers.")
+                 "batch statistics are in the answers.")
 
 # %% ../../../nbs/core/checks/36_attempt.ipynb #left
 def settings_of(
@@ -114,8 +113,7 @@ def judge_settings(
     both = [n for n in before if n in after and before[n] != after[n]]
     failed = lambda n, says, many: Check(name, "failed", f"`{function}` {says} `{n}`"
                                          f"{f' ({len(many)} in all)' if many[1:] else ''}: the training "
-                                         "after "
-                                         "the first validation is another.")
+                                         "after the first validation is another.")
     off = [n for n in both if n in params and before[n][1] and not after[n][1]]
     for n in off:
         params[n].requires_grad_(True)

@@ -63,17 +63,14 @@ def check_causality(
     if first == c.scored:
         state = "failed" if len(c.places) > 1 else "warned"
         return answer(state, f"{told}: the decoder reads the very token that it must predict{where} (targets "
-                             "are not "
-                             "shifted against its input).")
+                             "are not shifted against its input).")
     early = sum(p <= c.scored for p in c.places)
     if c.read is not None and c.read > c.scored:
         return answer("failed", f"{told}: the decoder attends to later targets{where} ({early} places read "
-                                "what comes "
-                                "after them: no causal mask).")
+                                "what comes after them: no causal mask).")
     return answer("warned" if c.source else "not proven",
                   f"{told}: the scores of {early} places read targets that they must predict{where}: a leak, "
-                  "or an "
-                  "autoencoder.")
+                  "or an autoencoder.")
 
 # %% ../../../nbs/core/checks/27_causality.ipynb #scores_of
 def scores_of(

@@ -47,8 +47,9 @@ def require_passed(
     if setup.main:
         write_checks(run, setup, found)
     if failed := [c for c in found if c.state == "failed"]:
+        asks = every_question()
         raise Refused("\n".join(["The run is not real yet (check=false trains all the same):",
-                                 *(f"  {c.name}: {c.says} {as_row(c, every_question())['advice']}"
+                                 *(f"  {c.name}: {c.says} {as_row(c, asks)['advice']}"
                                    for c in failed)]))
 
 # %% ../../../nbs/core/checks/80_check.ipynb #stage_seconds

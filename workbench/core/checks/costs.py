@@ -106,16 +106,6 @@ class FewRows:
                 stay, cross = stay + [name] * (kept and not moved), cross + [name] * (moved and not kept)
         return cross[0] if stay and cross and not self.drawing else ""
 
-    def padded_counts(self) -> str:
-        "What to say of a count that grows with the padding; nothing: none does."
-        a, c = (self.setup.data.counts(self.batch(i)) for i in (0, 2))
-        for name, n in ({} if self.drawing else self.counts).items():
-            if n == 2 * c[name] > a[name] + c[name]:
-                return (f"ctx.counts has {n:g} `{name}` for two rows in one batch, and {a[name]:g} and "
-                        f"{c[name]:g} for each alone: padding is counted, so a row weighs less beside a "
-                        "longer one.")
-        return ""
-
     def alone(self, row: int) -> dict:
         "A row as a batch; as it stands in the pair, where collating draws random numbers."
         return rows_of(self.pair, [row // 2]) if self.drawing else self.batch(row)

@@ -93,8 +93,7 @@ def check_inputs(
         where = f" where `{padding[wrong[0]]}` says that something is" if wrong[0] in padding else ""
         return Check("inputs", "failed" if len(dead) == len(inputs) else "warned",
                      f"`{wrong[0]}` is the same everywhere or in all rows ({values}…){where}: there is "
-                     "nothing "
-                     "in it.")
+                     "nothing in it.")
     return Check("inputs", "passed", f"{', '.join(inputs) or 'targets'}: finite, neither constant nor empty.")
 
 # %% ../../../nbs/core/checks/10_data.ipynb #check_texts
@@ -148,9 +147,8 @@ def asked_inputs(
     if not idle or rest.state == "failed":
         return rest, idle
     return Check("inputs", "warned", f"`{idle[0]}` is the same in all {len(rows)} rows looked at, and no "
-                                     "loss of "
-                                     "this stage asks for it by name: a stage that reads it learns nothing "
-                                     "from it."), idle
+                                     "loss of this stage asks for it by name: a stage that reads it learns "
+                                     "nothing from it."), idle
 
 # %% ../../../nbs/core/checks/10_data.ipynb #row_inputs
 def still_rows(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER_BELOW_ZERO', 'Likeness', 'numbers_of', 'likeness', 'different', 'summary', 'cut_or_long', 'judge_answers',
-           'judge_scores', 'judge_read', 'weights_of', 'judge_parts', 'judge_below']
+           'judge_scores', 'judge_read', 'learnt_weights', 'judge_parts', 'judge_below']
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #learnt-imports
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .alone import alike
+from .forward import weights_of
 from .result import Check
 from ..data.metrics import direction
 from ..setup.state import Setup
@@ -171,8 +172,7 @@ def judge_scores(
     worst = min(gains, key=gains.get)
     if sure and gains[worst] < -0.1:
         said += (f"; {worst} is worse with the own inputs, {own[worst]:.3g} and {other[worst]:.3g}: are they "
-                 "the answers "
-                 "of other rows")
+                 "the answers of other rows")
     worse = "failed" if max(gains.values()) <= 0.02 else "warned"
     return Check("generation", worse if sure and gains[worst] < -0.1 else "not proven", said + ".")
 
@@ -191,14 +191,12 @@ def judge_read(
         return None
     own, other, said = follow[0]
     return Check("generation", "warned", f"row {own['uid']} is answered {own['hypothesis']!r}, and {said!r} "
-                                         "beside "
-                                         f"the target {other['reference']!r} of {other['uid']}, with the "
-                                         "same "
-                                         f"inputs ({len(follow)} of {len(asked)} rows): `predict` reads the "
-                                         "target.")
+                                         f"beside the target {other['reference']!r} of {other['uid']}, with "
+                                         f"the same inputs ({len(follow)} of {len(asked)} rows): `predict` "
+                                         "reads the target.")
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #weights_of
-def weights_of(
+def learnt_weights(
     setup: Setup,
     batch: dict,
 ) -> dict[str, float]:
@@ -211,11 +209,8 @@ def weights_of(
         with torch.enable_grad():
             parts = every[name].loss(setup.nets, batch, setup.ctx(counts=counts, training=False, cache=cache,
                                                                   generator=generator))
-        mine = {k: v for k, v in parts.items()
-                if k != "loss" and torch.is_tensor(v) and v.requires_grad and v.dim() == 0}
-        if mine and torch.is_tensor(parts["loss"]) and parts["loss"].requires_grad:
-            grads = torch.autograd.grad(parts["loss"], list(mine.values()), allow_unused=True)
-            out |= {k: float(g) for k, g in zip(mine, grads) if g is not None}
+            whole = [k for k, v in parts.items() if k != "loss" and v is parts["loss"]]
+            out |= dict.fromkeys(whole, 1.0) | weights_of(parts)
     return out
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #judge_parts
@@ -225,7 +220,7 @@ NEVER_BELOW_ZERO = ("ce", "kl", "mse", "mae", "l1", "l2", "bce", "ctc")
 def judge_parts(
     first: dict[str, float],  # parts before the first step
     now: dict[str, float],
-    weights: dict[str, float],  # from `weights_of`
+    weights: dict[str, float],  # from `learnt_weights`
     reads: Iterable[str],  # parts that look at the targets
     better: dict[str, str],  # the task's own directions
     right: bool,  # whether the answers are right all the same
@@ -237,14 +232,12 @@ def judge_parts(
                                                              1.2 * a) and direction(name, better) != "max":
             return Check("parts", "warned" if right else "failed",
                          f"`{name}` looks at the targets and rose from {a:.3g} to {b:.3g} while the loss "
-                         "fell: its weight "
-                         f"is {weight:.3g}, so a sign is wrong.")
+                         f"fell: its weight is {weight:.3g}, so a sign is wrong.")
     for name in now:
         words = name.lower().removesuffix("_loss").split("_")
         if now[name] < -1e-3 and weights.get(name, 0) > 0 and set(words) & set(NEVER_BELOW_ZERO):
             return Check("parts", "warned", f"`{name}` is {now[name]:.3g}: by its name it is never below "
-                                            "zero. Its sign is "
-                                            "wrong, or it is something else.")
+                                            "zero. Its sign is wrong, or it is something else.")
     return None
 
 # %% ../../../nbs/core/checks/55_learnt.ipynb #judge_below

@@ -63,8 +63,7 @@ def check_targets(
     names = " and ".join(targets)
     if not (found.answers(True) or found.answers(None)):
         return Check("targets", "failed", f"other {names} cost the same in training mode, with the same "
-                                          "random "
-                                          "numbers, so the loss does not look at them.")
+                                          "random numbers, so the loss does not look at them.")
     if ends and max(ends.values()) <= 3e-8:
         return Check("targets", "failed", f"`{next(iter(ends))}` is read and never compared with: another "
                                           "value in "
@@ -94,8 +93,7 @@ def check_inputs_matter(
     asked = check_change(name, largest, found.noise, f"the loss does not read {names} beside the targets")
     if asked.state == "failed":
         return Check(name, "warned", f"the loss reads {names}, and not beside the targets: it does not "
-                                     "matter "
-                                     "which row a target belongs to.") if unpaired else asked
+                                     "matter which row a target belongs to.") if unpaired else asked
     if not (found.answers(True) or found.answers(None)):
         return Check(name, "failed", f"in training mode the loss does not read {names}: other rows' inputs "
                                      "cost "

@@ -15,7 +15,7 @@ import torch
 from .few_rows import batch_of, distance, inputs_of, rolled, spread
 from .forward import parts_of
 from .learnt import (
-    judge_answers, judge_below, judge_parts, judge_read, judge_scores, likeness, summary, weights_of)
+    judge_answers, judge_below, judge_parts, judge_read, judge_scores, learnt_weights, likeness, summary)
 from .questions import asks as loss_asks
 from .result import Check, Question
 from .real_steps import fresh_objectives, one_step, untouched
@@ -243,8 +243,8 @@ def verdicts(
     stuck = ended and alone and now > 0 and learning.all_right and (learning.standing or not learning.fallen)
     if stuck:
         overfit = Check("overfit", "warned", f"{said}, and every answer is right: it cannot approach zero. A "
-                                             "softmax before "
-                                             "the cross-entropy? Label smoothing in the evaluation?")
+                                             "softmax before the cross-entropy? Label smoothing in the "
+                                             "evaluation?")
     elif learning.fallen:
         overfit = Check("overfit", "passed", said + ".")
     elif alone and learning.trained < 0.5 * first and now > 1.5 * first > 0:
@@ -257,7 +257,7 @@ def verdicts(
     if learning.answer is None:
         return [overfit]
     right = learning.answer.state == "passed"
-    parts = judge_parts(learning.first, learning.now, weights_of(setup, batch), learning.reads,
+    parts = judge_parts(learning.first, learning.now, learnt_weights(setup, batch), learning.reads,
                         setup.task.better, right)
     wrong = below_zero(setup, batch, before_steps, said) if now < 0 else None
     return [wrong or overfit, *shuffled(learning), learning.answer, *[parts] * bool(parts)]

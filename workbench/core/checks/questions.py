@@ -74,8 +74,7 @@ def check_first_loss(
         return Check(name, "not proven", "the task states no expectation.")
     if missing := [n for n in expected if n not in parts]:
         return Check(name, "failed", f"the task expects something of `{missing[0]}`, which no loss reports: "
-                                     "there "
-                                     f"are {', '.join(parts)}.")
+                                     f"there are {', '.join(parts)}.")
     said = [f"{n} is {parts[n]:.4g}, chance {low:.3f} to {high:.3f}" for n, (low, high) in expected.items()]
     for says, (n, band) in zip(said, expected.items()):
         low, high = band
@@ -86,9 +85,8 @@ def check_first_loss(
         ideal = getattr(band, "ideal", None)
         if scratch and ideal and parts[n] > 12 * ideal:
             return Check(name, "warned", f"{n} is {parts[n]:.4g}, and ln V is {ideal:.3f}: the logits are "
-                                         "far too "
-                                         "wide, so look at the scale of the output layer and of what it "
-                                         "reads.")
+                                         "far too wide, so look at the scale of the output layer and of what "
+                                         "it reads.")
     return Check(name, "passed", "; ".join(said) + ".")
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #out_of_band
@@ -104,15 +102,13 @@ def out_of_band(
     better = "better than chance before any training: "
     if value == 0:
         return (f"{better}exactly zero, so it is compared with itself, its weight is zero, it is never "
-                "computed, or "
-                "it sees what it should predict")
+                "computed, or it sees what it should predict")
     if value < 0 < low:
         return f"{better}below zero, so its sign is turned or something is subtracted from it"
     if value < 1e-3 * low and scratch:
         return f"{better}next to nothing, so the loss sees what it should predict, or its scale is another"
     return (f"{better}the loss sees what it should predict, counts what is easy, or is normalised over "
-            "something "
-            "else than the classes") if scratch else ""
+            "something else than the classes") if scratch else ""
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #scratch
 def from_scratch(
@@ -161,20 +157,18 @@ def check_parts(
                 return Check("parts", state, f"`{n}` of `{objective}` is {value} in training mode.")
         if odd := [n for n, w in first.weights[objective].items() if n in expected and w < 0]:
             return Check("parts", "failed", f"`{odd[0]}` counts with a weight of "
-                                            f"{first.weights[objective][odd[0]]:.3g}"
-                                            ": the loss falls as it rises (gradient ascent).")
+                                            f"{first.weights[objective][odd[0]]:.3g}: the loss falls as it "
+                                            "rises (gradient ascent).")
     for objective, parts in first.parts.items():
         if missing := [n for n in declared.get(objective, ()) if n not in parts and n not in evaluated]:
             return Check("parts", "warned", f"`{objective}` declares the part `{missing[0]}` and does not "
-                                            "report it: "
-                                            f"there are {', '.join(parts)}.")
+                                            f"report it: there are {', '.join(parts)}.")
         if odd := [n for n, w in first.weights[objective].items() if n in expected and w == 0]:
             return Check("parts", "warned", f"`{odd[0]}` counts with a weight of 0: nothing learns from it.")
         if odd := [n for n in parts
                    if n.lower().startswith("kl") and max(parts[n], evaluated.get(n, 0.0)) < -1e-3]:
             return Check("parts", "warned", f"`{odd[0]}` is {parts[odd[0]]:.3g}: a divergence is never below "
-                                            "zero, "
-                                            "so its sign is turned or it is estimated.")
+                                            "zero, so its sign is turned or it is estimated.")
         if (part := unheard(objective, parts, first.weights[objective], evaluated, len(first.parts) > 1)):
             return Check("parts", "warned", f"{part} counts in the loss of `{objective}`, and no gradient "
                                             "passes through it: nothing learns from it (detach, no_grad).")
@@ -184,8 +178,7 @@ def check_parts(
     if zero := [n for o, parts in first.parts.items() for n, v in parts.items()
                 if v == again.parts[o][n] == evaluated.get(n, 0.0) == 0]:
         return Check("parts", "not proven", f"`{zero[0]}` is exactly zero in both modes: its weight is zero "
-                                            "or "
-                                            f"begins at zero, or it is never computed ({said}).")
+                                            f"or begins at zero, or it is never computed ({said}).")
     return Check("parts", "passed", f"{said}.")
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #other_rows

@@ -110,8 +110,7 @@ def check_moved(
     if put_back:
         more = f" ({len(put_back)} of {len(moved)} tensors)" if len(put_back) > 1 else ""
         return Check("steps", "failed", f"the second pass puts `{put_back[0]}` back to what it was before "
-                                        "the "
-                                        f"first step{more}: a forward or the loss writes to it.")
+                                        f"the first step{more}: a forward or the loss writes to it.")
     if still := [n for n, m in moved.items() if not m]:
         more = f" ({len(still)} of {len(moved)} tensors)" if len(still) > 1 else ""
         state = "failed" if len(still) == len(moved) else "warned"

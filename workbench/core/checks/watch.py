@@ -119,8 +119,7 @@ def check_lost(
     if lost := [n for n, g in largest.items() if g is None]:
         return Check("gradients stay", "failed",
                      f"`{lost[0]}` got no gradient at step {step} ({len(lost)} of {len(largest)} tensors of "
-                     "its "
-                     "optimiser), and had one before: what ran since (a generation, an evaluation, a "
+                     "its optimiser), and had one before: what ran since (a generation, an evaluation, a "
                      "preview) has cut it off from the loss.")
     return None
 
@@ -136,8 +135,7 @@ def check_zero(
         return None
     return Check("gradients stay", "failed",
                  f"`{next(iter(largest))}` and all {len(largest)} tensors of its optimiser have a gradient "
-                 "of "
-                 f"exactly zero for {steps} steps up to step {step}, and the loss is {loss:.4g}: nothing "
+                 f"of exactly zero for {steps} steps up to step {step}, and the loss is {loss:.4g}: nothing "
                  "trains.")
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-grad-faint
@@ -163,8 +161,7 @@ def note_zeros(
     if faint := [n for n in largest if zero.get(n, 0) >= patience]:
         return Check("gradients stay", "warned",
                      f"`{faint[0]}` had gradients when the stage began, and has had exactly zero after the "
-                     "last "
-                     f"{patience} validations ({len(faint)} of {len(largest)} tensors).")
+                     f"last {patience} validations ({len(faint)} of {len(largest)} tensors).")
     return None
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-grad-look
@@ -220,8 +217,7 @@ def check_still(
         return None
     return Check("weights move", "failed",
                  f"`{still[0]}` and all {of} tensors of its optimiser have the same bits as {steps} steps "
-                 "ago, "
-                 "though they had gradients: the updates are lost.")
+                 "ago, though they had gradients: the updates are lost.")
 
 # %% ../../../nbs/core/checks/70_watch.ipynb #watch-modes-judge
 def check_modes(
@@ -271,8 +267,7 @@ def look_at_movement(
             and "still" not in watch.memory):
             watch.memory["still"] = had[0]
             print(f"watch: `{had[0]}` has not moved in {watch.steps} steps ({len(had)} of "
-                  f"{len(o.parameters)} "
-                  "tensors that had gradients); the others have.", flush=True)
+                  f"{len(o.parameters)} tensors that had gradients); the others have.", flush=True)
         if not watch.zero.get(name):
             found.append(check_still(still, len(o.parameters), watch.steps, rate_of(o)))
     return [c for c in found if c]

@@ -131,8 +131,7 @@ def why_failed(
     "The function, the error, the place in the code and the rows, in one sentence."
     frame = traceback.extract_tb(error.__traceback__)[-1]
     said = (f"{name} raised {type(error).__name__} in the {where}: {error} ({Path(frame.filename).name}, "
-            "line "
-            f"{frame.lineno}, in {frame.name}).")
+            f"line {frame.lineno}, in {frame.name}).")
     if not tried:
         return said
     if not rows:
@@ -175,7 +174,6 @@ def rows_named(
         saved = checkpoint.find(run)
         kept = f"The checkpoint {saved.name} was saved before; after" if saved else "After"
         raise Failed(f"{why_failed(e, where, name, rows, tried)} {kept} mending, `workbench resume {run}` "
-                     "begins "
-                     f"with the {where}.") from e
+                     f"begins with the {where}.") from e
     finally:
         setup.job = job

@@ -110,8 +110,7 @@ def odd_rows(
     if 0 < len(fields) < len(every):
         at, field = next(iter(fields.items()))
         return (f"`{field}` of {name_of(at)} holds NaN or infinity{more(fields, every)}: mend the row or "
-                "leave "
-                "it out.")
+                "leave it out.")
     which, counts = weights_before(setup, run), {}
     for rows in slots:
         counts = add(counts, data.counts(data.collate([data.datasets["train"][at] for at in rows])))
@@ -127,12 +126,11 @@ def odd_rows(
         odd = tried()
     if len(odd) == len(every) > 1:
         return (f"With {which} each of the {len(every)} rows of that step is not finite alone, e.g. "
-                f"{name_of(odd[0])}: "
-                "it is not a row, look for a logarithm, a root or a division by zero in the loss.")
+                f"{name_of(odd[0])}: it is not a row, look for a logarithm, a root or a division by zero in "
+                "the loss.")
     if odd:
         return (f"With {which} {name_of(odd[0])} alone is not finite{more(odd, every)}, and the others are: "
-                "look "
-                "at that row, and at what the loss makes of it.")
+                "look at that row, and at what the loss makes of it.")
     return (f"Each of the {len(every)} rows of that step is finite alone with {which}. Lower train.lr, set "
             "train.clip, or use train.precision=fp32.")
 
@@ -159,8 +157,7 @@ def why_not_finite(
             says = odd_rows(setup, run, back, gradients)
         except Exception as e:  # the run ends for another reason, which must be said
             says = (f"Its rows could not be tried alone ({type(e).__name__}: {e}). Lower train.lr, set "
-                    "train.clip, or "
-                    "use train.precision=fp32.")
+                    "train.clip, or use train.precision=fp32.")
     says = collect(says, setup.accelerator)[0]
     place = f"at step {setup.at.step + 1 - back} (stage `{setup.stage.name}`)"
     return f"{what} {place}. {says} {last_good(run)}"

@@ -49,8 +49,7 @@ def tell(
             last = checkpoint.find(training.run)
             right = f"The last checkpoint from before is {last.name}. " if last else ""
             raise Failed(f"{c.name}: {c.says} {right}{as_row(c, every_question())['advice']} After mending, "
-                         "`workbench "
-                         f"resume {training.run}` goes on (check=false trains all the same).")
+                         f"`workbench resume {training.run}` goes on (check=false trains all the same).")
 
 
 def note(
@@ -146,8 +145,7 @@ def put_back(
         checkpoint.restore_nets(training.setup.nets, checkpoint.find(training.run))
         tell(training, [Check("validation leaves no trace", "warned",
                               f"`{every[0]}` changed {ran} ({len(every)} tensors): a prediction or a preview "
-                              "writes "
-                              "to the nets, or leaves evaluation mode. They were put back.")])
+                              "writes to the nets, or leaves evaluation mode. They were put back.")])
 
 # %% ../../../nbs/core/train/17_watching.ipynb #watching-reads
 def watch_reads(
