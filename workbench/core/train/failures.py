@@ -7,7 +7,6 @@ __all__ = ['Call', 'noted', 'noting', 'ids_in', 'raises', 'rows_that_raise', 'ro
            'rows_named']
 
 # %% ../../../nbs/core/train/15_failures.ipynb #fail-imports
-import errno
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..setup.state import Setup
 from ..step.optim import seed_all
 from ..step.ranks import autocast, device_of, to_device
 from ..task import Task
+from .ending import disk_full, out_of_memory
 from ...errors import Failed, Refused
 
 # %% ../../../nbs/core/train/15_failures.ipynb #fail-call
@@ -146,9 +146,7 @@ def stays_as_it_is(
     error: Exception,
 ) -> bool:
     "Whether an error has a sentence of its own: a refusal, no memory, no room on the disk."
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-    return full or memory or isinstance(error, (Refused, Failed))
+    return disk_full(error) or out_of_memory(error) or isinstance(error, (Refused, Failed))
 
 # %% ../../../nbs/core/train/15_failures.ipynb #fail-context
 @contextmanager
