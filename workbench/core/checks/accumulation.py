@@ -81,7 +81,8 @@ def gradients_of(
                                  lambda phase: drawing.close() if phase == "backward" else None)
         for n in objective.trained:
             if params[n].grad is not None:
-                out[f"{objective.name}: {n}" if len(active) > 1 else n] = sample(params[n].grad).float().clone()
+                name = f"{objective.name}: {n}" if len(active) > 1 else n
+                out[name] = sample(params[n].grad).float().clone()
                 params[n].grad = None
     require_grads(active, params)
     return out
