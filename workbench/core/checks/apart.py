@@ -231,9 +231,6 @@ def together_and_apart(
     mixed, off = ([p for p in of if p not in aside] for of in (mixed, off))
     found_rows = answer_rows(few, mixed, {p: (together[p], apart[p]) for p in together}, declared, asked,
                              noise)
-    if off and not noise and (moved := few.displaced()):
-        found_rows, mixed = Check("rows", "failed", f"collating puts `{moved}` of each row beside the other "
-                                  "row's fields: something is sorted, and the rest is not."), off
     unknown = (noise or few.drawing and "collating draws random numbers, so a row has no padding of its own."
                or mixed and "see rows." or not asked and "see reduction."
                or off and causal and causal.state == "failed"
