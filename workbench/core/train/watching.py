@@ -181,7 +181,7 @@ def end_watching(
     says = {"gradients stay": "every optimiser had gradients in the steps looked at: the stage's first two "
                               "and the first after each validation.",
             "weights move": f"every optimiser had moved what it trains {looks}.",
-            "frozen stays": f"{len(watch.rest)} frozen tensors had the same bits {looks}.",
+            "frozen stays": f"what is frozen had the same bits {looks} ({len(watch.rest)} tensors).",
             "modes stay": f"each module was in the mode of the stage {looks}.",
             "validation leaves no trace": f"the nets had the same bits before and after, {looks}."}
     for name in (n for n in says if n not in told):
