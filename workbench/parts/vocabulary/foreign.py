@@ -45,5 +45,6 @@ def check_scripts(
     short = text if len(text) <= 40 else text[:40] + "…"
     more = f" ({len(rows)} of {len(texts)} texts are in such scripts)" if len(rows) > 1 else ""
     raise Refused(f"{where.format(rows[0] + 1)} is written in {own}, and the vocabulary has no pack "
-                  f"{group_of(own)!r}, only {', '.join(packs)}: {short!r}{more}. Leave the text out, or add the pack: "
+                  f"{group_of(own)!r}, only {', '.join(packs)}: {short!r}{more}. Leave the text out, or add "
+                  "the pack: "
                   "`parts.vocabulary.packs.extend` with texts of its language gives the next version.")
