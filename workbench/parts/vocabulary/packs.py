@@ -118,9 +118,8 @@ def shares(
     "Share pieces among packs. Raises `Refused` where the size is too small."
     if size < FLOOR * len(letters):
         raise Refused(f"{size} pieces are too few for {len(letters)} packs ({', '.join(letters)}): each "
-                      "needs "
-                      f"{FLOOR} at least, besides the special tokens and the bytes. Raise the vocabulary's "
-                      f"size by {FLOOR * len(letters) - size}.")
+                      f"needs {FLOOR} at least, besides the special tokens and the bytes. Raise the "
+                      f"vocabulary's size by {FLOOR * len(letters) - size}.")
     fit = min(1, 0.6 * size / max(1, sum(needed[name] for name in letters)))
     floors = {name: max(FLOOR, int(fit * needed[name])) for name in letters}
     weights = {name: n ** (1 / temperature) for name, n in letters.items()}
@@ -198,8 +197,7 @@ def extend(
     Raises `Refused` where it has the language, or no text is given."""
     if language in vocabulary.languages:
         raise Refused(f"the vocabulary has {language} already (version {vocabulary.version}): it can be "
-                      "extended "
-                      "with another language.")
+                      "extended with another language.")
     groups = groups_of(language)
     classes = {**cut_classes(groups), **vocabulary.classes}
     classes = {name: classes[name] for name in dict.fromkeys((*vocabulary.classes, *groups))}

@@ -101,8 +101,7 @@ def scripts_of(
     found = WRITTEN.get(script) or ((Scripts.NAMES[script],) if script in Scripts.NAMES else ())
     if not found:
         raise Refused(f"no script is known for the language {language!r}: write its code as CLDR does (en, "
-                      "am, "
-                      f"pt_BR), or with its script ({code}_Latn).")
+                      f"am, pt_BR), or with its script ({code}_Latn).")
     return tuple(name.replace("_", " ") for name in found)
 
 
