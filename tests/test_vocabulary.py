@@ -335,8 +335,7 @@ def test_a_text_in_a_foreign_script_is_refused_by_row():
     texts = ["the river", "a Ω resistor", "", "Большой дом", "ሰላም", "大きい家"]
     assert foreign_rows(tok, texts).tolist() == [3, 5]
     with pytest.raises(Refused, match="train.tsv, row 4 is written in Cyrillic.*no pack 'cyrillic', only "
-                                      "common, latin, "
-                                      "ethiopic: 'Большой дом' .2 of 6 texts.*extend"):
+                                      "common, latin, ethiopic: 'Большой дом' .2 of 6 texts.*extend"):
         check_scripts(tok, texts, "train.tsv, row {}")
     check_scripts(tok, [*texts[:3], *ODD[:9], "١٢", "😀"])
     assert tok.decode(tok("a Ω resistor").input_ids, skip_special_tokens=True) == "a Ω resistor"

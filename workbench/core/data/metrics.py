@@ -168,7 +168,7 @@ def text_scores(
     tokenize = bleu_tokenizer(references) if tokenize == "auto" else tokenize
     each = [tokenize] * len(references) if isinstance(tokenize, str) else tokenize
     if len(each) != len(references):
-        raise ValueError(f"{len(each)} tokenizers stand against {len(references)} rows: give one for each row")
+        raise ValueError(f"{len(each)} tokenizers stand against {len(references)} rows: give one a row")
     _, chrf = _sacrebleu(each[0])
     return {
         **_bleu(references, hypotheses, each),
