@@ -165,7 +165,7 @@ def train_packs(
     size: int,
 ):
     "Train the packs of the corpus' languages on its training rows, and keep them in `vocabulary`."
-    from workbench.parts.vocabulary.vocabulary import train_vocabulary
+    from workbench.parts.vocabulary.packs import train_vocabulary
 
     languages = sorted({code for pair in corpus.pairs for code in pair.split("-")})
     train_vocabulary(texts_of(corpus.rows("train")), languages, size).save(corpus.folder / "vocabulary")

@@ -18,6 +18,7 @@ from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
 from .distil import taught, teacher_of
+from .prepared import report
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -190,4 +191,5 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
+            prepare=report,
             settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
