@@ -71,16 +71,17 @@ def plot_lengths(
 ) -> Callable:
     "What draws how long the texts are."
     def draw():
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt
 
-        figure = Figure(figsize=(7, 2.6), layout="constrained")
-        axes, edges = figure.subplots(), lengths["edges"]
+        figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+        edges = lengths["edges"]
         for i, (side, colour) in enumerate((("source", "#0072B2"), ("target", "#D55E00"))):
             places = [j + 0.4 * i - 0.2 for j in range(len(edges) - 1)]
             axes.bar(places, lengths.get(side, []), 0.4, label=side, color=colour)
         axes.set_xticks(range(len(edges) - 1), [*map(str, edges[:-2]), f"{edges[-2]}+"])
         axes.set(xlabel="characters of a text, from", ylabel="texts that are kept")
         axes.legend(frameon=False)
+        plt.close(figure)  # it is shown once, by whoever asked for it
         return figure
     return draw
 
