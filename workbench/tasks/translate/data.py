@@ -20,6 +20,7 @@ from ...core.data.mixing import mixed, quotas
 from ...core.data.rows import check_rejected
 from ...core.task import Data
 from ...errors import Refused
+from ...parts.vocabulary.dropout import dropout, split_pieces
 from .encoded import Encoded
 from .preparing import corpus_of
 from .tokens import Frame, frame_of, reverse_of
@@ -101,8 +102,8 @@ class Rows:
     pairs: Sequence[str]
     frames: Sequence[Frame]  # of each pair
     max_length: int
-    # (text, generator) -> ids, in training with dropout; None: as encoded
-    split: Callable | None = None
+    splits: Any = None  # parts.vocabulary.dropout.Splits, in training with dropout; None: as encoded
+    share: float = 0.0  # of the pieces that are split
     seed: int = 0
 
     def __len__(self) -> int:
@@ -113,13 +114,13 @@ class Rows:
         row, pair = self.stored[int(self.index.at[i])], int(self.index.pair[i])
         frame, (source, target) = self.frames[pair], self.texts(i)
         ids = [self.encoded.of(side, int(self.index.at[i])) for side in self.sides(i)]
-        if self.split:
+        if self.splits:
             rng = np.random.default_rng([self.seed, 0xD20, epoch, i])
-            ids = [self.split(text, rng) for text in (source, target)]
+            ids = [dropout(self.splits, text, rng, self.share) for text in ids]
         before = (*frame.before, *frame.synthetic * bool(row.synthetic))
         return {"uid": self.uid(i), "pair": self.pairs[pair], "source_text": source, "target_text": target,
                 "source": framed(before, ids[0], frame.after, self.max_length),
-                "labels": framed(frame.first, ids[1], frame.last, self.max_length), "begin": frame.begin}
+                "labels": framed(frame.first, ids[1], frame.last, self.max_length)}
 
     def sides(self, i: int) -> tuple[str, str]:
         return ("target", "source") if self.index.backwards[i] else ("source", "target")
@@ -131,7 +132,7 @@ class Rows:
 
     def uid(self, i: int) -> str:
         "The id of a row; one that is read backwards has another."
-        uid = str(self.stored[int(self.index.at[i])].uid)
+        uid = self.stored.uid(int(self.index.at[i]))
         return f"{uid} backwards" if self.index.backwards[i] else uid
 
     def sizes(self) -> np.ndarray:  # int64 [N, 2] tokens of source and target, before they are cut
@@ -157,7 +158,6 @@ def framed(
 def collate(
     items: list[dict],
     pad: int,
-    start: int | None = None,  # what the decoder begins with
 ) -> dict:
     "A batch: source [B, S], source_lengths [B], labels [B, T] with -100 behind the end."
     import torch
@@ -228,11 +228,11 @@ def data(
             continue
         encoded = encoded_split(corpus, split, tokens)
         index = index_of(corpus.pairs, np.asarray(stored.pairs), pairs, encoded.strange)
-        training = split == "train" and d.subword_dropout > 0
-        again = partial(tokens.split, share=d.subword_dropout) if training else None
-        splits[split] = Rows(stored, index, encoded, pairs, frames, d.max_length, again, cfg.seed)
+        dropped = d.subword_dropout if split == "train" else 0.0
+        splits[split] = Rows(stored, index, encoded, pairs, frames, d.max_length,
+                             split_pieces(tokens.tokenizer) if dropped else None, dropped, cfg.seed)
         total += len(stored)
-        rejected += [{"row": int(i), "uid": stored[int(i)].uid, "reason": tokens.why(stored[int(i)])}
+        rejected += [{"row": int(i), "uid": stored.uid(int(i)), "reason": tokens.why(stored[int(i)])}
                      for i in encoded.strange]
     check_rejected(rejected, total, d.max_rejected)
     if not len(splits.get("train", ())):

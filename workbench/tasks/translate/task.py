@@ -17,6 +17,7 @@ from ...errors import Refused
 from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
+from .distil import taught, teacher_of
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -50,7 +51,7 @@ def nets(
     if load_weights and kept:
         write_json(kept / "architecture.json", model.kept_config)
         write_json(kept / "weights.json", origin)
-    return {"translator": model}
+    return {"translator": model} | teacher_of(cfg, data, load_weights)
 
 
 def origin(
@@ -65,11 +66,13 @@ def translate_loss(
     batch: dict,
     ctx,
 ) -> dict:
-    "Cross-entropy of the targets, a token's share."
+    "Cross-entropy of the targets, a token's share; with a teacher also how far it is."
     from workbench.parts.text.seq2seq import token_loss
 
+    logits = forward(nets, batch)
     smoothing = ctx.cfg.loss.smoothing if ctx.training else 0.0
-    return {"loss": token_loss(forward(nets, batch), batch["labels"], smoothing)[0] / ctx.counts["tokens"]}
+    ce = token_loss(logits, batch["labels"], smoothing)[0] / ctx.counts["tokens"]
+    return taught(nets, batch, logits, ce, forward, ctx) if "teacher" in nets else {"loss": ce}
 
 
 def objectives(
@@ -77,7 +80,8 @@ def objectives(
 ) -> dict[str, Objective]:
     "One objective that trains everything."
     # frozen: what the model's keys freeze, and what a model of this family never uses
-    return {"translate": Objective(["translator"], translate_loss, parts=("loss",), frozen=["translator"])}
+    parts = ("ce", "kl") if cfg.loss.teacher else ("loss",)
+    return {"translate": Objective(["translator"], translate_loss, parts=parts, frozen=["translator"])}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #predict
 def predict(
@@ -145,7 +149,7 @@ def expect(
     "The cross-entropy of a random start, from its own logits."
     from workbench.core.checks.questions import chance_band
 
-    return {"loss": chance_band(forward(nets, batch), batch["labels"])}
+    return {"ce" if "teacher" in nets else "loss": chance_band(forward(nets, batch), batch["labels"])}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #preview
 def preview(
@@ -177,6 +181,8 @@ def idle(
         out["model.load_in_4bit"] = "beside `model.load_in_8bit`: leave one out"
     if Path(m.name).expanduser().is_dir():
         out["model.revision"] = "where `model.name` is a folder"
+    if not cfg.loss.teacher:
+        out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: set that, or leave it out")
     if cfg.generate.num_beams == 1:
         out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
     return out
@@ -184,4 +190,4 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
-            settings=("generate",), better={"chrf*": "max", "bleu*": "max"})
+            settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
