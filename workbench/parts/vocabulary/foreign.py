@@ -7,25 +7,35 @@ __all__ = ['foreign_rows', 'check_scripts']
 
 # %% ../../../nbs/parts/vocabulary/25_foreign.ipynb #imports
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
 from ...errors import Refused
 from ..text.character_table import code_points
-from .scripts import group_of, main_script, script_table
+from .cuts import points_of, shared_ranges
+from .scripts import group_of, main_script, script_of, script_table
 
 # %% ../../../nbs/parts/vocabulary/25_foreign.ipynb #foreign_rows
+@lru_cache
+def _letter_weights(packs: tuple[str, ...]) -> np.ndarray:  # int8 [0x110000]
+    names, table = script_table()
+    kinds = [0 if name == "Common" else 1 if group_of(name) in packs else -1 for name in names]
+    weights = np.array(kinds, np.int8)[table]
+    weights[points_of(shared_ranges()[1])] = 0  # digits
+    return weights
+
+
 def foreign_rows(
     tok,  # of `Vocabulary.tokenizer` or of a pair, also read back from its files
     texts: list[str],
 ) -> np.ndarray:  # int64, in order
-    "The places of the texts of which more letters have no pack than have one."
+    "Places of the texts that have more letters without a pack than with one; digits do not count."
     packs = tok.init_kwargs.get("packs")
     if not packs or not texts:
         return np.zeros(0, np.int64)
-    names, table = script_table()
-    kind = np.array([0 if name == "Common" else 1 if group_of(name) in packs else -1 for name in names])
-    balance = np.concatenate([[0], np.cumsum(kind[table[code_points(texts)]])])
+    weights = _letter_weights(tuple(packs))
+    balance = np.concatenate([[0], np.cumsum(weights[code_points(texts)], dtype=np.int64)])
     ends = np.cumsum([0, *map(len, texts)])
     return np.flatnonzero(balance[ends[1:]] < balance[ends[:-1]])
 
@@ -41,9 +51,10 @@ def check_scripts(
     if not len(rows):
         return
     text, packs = texts[rows[0]], tok.init_kwargs["packs"]
-    own = main_script("".join(c for c in text if group_of(main_script(c)) not in packs))
+    own = main_script("".join(c for c in text if group_of(script_of(c)) not in packs))
     short = text if len(text) <= 40 else text[:40] + "…"
     more = f" ({len(rows)} of {len(texts)} texts are in such scripts)" if len(rows) > 1 else ""
     raise Refused(f"{where.format(rows[0] + 1)} is written in {own}, and the vocabulary has no pack "
-                  f"{group_of(own)!r}, only {', '.join(packs)}: {short!r}{more}. Leave the text out, or add the pack: "
-                  "`parts.vocabulary.packs.extend` with texts of its language gives the next version.")
+                  f"{group_of(own)!r}, only {', '.join(packs)}: {short!r}{more}. Leave the text out, or add "
+                  "the pack: `parts.vocabulary.packs.extend` with texts of its language gives the next "
+                  "version.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINES', 'FLOOR', 'ALWAYS', 'sample_lines', 'group_sentences', 'may_be_piece', 'frequent_characters', 'only', 'shares',
-           'learn_pack', 'move_shared', 'train_vocabulary', 'extend']
+           'learn_pack', 'move_shared', 'train_vocabulary', 'extend', 'added_rows']
 
 # %% ../../../nbs/parts/vocabulary/30_packs.ipynb #imports
 import random
@@ -20,7 +20,8 @@ from ..text.character_table import character_counts
 from ..text.tokenizer import unigram_pieces
 from .cuts import cut_classes, cutter, points_of
 from .scripts import groups_of, script_of
-from .vocabulary import Block, Vocabulary, first_blocks, language_token
+from .unigram import language_token
+from .vocabulary import Block, Vocabulary, first_blocks
 
 # %% ../../../nbs/parts/vocabulary/30_packs.ipynb #sample_lines
 LINES = 20_000  # of each language
@@ -45,7 +46,8 @@ def sample_lines(
         elif (at := draws[language].randrange(seen[language])) < most:
             kept[language][at] = text
     if empty := [language for language, lines in kept.items() if not any(lines)]:
-        raise Refused(f"the corpus has no text in {', '.join(empty)}: a vocabulary needs some of each language.")
+        raise Refused(f"the corpus has no text in {', '.join(empty)}: a vocabulary needs some of each "
+                      "language.")
     return kept
 
 # %% ../../../nbs/parts/vocabulary/30_packs.ipynb #group_sentences
@@ -75,7 +77,8 @@ def may_be_piece(
     char: str,
     name: str,  # of a pack
 ) -> bool:
-    "Whether a character can have a piece: no control character, no ▁, and in the common pack no letter of a script."
+    """Whether a character can have a piece: no control character, no ▁, and in the common pack no letter of a
+    script."""
     kind = unicodedata.category(char)[0]
     if char == "▁" or kind == "C" and char not in "\u200c\u200d":
         return False
@@ -114,9 +117,9 @@ def shares(
 ) -> dict[str, int]:  # pack -> pieces
     "Share pieces among packs. Raises `Refused` where the size is too small."
     if size < FLOOR * len(letters):
-        raise Refused(f"{size} pieces are too few for {len(letters)} packs ({', '.join(letters)}): each needs "
-                      f"{FLOOR} at least, besides the special tokens and the bytes. Raise the vocabulary's "
-                      f"size by {FLOOR * len(letters) - size}.")
+        raise Refused(f"{size} pieces are too few for {len(letters)} packs ({', '.join(letters)}): each "
+                      f"needs {FLOOR} at least, besides the special tokens and the bytes. Raise the "
+                      f"vocabulary's size by {FLOOR * len(letters) - size}.")
     fit = min(1, 0.6 * size / max(1, sum(needed[name] for name in letters)))
     floors = {name: max(FLOOR, int(fit * needed[name])) for name in letters}
     weights = {name: n ** (1 / temperature) for name, n in letters.items()}
@@ -124,7 +127,8 @@ def shares(
     return {name: floors[name] + int(rest * w / total) for name, w in weights.items()}
 
 # %% ../../../nbs/parts/vocabulary/30_packs.ipynb #learn_pack
-ALWAYS = {"latin": string.ascii_letters, "common": " " + string.digits + string.punctuation}  # where the corpus lacks them
+# where the corpus lacks them
+ALWAYS = {"latin": string.ascii_letters, "common": " " + string.digits + string.punctuation}
 
 
 def learn_pack(
@@ -138,7 +142,8 @@ def learn_pack(
     size = max(size - len(missing), 1)
     learnt = unigram_pieces(sentences, size, (), dummy_prefix=False) if sentences else []
     least = min((score for _, score in learnt), default=-10.0)
-    return [(piece.replace("▁", " "), round(score, 5)) for piece, score in (*learnt, *((c, least) for c in missing))]
+    return [(piece.replace("▁", " "), round(score, 5))
+            for piece, score in (*learnt, *((c, least) for c in missing))]
 
 # %% ../../../nbs/parts/vocabulary/30_packs.ipynb #move_shared
 def move_shared(
@@ -147,7 +152,8 @@ def move_shared(
 ) -> dict[str, list[tuple[str, float]]]:
     "The packs, with spaces and joiners that stand alone in the common one."
     shared = {" ", *map(chr, points_of(classes["joiners"]).tolist())}
-    alone = {p: score for name, pieces in packs.items() if name != "common" for p, score in pieces if p in shared}
+    alone = {p: score for name, pieces in packs.items() if name != "common"
+             for p, score in pieces if p in shared}
     known = {piece for piece, _ in packs["common"]}
     more = [(piece, score) for piece, score in sorted(alone.items()) if piece not in known]
     return {name: [*pieces, *more] if name == "common" else [x for x in pieces if x[0] not in shared]
@@ -187,10 +193,11 @@ def extend(
     size: int = 1000,  # pieces at most for each pack
     lines: int = LINES,
 ) -> Vocabulary:
-    "The next version, with one more language. Raises `Refused` where it has the language, or no text is given."
+    """The next version, with one more language.
+    Raises `Refused` where it has the language, or no text is given."""
     if language in vocabulary.languages:
-        raise Refused(f"the vocabulary has {language} already (version {vocabulary.version}): it can be extended "
-                      "with another language.")
+        raise Refused(f"the vocabulary has {language} already (version {vocabulary.version}): it can be "
+                      "extended with another language.")
     groups = groups_of(language)
     classes = {**cut_classes(groups), **vocabulary.classes}
     classes = {name: classes[name] for name in dict.fromkeys((*vocabulary.classes, *groups))}
@@ -198,8 +205,24 @@ def extend(
     sentences = group_sentences(sample[language], groups, classes)
     packs = {name: learn_pack(some, size, name) for name, some in sentences.items()}
     known = {piece for piece, _ in vocabulary.tokens}
-    fresh = {name: [x for x in pieces if x[0] not in known] for name, pieces in move_shared(packs, classes).items()}
+    fresh = {name: [x for x in pieces if x[0] not in known]
+             for name, pieces in move_shared(packs, classes).items()}
     blocks = [Block("languages", ((language_token(language), 0.0),)),
               *(Block(name, tuple(pieces)) for name, pieces in fresh.items() if pieces)]
     return Vocabulary((*vocabulary.blocks, *blocks), classes, vocabulary.version + 1,
                       (*vocabulary.history, (vocabulary.checksum, len(vocabulary))))
+
+# %% ../../../nbs/parts/vocabulary/30_packs.ipynb #added_rows
+def added_rows(
+    vocabulary: Vocabulary,
+    checksum: str,  # of the version that a model was trained with
+) -> list[tuple[str, range]]:  # blocks with their new ids, in order; [] for the same version
+    """The rows that the embedding of the model needs.
+    Raises `Refused` for a vocabulary that does not extend it."""
+    before = {**dict(vocabulary.history), vocabulary.checksum: len(vocabulary)}
+    if checksum not in before:
+        raise Refused(f"the vocabulary {vocabulary.checksum} does not extend {checksum}: its ids mean other "
+                      "pieces. Take the vocabulary that the model was trained with, or train anew.")
+    ends = np.cumsum([0, *(len(block.pieces) for block in vocabulary.blocks)]).tolist()
+    return [(block.name, range(first, end)) for block, first, end in zip(vocabulary.blocks, ends, ends[1:])
+            if first >= before[checksum]]

@@ -100,8 +100,8 @@ def scripts_of(
     script = next((part for part in (*rest, *full.split("_")[1:]) if len(part) == 4 and part.isalpha()), "")
     found = WRITTEN.get(script) or ((Scripts.NAMES[script],) if script in Scripts.NAMES else ())
     if not found:
-        raise Refused(f"no script is known for the language {language!r}: write its code as CLDR does (en, am, "
-                      f"pt_BR), or with its script ({code}_Latn).")
+        raise Refused(f"no script is known for the language {language!r}: write its code as CLDR does (en, "
+                      f"am, pt_BR), or with its script ({code}_Latn).")
     return tuple(name.replace("_", " ") for name in found)
 
 
