@@ -41,7 +41,7 @@ PRESET = {
     "generate": {"num_beams": 1, "max_length": 12},
     "train": {"max_steps": 6, "minutes": None, "batch_size": 8, "lr": 1e-2, "log_every": 1, "checkpoint_every": 2,
               "scheduler": {"warmup": 1}},
-    "valid": {"every": 3, "batch_size": 8, "metric": "chrf_mean"}}
+    "valid": {"every": 5, "batch_size": 8, "metric": "chrf_mean"}}
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,13 @@ def test_a_text_in_a_script_without_a_pack_is_one_sentence(folder, good):
 
 
 def test_texts_that_are_cut_are_counted(good):
-    d = data_of(config(good, "data.max_length=5"))
+    d = data_of(config(good, "data.max_length=7"))
     rows = [d.datasets["train"][i, 0] for i in range(len(d.datasets["train"]))]
-    assert {len(r["labels"]) for r in rows} <= {4, 5} and all(r["labels"][-1] == 1 for r in rows)
+    assert {len(r["labels"]) for r in rows} <= {4, 5, 6, 7} and all(r["source"][-1] == 1 for r in rows)
     whole = data_of(config(good))
-    cut = int((whole.lengths["train"] > 5).any(1).sum())
+    long = whole.lengths["train"][:, 1] > 7  # a target that is cut does not teach that it ends there
+    assert [bool(r["labels"][-1] != 1) for r in rows] == long.tolist() and long.any() and not long.all()
+    cut = int((whole.lengths["train"] > 7).any(1).sum())
     assert d.facts["rows_cut_at_max_length"]["train"] == f"{cut:,} of 108" and cut > 0
     assert whole.facts["rows_cut_at_max_length"] == 0
 
@@ -242,7 +244,6 @@ def families(folder):
 
 def family_config(good, families, family, more=""):
     codes = {k: v.strip("_") for k, v in CODES.get(family, {}).items()}
-    said = "model.languages={" + ", ".join(f"{k}: {v}" for k, v in codes.items()) + "} " if codes else ""
     base = presets.merge(PRESET, {"model": {"params": {}}, "data": {"max_length": 39}})
     base["model"].pop("params")
     base["model"].pop("vocab_size")
@@ -326,7 +327,7 @@ def go(home, cfg=None, trap="", nproc=1):
 @pytest.fixture(scope="module")
 def made(folder, good):
     "All runs of this module, two at a time: name -> folder."
-    tiers = {"pipeline": {"steps": [
+    tiers = {"train": {"max_steps": None}, "pipeline": {"steps": [
         {"name": "near", "data": {"pairs": ["en-de"]}, "train": {"max_steps": 2}},
         {"name": "far", "data": {"pairs": ["en-de", "en-am"]}, "train": {"max_steps": 2}}]}}
     equal = "model.dropout=0 train.max_steps=3 data.temperature=3"
