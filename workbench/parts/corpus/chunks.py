@@ -104,8 +104,9 @@ class Block:
 def cut_short(
     text: str,
 ) -> str:
-    "A text as a table shows it."
-    return text if len(text) <= 2000 else text[:1999] + "…"
+    "A text as a table shows it; a byte that is no UTF-8 stands as \\udcXX."
+    text = text if len(text) <= 2000 else text[:1999] + "…"
+    return text.encode("utf8", "backslashreplace").decode()
 
 
 def block_of(

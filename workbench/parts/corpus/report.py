@@ -96,8 +96,8 @@ def write_left(
     path: Path,
     left: Iterable[tuple[str, Left]],  # file, and what is left out of it
 ):
-    "A table of rows with their file, row and reason; bytes that are no UTF-8 are written as \\udcXX."
-    with aside(path) as beside, open(beside, "w", newline="", encoding="utf8", errors="backslashreplace") as f:
+    "A table of rows with their file, row and reason."
+    with aside(path) as beside, open(beside, "w", newline="", encoding="utf8") as f:
         table = csv.writer(f)
         table.writerow(["file", "row", "reason", "why", "pair", "source", "target"])
         table.writerows([name, x.row or "", x.reason, x.why, x.pair, x.source, x.target] for name, x in left)
