@@ -10,7 +10,7 @@ __all__ = ['Attention', 'Feed', 'with_bias', 'project_attention', 'project_feed'
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .shares import ADAPTED, PRETRAINED, RANDOM, mark
+from .shares import ADAPTED, RANDOM, mark
 from .widths import Projection
 
 # %% ../../../nbs/parts/bootstrap/30_layers.ipynb #Attention
