@@ -39,6 +39,7 @@ class Source:
     # one for the encoder and one for the decoder, where there are any
     embedding_norms: tuple[Norm, ...] = ()
     positions: tuple[Any, ...] = ()  # [N, D] each, the first position first
+    eps: float = 1e-5  # what its layer norms add under the root
     notes: list[str] = field(default_factory=list)  # what of it has no counterpart
 
 # %% ../../../nbs/parts/bootstrap/40_source.ipynb #weights
@@ -112,7 +113,8 @@ def read_bert(
     begin = 0 if c.model_type == "bert" else c.pad_token_id + 1
     types = state["embeddings.token_type_embeddings.weight"].float()[0]
     return Source(c.model_type, state["embeddings.word_embeddings.weight"].float(), 1.0, True, c.hidden_act,
-                  layers, embedding_norms=(first,), positions=(places[begin:] + types,))
+                  layers, embedding_norms=(first,), positions=(places[begin:] + types,),
+                  eps=c.layer_norm_eps)
 
 # %% ../../../nbs/parts/bootstrap/40_source.ipynb #read_bart
 def bart_layer(
@@ -195,7 +197,8 @@ def read_t5(
     depths = (c.num_layers, c.num_decoder_layers)
     encoder, decoder = ([layer(half, i, n) for i in range(n)]
                         for half, n in zip(("encoder", "decoder"), depths))
-    return Source(c.model_type, table * size, 1 / size, False, c.dense_act_fn, encoder, decoder, notes=notes)
+    return Source(c.model_type, table * size, 1 / size, False, c.dense_act_fn, encoder, decoder, notes=notes,
+                  eps=c.layer_norm_epsilon)
 
 # %% ../../../nbs/parts/bootstrap/40_source.ipynb #read_source
 FAMILIES = {"bert": read_bert, "roberta": read_bert, "xlm-roberta": read_bert, "camembert": read_bert,
