@@ -188,8 +188,8 @@ def main():
     parser.add_argument("--starts", default="random,embeddings,all")
     parser.add_argument("--languages", default="de,fr")
     parser.add_argument("--seeds", default="1,2,3")
-    for name, value, kind in (("steps", 160, int), ("every", 40, int), ("rows", 12, int), ("lr", 1e-3, float),
-                              ("warmup", 40, int), ("most", 2000, int), ("held", 60, int)):
+    for name, value, kind in (("steps", 120, int), ("every", 30, int), ("rows", 8, int), ("lr", 1e-3, float),
+                              ("warmup", 30, int), ("most", 2000, int), ("held", 40, int)):
         parser.add_argument(f"--{name}", type=kind, default=value)
     parser.add_argument("--out", default=str(home / "bench" / "results" / "bootstrap"))
     options = parser.parse_args()

@@ -111,7 +111,7 @@ def test_a_copied_encoder_decoder_gives_the_logits_of_its_source(family, tmp_pat
     ids = torch.randint(4, 60, (3, 11))
     with torch.no_grad():
         a, b = (m(ids, torch.ones_like(ids), decoder_input_ids=ids[:, :6]).logits for m in (source, model))
-    assert torch.allclose(a, b, atol=1e-5) and table[-1]["pretrained"] == 1
+    assert torch.allclose(a, b, atol=1e-5) and table[-1]["pretrained"] > 0.99
 
 
 def test_marks_are_what_happened(tmp_path):
@@ -143,7 +143,8 @@ def test_what_is_left_out_stays_as_a_new_model_has_it(tmp_path):
         table = {r["part"]: r for r in put(model, fill(model, source, own, Choice((part,)))[0])}
         for name, row in table.items():
             if name not in ("norms", "all"):
-                assert row["pretrained"] == (name in names), (part, name)
+                assert (row["pretrained"] > 0.9) == (name in names), (part, name)
+                assert name in names or row["random"] == 1, (part, name)
 
 
 # what follows goes through the task, as a person does
@@ -175,6 +176,12 @@ def merged(given, **changes):
     return {k: given.overrides.get(k, {}) | changes.get(k, {}) for k in {*given.overrides, *changes}}
 
 
+def beginning(given, **model):
+    "The configuration of a training that begins with the bootstrap, whose vocabulary is not learnt again."
+    out = merged(given, model={"start": str(given.models)} | model)
+    return out | {"model": {k: v for k, v in out["model"].items() if k != "vocab_size"}}
+
+
 def test_a_training_begins_with_it_resumes_and_says_so(given, train_run):
     from workbench.core.setup.resume import load as load_run
     from workbench.lab.run import launch
@@ -183,7 +190,7 @@ def test_a_training_begins_with_it_resumes_and_says_so(given, train_run):
     assert json.loads((given.models / "report.json").read_text())["id"] == report["id"]
     assert all((given.models / name / file).is_file() for name in HALVES.values()
                for file in ("config.json", "model.safetensors"))
-    run = train_run("universal_tiny", merged(given, model={"start": str(given.models)}), given.home / "run")
+    run = train_run("universal_tiny", beginning(given), given.home / "run")
     run = Path(getattr(run, "folder", run))
     weights = json.loads((run / "manifest.json").read_text())["weights"]
     whole = report["parts"][-1]
@@ -202,15 +209,15 @@ def test_a_start_that_does_not_fit_is_refused_by_name(given):
     from workbench.core.setup.plan import plan
 
     bootstrap(load("universal_tiny", given.overrides))
-    with_start = merged(given, model={"start": str(given.models)})
+    with_start = beginning(given)
     facts = plan(load("universal_tiny", with_start))
     assert facts["weights"]["kind"] == "bootstrapped" and "bootstrapped from" in facts["weights"]["why"]
     setup = SimpleNamespace(at=SimpleNamespace(step=0), stage=SimpleNamespace(begin_from=None), nets={},
                             task=SimpleNamespace(origin=lambda nets: facts["weights"]))
     assert not from_scratch(setup)  # a first loss outside its band is then a warning
-    wide = {"params": given.overrides["model"]["params"] | {"d_model": 32}}
+    wide = given.overrides["model"]["params"] | {"d_model": 32}
     with pytest.raises(Refused, match="d_model = 24, and this model has 32"):
-        plan(load("universal_tiny", merged(given, model={"start": str(given.models)} | wide)))
+        plan(load("universal_tiny", beginning(given, params=wide)))
     report = json.loads((given.models / "report.json").read_text())
     report["vocabulary"]["checksum"] = "0" * 16
     (given.models / "report.json").write_text(json.dumps(report))

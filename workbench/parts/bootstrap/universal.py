@@ -173,8 +173,7 @@ def fill(
     out |= fill_embeddings(model, source, rows, by, choice, torch.Generator().manual_seed(seed))
     for half in ("encoder", "decoder"):
         out |= fill_half(half, model, state, source, by, choice)
-    spoke = source.decoder and choice.decoder == "auto" and "decoder" in choice.parts
-    if "embeddings" in choice.parts and not spoke:  # no decoder of the source stands before the head
+    if "embeddings" in choice.parts and "decoder" not in choice.parts:
         out |= calibrated(model, out, by.columns(source.table))
     for name, f in out.items():
         if f.value.shape != state[name].shape:
