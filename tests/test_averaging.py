@@ -1,6 +1,7 @@
 "The mean of a run's last checkpoints: exact, for use alone, and refused where there is nothing to average."
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -113,3 +114,17 @@ def test_the_command_shows_the_losses_of_all(run, capsys, monkeypatch):
     assert all(word in said for word in ("average", "best", "last", "fit_loss", "--checkpoint average"))
     assert held_out(run, "average")["loss"] > 0
     assert cli.main(["average", str(run), "--last", "99"]) == 2
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_adapters_are_averaged_and_their_base_in_4_bits_stays(tmp_path):
+    base = {"task": "fourbit", "trackers": [], "check": False, "train": {
+        "max_steps": 8, "minutes": None, "lr": 0.01, "batch_size": 16, "checkpoint_every": 2, "keep": None}}
+    run = done(go(tmp_path / "run", "layers=guarded", base=base))
+    frozen = (run / "checkpoints" / "base" / "model.safetensors").read_bytes()
+    average(run, 3)
+    mean, last = tensors(run, "average", ("net",)), tensors(run, "last", ("net",))
+    assert all("lora" in n for n, t in means(run, 3).items() if not torch.equal(t, last[n]))
+    assert all(torch.equal(mean[n], t) for n, t in means(run, 3).items())
+    assert (run / "checkpoints" / "base" / "model.safetensors").read_bytes() == frozen
+    assert held_out(run, "average")["loss"] > 0
