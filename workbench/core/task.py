@@ -89,6 +89,9 @@ class Data:
     blocks: dict[str, Any] = field(default_factory=dict)
     # split -> what each row is made of: equal ones are one row; {}: rows with one uid are one row
     contents: dict[str, Sequence] = field(default_factory=dict)
+    # (seed, epoch) -> int array: the training rows of that epoch, some of them several times; None: each
+    # once
+    drawn: Callable | None = None
     # what decides the batches -> (epoch -> its steps), once made
     plans: dict[tuple, Callable] = field(default_factory=dict)
 
