@@ -77,6 +77,10 @@ class TranslateModel(Section):
 class TranslateLoss(Section):
     "What is minimised: cross-entropy, and with a teacher (1 - alpha) of it + alpha × the distance to it."
     smoothing: float = Field(0.0, ge=0, lt=1)  # of the labels
+    # a trained run, or a model of the hub or a folder, with the same tokens; null: no teacher
+    teacher: Named | None = None
+    alpha: float = Field(0.5, ge=0, le=1)  # share of the distance to the teacher
+    temperature: float = Field(4.0, gt=0, le=1000)  # by which both are softened before they are compared
 
 # %% ../../../nbs/tasks/translate/00_config.ipynb #Generate
 class Generate(Section):

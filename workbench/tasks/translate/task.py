@@ -17,6 +17,7 @@ from ...errors import Refused
 from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
+from .distil import require_teacher, taught, teacher_of
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -25,7 +26,7 @@ def nets(
     data: Data,
     load_weights: bool,
 ) -> dict:
-    "{translator}. Raises `Refused` for a model that will not do."
+    "{translator[, teacher]}. Raises `Refused` for a model that will not do."
     import torch
 
     from workbench.parts.text.pretrained import fp16_unsafe
@@ -50,7 +51,7 @@ def nets(
     if load_weights and kept:
         write_json(kept / "architecture.json", model.kept_config)
         write_json(kept / "weights.json", origin)
-    return {"translator": model}
+    return {"translator": model} | teacher_of(cfg, data, load_weights)
 
 
 def origin(
@@ -65,11 +66,14 @@ def translate_loss(
     batch: dict,
     ctx,
 ) -> dict:
-    "Cross-entropy of the targets, a token's share."
+    "Cross-entropy of the targets, a token's share, and with a teacher the distance to it."
     from workbench.parts.text.seq2seq import token_loss
 
     smoothing = ctx.cfg.loss.smoothing if ctx.training else 0.0
-    return {"loss": token_loss(forward(nets, batch), batch["labels"], smoothing)[0] / ctx.counts["tokens"]}
+    logits = forward(nets, batch)
+    ce = token_loss(logits, batch["labels"], smoothing)[0] / ctx.counts["tokens"]
+    require_teacher(nets, ctx)
+    return taught(nets, batch, logits, ce, forward, ctx) if "teacher" in nets else {"loss": ce}
 
 
 def objectives(
@@ -77,7 +81,8 @@ def objectives(
 ) -> dict[str, Objective]:
     "One objective that trains everything."
     # frozen: what the model's keys freeze, and what a model of this family never uses
-    return {"translate": Objective(["translator"], translate_loss, parts=("loss",), frozen=["translator"])}
+    parts = ("ce", "kl") if cfg.loss.teacher else ("loss",)
+    return {"translate": Objective(["translator"], translate_loss, parts=parts, frozen=["translator"])}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #predict
 def predict(
@@ -145,7 +150,7 @@ def expect(
     "The cross-entropy of a random start, from its own logits."
     from workbench.core.checks.questions import chance_band
 
-    return {"loss": chance_band(forward(nets, batch), batch["labels"])}
+    return {"ce" if "teacher" in nets else "loss": chance_band(forward(nets, batch), batch["labels"])}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #preview
 def preview(
@@ -173,6 +178,10 @@ def idle(
 ) -> dict[str, str]:
     "Keys that count for nothing, and why."
     m, out = cfg.model, {}
+    if not cfg.loss.teacher:
+        out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: name one")
+    elif cfg.loss.alpha == 0:
+        out |= dict.fromkeys(("loss.teacher", "loss.temperature"), "with loss.alpha=0")
     if m.load_in_8bit:
         out["model.load_in_4bit"] = "beside `model.load_in_8bit`: leave one out"
     if Path(m.name).expanduser().is_dir():
@@ -184,4 +193,4 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
-            settings=("generate",), better={"chrf*": "max", "bleu*": "max"})
+            settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
