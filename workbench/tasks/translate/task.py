@@ -18,6 +18,7 @@ from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
 from .distil import require_teacher, taught, teacher_of
+from .pictures import pictures
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -157,19 +158,10 @@ def preview(
     nets: dict,
     data: Data,
     ctx,
-    rows: int = 3,
 ) -> dict:
-    "Held-out rows: source, reference, translation."
-    import torch
-
-    from workbench.core.step.ranks import device_of, to_device
-
-    items = [data.datasets["valid"][i, 0] for i in range(min(rows, len(data.datasets["valid"])))]
-    batch = to_device(data.collate(items), device_of(nets))
-    with torch.no_grad():
-        found = predict(nets, batch, ctx)
-    return {f"valid_{i}": "\n".join(f"{k}: {r[k]}" for k in ("pair", "source", "reference", "hypothesis"))
-            for i, r in enumerate(found)}
+    "Held-out rows with the differences marked, and what the model looked at for each word."
+    random = ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch"
+    return pictures(nets, data, ctx, note="RANDOM WEIGHTS    " * random)
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #idle
 def idle(
