@@ -19,6 +19,7 @@ from .config import TranslateConfig
 from .data import data
 from .distil import require_teacher, taught, teacher_of
 from .pictures import pictures
+from .told import told
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -105,7 +106,8 @@ def pair_scores(
     of = {}
     for row in rows:
         of.setdefault(row["pair"], []).append(row)
-    each = {p: text_scores([r["reference"] for r in some], [r["hypothesis"] for r in some], bleu.get(p, "auto"), False)
+    each = {p: text_scores([r["reference"] for r in some], [r["hypothesis"] for r in some],
+                           bleu.get(p, "auto"), False)
             for p, some in sorted(of.items())}
     out = text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows], "auto", False)
     for name in ("chrf", "bleu4"):
@@ -139,7 +141,8 @@ def baseline(
     constant = {p: nearest_text(train[p], texts) for p, texts in of.items()}
     frequent = {p: frequent_text(train[p]) for p in of}
     tables = [pair_scores([row | {"hypothesis": answer(row)} for row in rows], data.own.bleu)
-              for answer in (lambda r: r["source"], lambda r: constant[r["pair"]], lambda r: frequent[r["pair"]])]
+              for answer in (lambda r: r["source"], lambda r: constant[r["pair"]],
+                             lambda r: frequent[r["pair"]])]
     return {k: {"min": min, "max": max}[direction(k, task.better)](t[k] for t in tables) for k in tables[0]}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #expect
@@ -184,5 +187,5 @@ def idle(
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
+            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle, told=told,
             settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
