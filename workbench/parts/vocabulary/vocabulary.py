@@ -8,7 +8,6 @@ __all__ = ['BACK', 'BYTES', 'FORMAT', 'language_token', 'unigram_tokenizer', 'Bl
 
 # %% ../../../nbs/parts/vocabulary/20_vocabulary.ipynb #imports
 import hashlib
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -19,7 +18,7 @@ import numpy as np
 from ...errors import Refused
 from ...files import read_json, write_json, write_text
 from ..text.tokenizer import SPECIAL
-from .cuts import cut_classes, cutter
+from .cuts import cutter
 from .scripts import groups_of
 
 # %% ../../../nbs/parts/vocabulary/20_vocabulary.ipynb #unigram_tokenizer

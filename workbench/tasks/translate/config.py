@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from ...core.config.adapters import Lora
 from ...core.config.section import Section
 from ...core.config.values import Named, Place, each_once
+from .bootstrap_keys import Bootstrap
 from .prepare_keys import Prepare
 
 # %% ../../../nbs/tasks/translate/00_config.ipynb #pair_of
@@ -105,6 +106,7 @@ class TranslateConfig(Section):
     generate: Generate = Generate()
     score: Score = Score()
     prepare: Prepare = Prepare()
+    bootstrap: Bootstrap = Bootstrap()
 
     spellings: ClassVar = {"lora_config": "model.lora", "use_lora": "model.lora",
                            "lora_alpha": "model.lora.alpha", "lora_dropout": "model.lora.dropout",

@@ -7,7 +7,7 @@ __all__ = ['SIDES', 'Encoded', 'chunks', 'print_of', 'encode', 'encoded_of']
 
 # %% ../../../nbs/tasks/translate/17_encoded.ipynb #encoded-imports
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,10 @@ def encode(
     rows: Sequence,  # of the corpus: rows[i] has source and target
     tok,
     folder: Path,  # is made
-    strange: Callable,  # (text, its ids) -> whether its script has no pack
 ):
     "Write the tokens of a split, some thousand rows at a time."
+    from workbench.parts.vocabulary.foreign import foreign_rows
+
     folder.mkdir(parents=True)
     small = np.uint16 if len(tok) <= 1 << 16 else np.int32
     sizes, prints, odd = {side: [np.zeros(1, np.int64)] for side in SIDES}, [], []
@@ -71,7 +72,7 @@ def encode(
             for side in SIDES:
                 texts = [getattr(p, side) for p in pairs]
                 found = contents(tok, texts, side == "target")
-                bad |= np.fromiter(map(strange, texts, found), bool, len(texts))
+                bad[foreign_rows(tok, texts)] = True
                 files[side].write(np.concatenate([np.asarray(ids, small) for ids in found]).tobytes())
                 sizes[side].append(np.fromiter(map(len, found), np.int64, len(found)))
             prints.append(np.fromiter((print_of(p.source, p.target) for p in pairs), np.int64, len(pairs)))
@@ -91,7 +92,6 @@ def encoded_of(
     tok,
     home: Path,  # where tokens are kept between runs
     key: Iterable[str],  # what they depend on: corpus, split, tokenizer
-    strange: Callable = lambda text, ids: False,  # as for `encode`
 ) -> Encoded:
     "The tokens of a split, read if they were made before."
     folder = home / f"tokens-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:24]}"
@@ -99,7 +99,7 @@ def encoded_of(
         home.mkdir(parents=True, exist_ok=True)
         try:
             with aside(folder) as beside:
-                encode(rows, tok, beside, strange)
+                encode(rows, tok, beside)
         except OSError:
             if not folder.is_dir():  # else another process was first
                 raise

@@ -17,9 +17,7 @@ from ...errors import Refused
 from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
-from .distil import require_teacher, taught, teacher_of
-from .pictures import pictures
-from .told import told
+from .distil import taught, teacher_of
 from .translation import forward, translate
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
@@ -28,7 +26,7 @@ def nets(
     data: Data,
     load_weights: bool,
 ) -> dict:
-    "{translator[, teacher]}. Raises `Refused` for a model that will not do."
+    "{translator}. Raises `Refused` for a model that will not do."
     import torch
 
     from workbench.parts.text.pretrained import fp16_unsafe
@@ -68,13 +66,12 @@ def translate_loss(
     batch: dict,
     ctx,
 ) -> dict:
-    "Cross-entropy of the targets, a token's share, and with a teacher the distance to it."
+    "Cross-entropy of the targets, a token's share; with a teacher also how far it is."
     from workbench.parts.text.seq2seq import token_loss
 
-    smoothing = ctx.cfg.loss.smoothing if ctx.training else 0.0
     logits = forward(nets, batch)
+    smoothing = ctx.cfg.loss.smoothing if ctx.training else 0.0
     ce = token_loss(logits, batch["labels"], smoothing)[0] / ctx.counts["tokens"]
-    require_teacher(nets, ctx)
     return taught(nets, batch, logits, ce, forward, ctx) if "teacher" in nets else {"loss": ce}
 
 
@@ -106,8 +103,7 @@ def pair_scores(
     of = {}
     for row in rows:
         of.setdefault(row["pair"], []).append(row)
-    each = {p: text_scores([r["reference"] for r in some], [r["hypothesis"] for r in some],
-                           bleu.get(p, "auto"), False)
+    each = {p: text_scores([r["reference"] for r in some], [r["hypothesis"] for r in some], bleu.get(p, "auto"), False)
             for p, some in sorted(of.items())}
     out = text_scores([r["reference"] for r in rows], [r["hypothesis"] for r in rows], "auto", False)
     for name in ("chrf", "bleu4"):
@@ -141,8 +137,7 @@ def baseline(
     constant = {p: nearest_text(train[p], texts) for p, texts in of.items()}
     frequent = {p: frequent_text(train[p]) for p in of}
     tables = [pair_scores([row | {"hypothesis": answer(row)} for row in rows], data.own.bleu)
-              for answer in (lambda r: r["source"], lambda r: constant[r["pair"]],
-                             lambda r: frequent[r["pair"]])]
+              for answer in (lambda r: r["source"], lambda r: constant[r["pair"]], lambda r: frequent[r["pair"]])]
     return {k: {"min": min, "max": max}[direction(k, task.better)](t[k] for t in tables) for k in tables[0]}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #expect
@@ -161,10 +156,19 @@ def preview(
     nets: dict,
     data: Data,
     ctx,
+    rows: int = 3,
 ) -> dict:
-    "Held-out rows with the differences marked, and what the model looked at for each word."
-    random = ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch"
-    return pictures(nets, data, ctx, note="RANDOM WEIGHTS    " * random)
+    "Held-out rows: source, reference, translation."
+    import torch
+
+    from workbench.core.step.ranks import device_of, to_device
+
+    items = [data.datasets["valid"][i, 0] for i in range(min(rows, len(data.datasets["valid"])))]
+    batch = to_device(data.collate(items), device_of(nets))
+    with torch.no_grad():
+        found = predict(nets, batch, ctx)
+    return {f"valid_{i}": "\n".join(f"{k}: {r[k]}" for k in ("pair", "source", "reference", "hypothesis"))
+            for i, r in enumerate(found)}
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #idle
 def idle(
@@ -173,19 +177,17 @@ def idle(
 ) -> dict[str, str]:
     "Keys that count for nothing, and why."
     m, out = cfg.model, {}
-    if not cfg.loss.teacher:
-        out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: name one")
-    elif cfg.loss.alpha == 0:
-        out |= dict.fromkeys(("loss.teacher", "loss.temperature"), "with loss.alpha=0")
     if m.load_in_8bit:
         out["model.load_in_4bit"] = "beside `model.load_in_8bit`: leave one out"
     if Path(m.name).expanduser().is_dir():
         out["model.revision"] = "where `model.name` is a folder"
+    if not cfg.loss.teacher:
+        out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: set that, or leave it out")
     if cfg.generate.num_beams == 1:
         out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
     return out
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle, told=told,
+            baseline=baseline, expect=expect, preview=preview, origin=origin, idle=idle,
             settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})

@@ -49,30 +49,16 @@ class RunTokens:
             self.vocabulary.save(folder / "vocabulary")
         write_json(folder / "tokenizer.json", self.origin)
 
-    def strange(self, text: str, ids: list[int]) -> bool:
-        "Whether a text is in a script that no pack has: its letters are then written as bytes."
-        if self.vocabulary is None or not self.bytes_in(ids):
-            return False
-        return bool(self.missing(text))
-
-    def bytes_in(self, ids: list[int]) -> bool:
-        first = int(self.vocabulary.ids_of("bytes")[0])
-        return any(first <= i < first + 256 for i in ids)
-
-    def missing(self, text: str) -> str:
-        "The script of more than half of a text's letters, where no pack has it."
-        from workbench.parts.vocabulary.scripts import group_of, script_counts
-
-        counts = {s: n for s, n in script_counts(text).items() if s not in ("Common", "Inherited")}
-        script = max(counts, key=counts.get, default="")
-        lacking = script and group_of(script) not in self.vocabulary.packs
-        return script if lacking and 2 * counts[script] > sum(counts.values()) else ""
-
     def why(self, row) -> str:
-        "Why a row is not used."
-        side = next((s for s in ("source", "target") if self.missing(getattr(row, s))), "source")
-        return (f"the {side} is in {self.missing(getattr(row, side))}, and the vocabulary has packs of "
-                f"{', '.join(p for p in self.vocabulary.packs if p != 'common')}")
+        "Why a row with a text in a script that no pack has is not used."
+        from workbench.parts.vocabulary.foreign import check_scripts
+
+        try:
+            for side in ("source", "target"):
+                check_scripts(self.tokenizer, [getattr(row, side)], f"the {side}")
+        except Refused as e:
+            return str(e)
+        return ""
 
 # %% ../../../nbs/tasks/translate/12_vocabulary.ipynb #kept
 def own_tokens(
@@ -203,7 +189,7 @@ def encoded_split(
 ) -> Encoded:
     "The tokens of a split, kept between runs."
     return encoded_of(corpus.rows(split), tokens.tokenizer, root() / ".cache",
-                      ["1", str(corpus.fingerprint), split, tokens.key], tokens.strange)
+                      ["1", str(corpus.fingerprint), split, tokens.key])
 
 
 def letters_lost(
