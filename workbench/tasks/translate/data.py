@@ -24,6 +24,7 @@ from ...parts.vocabulary.dropout import dropout, split_pieces
 from .encoded import Encoded
 from .preparing import corpus_of
 from .tokens import Frame, frame_of, reverse_of
+from .told import text_pairs
 from .vocabulary import RunTokens, encoded_split, letters_lost, tokens_of
 
 # %% ../../../nbs/tasks/translate/20_data.ipynb #chosen
@@ -279,7 +280,8 @@ def whole(
         lengths={s: np.minimum(rows.sizes(), d.max_length) for s, rows in splits.items()}, counts=count,
         uids={s: column(rows, rows.uid) for s, rows in splits.items()}, targets=("labels",),
         padding={"source": "source_lengths"}, texts=texts, save=tokens.save, rejected=rejected, facts=facts,
-        assets=stage.assets, drawn=drawn,
+        assets=stage.assets, kinds=(train.pairs, train.index.pair),
+        text_pairs=lambda batch: text_pairs(batch, tokens.tokenizer), drawn=drawn,
         own=TranslateOwn(tokens, dict(zip(train.pairs, train.frames)), bleu, named, sources),
         contents={s: rows.encoded.prints[rows.index.at].tolist() for s, rows in splits.items()},
         show=show)
