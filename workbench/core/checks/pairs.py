@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['asks', 'WIDTH', 'profile', 'directions', 'check_sides', 'words_in', 'fitting', 'check_belonging', 'stretches', 'read',
-           'check_pairs']
+           'rows_of', 'worst', 'check_pairs']
 
 # %% ../../../nbs/core/checks/12_pairs.ipynb #pairs-imports
 import re
@@ -125,28 +125,33 @@ def fitting(
 def check_belonging(
     kind: str,
     blocks: Sequence[Sequence[tuple[str, str]]],  # rows that stand one after the other, some such stretches
-) -> Check | None:  # None: nothing is wrong
+) -> Check:
     "Whether targets belong to their sources, and if not, whether they belong to a neighbour's."
     texts = [[(words_in(a), words_in(b)) for a, b in block] for block in blocks]
 
     def share(shift: int) -> tuple[float, int]:
         moved = [(block[i][0], block[i + shift][1]) for block in texts for i in range(len(block))
                  if 0 <= i + shift < len(block)]
-        better, n = fitting(*map(list, zip(*moved)))
+        better, n = fitting(*map(list, zip(*moved))) if moved else (0, 0)
         return better / max(1, n), n
 
     own, n = share(0)
-    if n < 40 or own >= 0.75:
-        return None
     said = (f"of {n} rows of {kind} {own:.0%} have a target that fits their source better than the target of "
             "another row")
-    near = {k: share(k)[0] for k in (-1, 1)}
-    best = max(near, key=near.get)
-    if near[best] > own + 0.1:
+    if n >= 100 and own >= 0.75:
+        return Check("pairs", "passed", f"{own:.0%} of {n} rows of {kind}")
+    near = {k: share(k) for k in (-1, 1)}
+    best = max(near, key=lambda k: near[k][0])
+    if near[best][1] >= 100 and near[best][0] > max(own if n >= 40 else 0.0, 0.6) + 0.1:
         where = "before" if best < 0 else "after"
-        return Check("pairs", "failed", f"{said}, and {near[best]:.0%} with that of the row {where} it: the "
-                                        "targets "
-                                        "are shifted by a row.")
+        return Check("pairs", "failed", f"{said}, and {near[best][0]:.0%} of {near[best][1]} with that of "
+                                        "the row "
+                                        f"{where} it: the targets are shifted by a row.")
+    if n < 100:
+        return Check("pairs", "not proven", f"too few words of {kind} come several times to say whether its "
+                                            "targets belong to their sources.")
+    if own >= 0.68:
+        return Check("pairs", "passed", f"{own:.0%} of {n} rows of {kind}")
     sure = own < 0.5 + 1.5 / n ** 0.5  # no more than chance: three standard deviations
     return Check("pairs", "failed" if sure else "warned",
                  f"{said}, as chance gives it: the targets belong to other rows." if sure else
@@ -176,9 +181,29 @@ def read(
     return out
 
 # %% ../../../nbs/core/checks/12_pairs.ipynb #check_pairs
+def rows_of(
+    data: Data,
+    places: np.ndarray,  # rows of a pair
+) -> list[list[int]]:
+    "The rows of a pair that are looked at: 400, and of short ones up to 2,000, which say as much together."
+    long = np.asarray(data.lengths["train"])[places].reshape(len(places), -1).mean()
+    return stretches(places, int(400 * min(5.0, max(1.0, 20 / max(1.0, long)))))
+
+
+def worst(
+    found: Sequence[Check],
+) -> Check:
+    "The first that failed, else the first that warns; of what is left, what all say together."
+    for state in ("failed", "warned"):
+        if odd := next((c for c in found if c.state == state), None):
+            return odd
+    passed = [c for c in found if c.state == "passed"]
+    return Check(found[0].name, "passed" if passed else "not proven",
+                 " ".join(c.says for c in passed or found))
+
+
 def check_pairs(
     data: Data,
-    most: int = 1600,  # rows
     pairs: int = 6,  # of languages: those with the most rows
 ) -> list[Check]:
     "What is to be said of texts that are to belong together; nothing where a task has none."
@@ -186,22 +211,16 @@ def check_pairs(
         return []
     names, kinds = data.kinds
     counts = np.bincount(kinds, minlength=len(names))
-    chosen = [k for k in np.argsort(-counts, kind="stable")[:pairs] if counts[k]]
-    found, seen = {}, 0
-    for k in chosen:
-        kind, blocks = names[k], stretches(np.flatnonzero(kinds == k), max(100, most // len(chosen)))
-        texts = [read(data, block) for block in blocks]
-        every, uids = sum(texts, []), [data.uids["train"][i] for block in blocks for i in block]
-        seen += len(every)
-        for check in (check_sides(kind, every, uids), check_belonging(kind, texts)):
-            if check and (check.name not in found or check.state == "failed" != found[check.name].state):
-                found[check.name] = check
-    if "sides" in found:  # words cannot go together where sides are mixed
-        found.pop("pairs", None)
-    said = f"{seen} rows of {', '.join(names[k] for k in chosen)}"
-    passed = {"sides": f"all texts stand on the side of their language ({said}).",
-              "pairs": f"targets fit their own sources best ({said})." if seen >= 200 else
-              f"{seen} rows are too few to ask whether targets belong to their sources."}
-    usual = {"sides": "passed", "pairs": "passed" if seen >= 200 else "not proven"}
-    return [found.get(n) or Check(n, usual[n], passed[n])
-            for n in passed if n in found or "sides" not in found]
+    sides, belonging, seen = [], [], 0
+    for k in (k for k in np.argsort(-counts, kind="stable")[:pairs] if counts[k]):
+        blocks = rows_of(data, np.flatnonzero(kinds == k))
+        texts, uids = [read(data, block) for block in blocks], [data.uids["train"][i] for b in blocks
+                                                                for i in b]
+        every, seen = [pair for block in texts for pair in block], seen + len(uids)
+        if odd := check_sides(names[k], every, uids):
+            sides.append(odd)
+        else:  # words cannot go together where sides are mixed
+            belonging.append(check_belonging(names[k], texts))
+    whole = Check("sides", "passed",
+                  f"all texts stand on the side of their language ({seen} rows looked at).")
+    return [worst(sides or [whole]), *([worst(belonging)] if belonging else [])]
