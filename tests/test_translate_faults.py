@@ -1,20 +1,19 @@
 "Faults of translation, made on purpose, and named by the check that is for them; healthy data passes all."
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bilingual import config, corpus
-from runs import done, go
+from runs import end, go
 
 from workbench.core.checks.check import check
 from workbench.core.checks.pairs import check_belonging, check_sides, stretches
 from workbench.core.stages.stages import complete, stages
-from workbench.core.run.folder import metrics_of
-from workbench.errors import Refused
 from workbench.files import read_json, samples
+from workbench.lab.run.launch import log_tail
 from workbench.parts.text import seq2seq
+from workbench.parts.vocabulary.packs import extend
 from workbench.parts.vocabulary.vocabulary import Vocabulary
 from workbench.tasks.translate import data as data_module
 from workbench.tasks.translate import task as module
@@ -91,7 +90,7 @@ def test_source_and_target_swapped_in_half_of_the_rows(tmp_path):
     def swap(split, pair, rows):
         draw = np.random.default_rng(1)
         return [(b, a) if pair == "en-de" and draw.random() < 0.5 else (a, b) for a, b in rows]
-    said = wrong(corpus(tmp_path / "data", ROWS, change=swap), "data.max_lost=1 data.max_rejected=1")
+    said = wrong(corpus(tmp_path / "data", ROWS, change=swap))
     assert list(said) == ["sides"] and "rows of en-de source and target are swapped" in said["sides"]
 
 
@@ -148,20 +147,16 @@ def test_a_language_token_that_is_ignored(healthy, monkeypatch):
 # The vocabulary
 
 def test_a_pack_of_another_version(healthy, tmp_path):
-    run = done(go(tmp_path / "run", "train.max_steps=2", base=config(healthy)))
-    folder = tmp_path / "extended"
+    run, folder = tmp_path / "run", tmp_path / "extended"
+    assert end(go(run, "train.max_steps=1 valid.final=[]", base=config(healthy)), 400)["state"] == "finished"
     own = Vocabulary.load(run / "assets" / "vocabulary")
-    from workbench.parts.vocabulary.packs import extend
-
     extend(own, "sw", ["Karibu nyumbani kwetu leo asubuhi rafiki yangu"] * 40).save(folder)
     more = config(healthy, f"begin_from={run} data.vocabulary={folder}")
     del more["model"]["vocab_size"]
     again = go(tmp_path / "again", "", base=more)
-    from runs import end
-    from workbench.lab.run.launch import log_tail
-
-    assert end(again)["state"] == "failed"
-    assert own.checksum in log_tail(again.folder, 40) and Vocabulary.load(folder).checksum in log_tail(again.folder)
+    assert end(again, 400)["state"] == "failed"
+    said = log_tail(again.folder, 40)
+    assert own.checksum in said and Vocabulary.load(folder).checksum in said
 
 
 # The loss and the nets
@@ -191,11 +186,10 @@ def test_labels_shifted_by_one_token(healthy, monkeypatch, by):
 
 # Scores
 
-def test_two_processes_score_every_row_once_and_as_one_does(healthy, tmp_path):
-    runs = [done(go(tmp_path / str(n), "train.max_steps=2 train.batch_size=16 valid.final=[test]", nproc=n,
-                    base=config(healthy))) for n in (1, 2)]
-    tables = [(run / "predictions" / "test.csv").read_text(encoding="utf8").splitlines() for run in runs]
-    uids = [[line.split(",")[0] for line in table[1:]] for table in tables]
-    assert uids[0] == uids[1] and len(set(uids[0])) == 2 * ROWS[2]
-    scores = [read_json(run / "results.json")["splits"]["test"] for run in runs]
-    assert scores[0]["rows"] == scores[1]["rows"] == 2 * ROWS[2]
+def test_two_processes_score_every_row_once(tmp_path):
+    few, run = corpus(tmp_path / "data", (60, 8, 9)), tmp_path / "run"
+    over = "train.max_steps=1 train.batch_size=16 valid.final=[test] generate.max_length=8"
+    assert end(go(run, over, nproc=2, base=config(few)), 400)["state"] == "finished"
+    lines = (run / "predictions" / "test.csv").read_text(encoding="utf8").splitlines()
+    assert len({line.split(",")[0] for line in lines[1:]}) == len(lines) - 1 == 18
+    assert read_json(run / "results.json")["splits"]["test"]["rows"] == 18
