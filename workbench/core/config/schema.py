@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from .section import Section
-from .values import Beta, Every, Named, RunPlace, each_once, one_run, time_limit
+from .values import (
+    Beta, Every, Named, RunPlace, each_once, memory_limit, one_run, time_limit)
 
 # %% ../../../nbs/core/config/20_schema.ipynb #Optimizer
 class Optimizer(Section):
     "One optimiser; `train.optimizers.<name>` sets another for the optimiser of that name."
-    type: Literal["AdamW", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Lion"] = "AdamW"
+    # AdamW8bit: moments of one byte, by bitsandbytes
+    type: Literal["AdamW", "AdamW8bit", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Lion"] = "AdamW"
     lr: float | None = Field(None, gt=0)  # None: train.lr
     weight_decay: float = Field(0.01, ge=0, le=100)  # never applied to biases and norms
     betas: tuple[Beta, Beta] | None = None  # None: (0.9, 0.999), of Lion (0.9, 0.99)
@@ -95,6 +97,9 @@ class Train(Section):
     schedulers: dict[str, Scheduler] = {}
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm of an optimiser's parameters
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # auto: the cheapest savings (bf16, accumulation, checkpointing, 8-bit optimiser) with which the run fits
+    # what is free; a number: those that fit so many GB; null: none. See core.setup.memory_choice
+    memory: Annotated[float | Literal["auto"] | None, BeforeValidator(memory_limit)] = None
     # decay of the averaged weights that are evaluated and kept as best
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)
