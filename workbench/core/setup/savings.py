@@ -52,12 +52,12 @@ def cheapest(
     "The cheapest set that fits; None where none does. Few sets are asked for what they need."
     if need(Savings()) <= room:
         return Savings()
-    every = replace(max(sets, key=lambda s: s.bf16 + s.checkpointing + s.eight_bit), parts=parts[-1])
-    best = every if need(every) <= room else None
-    for found in sorted(sets, key=lambda s: cost(s, device)) if best else ():
-        able = [n for n in parts if cost(replace(found, parts=n), device) < cost(best, device)]
-        at = bisect_left(able, True, key=lambda n: need(replace(found, parts=n)) <= room)
-        best = replace(found, parts=able[at]) if at < len(able) else best
+    best, fits = None, lambda s, n: need(replace(s, parts=n)) <= room
+    for found in sorted(sets, key=lambda s: cost(s, device)):
+        able = [n for n in parts if not best or cost(replace(found, parts=n), device) < cost(best, device)]
+        if able and fits(found, able[-1]):
+            at = bisect_left(able, True, hi=len(able) - 1, key=lambda n: fits(found, n))
+            best = replace(found, parts=able[at])
     return best
 
 # %% ../../../nbs/core/setup/52_savings.ipynb #trains_of
