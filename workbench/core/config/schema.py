@@ -90,6 +90,9 @@ class Train(Section):
     # padded length units of a micro-batch; wins over batch_size
     batch_tokens: int | None = Field(None, ge=1, le=10_000_000)
     accumulate: int = Field(1, ge=1, le=4096)  # micro-batches in one optimiser step, over all processes
+    # auto: the cheapest of bf16, smaller micro-batches, gradient checkpointing and an 8-bit optimiser with
+    # which the run fits what is free; a number: what fits so many GB; null: the keys as they stand
+    memory: Annotated[float | Literal["auto"] | None, BeforeValidator(memory_limit)] = None
     lr: float = Field(3e-4, gt=0)
     optimizer: Optimizer = Optimizer()
     optimizers: dict[str, Optimizer] = {}
@@ -97,9 +100,6 @@ class Train(Section):
     schedulers: dict[str, Scheduler] = {}
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm of an optimiser's parameters
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # auto: the cheapest savings (bf16, accumulation, checkpointing, 8-bit optimiser) with which the run fits
-    # what is free; a number: those that fit so many GB; null: none. See core.setup.memory_choice
-    memory: Annotated[float | Literal["auto"] | None, BeforeValidator(memory_limit)] = None
     # decay of the averaged weights that are evaluated and kept as best
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)

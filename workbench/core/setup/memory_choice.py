@@ -18,7 +18,7 @@ import torch
 from ..config.presets import dump
 from ..memory.predict import device_memory, resized
 from ..run.folder import config_of
-from .memory_plan import fullest_slot, longest_batch, peak_of
+from .memory_plan import computes_in, fullest_slot, longest_batch, peak_of
 from .outline import rows_differ
 from .prepare import without_weights
 from .savings import (
@@ -93,12 +93,12 @@ def needs_of(
     "Bytes at the fullest moment of all stages that train on the rows at hand, predicted."
     job = Job(cfg, setup.task, stages(cfg, setup.stage.assets), setup.job.first_world_size)
     here, most = replace(setup, job=job), 0
-    low = {"no": "fp32"}.get(found := precision(cfg.train.precision, device == "cpu"), found)
     for stage in job.stages:
         if rows_differ(stage.cfg, here.stage.cfg):
             continue
         slot, lengths = fullest_slot(here, stage)
         batch = longest_batch(here, slot, lengths)
+        low = computes_in(cfg.train.precision, device)
         most = max(most, peak_of(here, stage, resized(batch, len(slot)), here.data.counts(batch), device,
                                  low).total)
     return most
@@ -115,7 +115,8 @@ def choose(
 
     def need(savings):
         if savings not in known:
-            known[savings] = needs_of(setup, with_keys(cfg, keys_of(cfg.model_dump(), savings, world)), device)
+            known[savings] = needs_of(setup, with_keys(cfg, keys_of(cfg.model_dump(), savings, world)),
+                                      device)
         return MARGIN * known[savings]
 
     try:
@@ -148,7 +149,8 @@ def said(
     free = f"{room / 1e9:.2f} GB may be taken"
     plain = f"{known[Savings()] / 1e9:.2f} GB"
     if best == Savings():
-        return (f"train.memory={cfg.train.memory} changes nothing: a process is predicted to need {plain}, and "
+        return (f"train.memory={cfg.train.memory} changes nothing: a process is predicted to need {plain}, "
+                "and "
                 f"{free}.")
     words = " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in keys.items())
     return (f"train.memory={cfg.train.memory} chose {best} ({words}): a process is predicted to need "
@@ -171,7 +173,8 @@ def nothing_fits(
         adapted = needs_of(setup, with_keys(cfg, keys_of(tree, smallest, world) | {"model.lora": {}}), device)
         verb = "fits" if MARGIN * adapted <= room else "is not enough by itself"
         lora = f"adapters (model.lora={{}}) need {adapted / 1e9:.2f} GB, which {verb}; "
-    return (f"train.memory={cfg.train.memory}: nothing fits: a process may take {room / 1e9:.2f} GB, and with "
+    return (f"train.memory={cfg.train.memory}: nothing fits: a process may take {room / 1e9:.2f} GB, and "
+            "with "
             f"{smallest} it is predicted to need {known[smallest] / 1e9:.2f} GB (and 15 % more to be safe). "
             f"What helps: {lora}a smaller train.batch_size, shorter rows, or a smaller model: the weights of "
             f"this one alone are {kept / 1e9:.2f} GB.")
