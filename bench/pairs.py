@@ -25,8 +25,6 @@ class Translate:
     net_name, preset = "translator", "universal_tiny"
 
     def __init__(self, source: str):
-        from pathlib import Path
-
         from workbench.core.config import presets
         from workbench.core.stages.stages import stages
         from workbench.tasks.translate import task as module
