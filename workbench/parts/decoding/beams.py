@@ -108,20 +108,23 @@ def beams(
     new, rows = tokens, torch.arange(b, device=device)
     score = torch.zeros(b, k, device=device)
     score[:, 1:] = -1e9  # the beams are alike as yet: one counts
-    ended = [Ended(k) for _ in range(b)]
+    ended, over = [Ended(k) for _ in range(b)], set()
     for at in range(longest):
         logp = ruled(rules, tokens, steps(new).log_softmax(1), rows.repeat_interleave(k))
         best, beam, token = candidates(logp.view(len(rows), k, -1) + score[..., None], 2 * k)
         ends = (token == eos) | (at == longest - 1)
         flat = beam + torch.arange(len(rows), device=device)[:, None] * k
         for i, j in ends[:, :k].nonzero().tolist():
+            if int(rows[i]) in over:
+                continue
             ids = (*tokens[flat[i, j], p:].tolist(), *([int(token[i, j])] if int(token[i, j]) != eos else ()))
             ended[int(rows[i])].add(float(best[i, j] / (at + 1) ** length_penalty), ids)
         score, chosen = (best + ends * -1e9).topk(k, 1)
         flat, token = flat.gather(1, chosen).flatten(), token.gather(1, chosen).flatten()
         tokens, new = torch.cat([tokens[flat], token[:, None]], 1), token[:, None]
         reach = (score[:, 0] / (at + 1) ** length_penalty).tolist()
-        left = [i for i, (row, most) in enumerate(zip(rows.tolist(), reach)) if not ended[row].over(most)]
+        over |= {row for row, most in zip(rows.tolist(), reach) if ended[row].over(most)}
+        left = [i for i, row in enumerate(rows.tolist()) if row not in over]
         if not left or at == longest - 1:
             break
         if len(left) <= (1 - DROPPED) * len(rows):
