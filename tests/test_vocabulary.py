@@ -206,9 +206,21 @@ def test_changed_files_are_named(vocabulary, tmp_path):
                                                                  json.dumps(tree | {"format": 2}))
     swapped = tree | {"blocks": [*tree["blocks"][:3], *tree["blocks"][:2:-1]]}
     assert "vocabulary.json was changed" in refusal("vocabulary.json", json.dumps(swapped))
+    assert "vocabulary.json was changed" in refusal("vocabulary.json", json.dumps(tree | {"version": 7}))
+    assert "has no classes" in refusal("vocabulary.json",
+                                       json.dumps({k: v for k, v in tree.items() if k != "classes"}))
     assert "is damaged" in refusal("vocabulary.json", "{")
     assert "has no vocabulary.json" in refusal("vocabulary.json", None)
     assert Vocabulary.load(at) == vocabulary
+
+
+def test_a_piece_may_be_a_sign_of_a_new_line(tmp_path):
+    "Unicode has other ones than the one between the lines of a file."
+    texts = [("en", f"line\u2028line\u2029{text}\u0085") for text in sentences("en")]
+    made = train_vocabulary(texts, ("en",), 800)
+    assert "\u2028" in {piece for piece, _ in made.tokens} and Vocabulary.load(made.save(tmp_path)) == made
+    assert made.tokenizer().decode(made.tokenizer()(texts[0][1]).input_ids,
+                                   skip_special_tokens=True) == texts[0][1]
 
 
 def test_another_version_is_refused_by_name(vocabulary, tmp_path):
