@@ -199,16 +199,28 @@ def test_changed_files_are_named(vocabulary, tmp_path):
         return str(error.value)
     first, rest = good["latin.tsv"].split("\n", 1)
     assert "latin.tsv was changed" in refusal("latin.tsv", rest)
-    assert "ethiopic.tsv is damaged" in refusal("ethiopic.tsv", "half a line")
+    assert "ethiopic.tsv was changed" in refusal("ethiopic.tsv", good["ethiopic.tsv"] + "half a line")
     assert "thai.tsv is missing" in refusal("thai.tsv", None)
     tree = json.loads(good["vocabulary.json"])
     assert "of format 2; this program reads format 1" in refusal("vocabulary.json",
                                                                  json.dumps(tree | {"format": 2}))
     swapped = tree | {"blocks": [*tree["blocks"][:3], *tree["blocks"][:2:-1]]}
     assert "vocabulary.json was changed" in refusal("vocabulary.json", json.dumps(swapped))
+    assert "vocabulary.json was changed" in refusal("vocabulary.json", json.dumps(tree | {"version": 7}))
+    assert "has no classes" in refusal("vocabulary.json",
+                                       json.dumps({k: v for k, v in tree.items() if k != "classes"}))
     assert "is damaged" in refusal("vocabulary.json", "{")
     assert "has no vocabulary.json" in refusal("vocabulary.json", None)
     assert Vocabulary.load(at) == vocabulary
+
+
+def test_a_piece_may_be_a_sign_of_a_new_line(tmp_path):
+    "Unicode has other ones than the one between the lines of a file."
+    texts = [("en", f"line\u2028line\u2029{text}\u0085") for text in sentences("en")]
+    made = train_vocabulary(texts, ("en",), 800)
+    assert "\u2028" in {piece for piece, _ in made.tokens} and Vocabulary.load(made.save(tmp_path)) == made
+    assert made.tokenizer().decode(made.tokenizer()(texts[0][1]).input_ids,
+                                   skip_special_tokens=True) == texts[0][1]
 
 
 def test_another_version_is_refused_by_name(vocabulary, tmp_path):

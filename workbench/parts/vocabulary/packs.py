@@ -204,6 +204,7 @@ def extend(
     sample = sample_lines(((language, text) for text in texts), (language,), lines)
     sentences = group_sentences(sample[language], groups, classes)
     packs = {name: learn_pack(some, size, name) for name, some in sentences.items()}
+    packs["common"] = [(piece, score) for piece, score in packs["common"] if len(piece) == 1]
     known = {piece for piece, _ in vocabulary.tokens}
     fresh = {name: [x for x in pieces if x[0] not in known]
              for name, pieces in move_shared(packs, classes).items()}
