@@ -4,10 +4,11 @@
     VENV/bin/python bench/prepare.py memory [--rows 1000000] [--workers 1]    # peak memory, and a second run
     VENV/bin/python bench/prepare.py against [--rows 100000] [--rounds 3]     # × datasets.map and filter
 
-Made-up pairs of English-like and Amharic-like words, of which some lack a side, are in another script, stand twice or
-have placeholders. Each run is a process of its own, and the sides take turns. `map` is a pipeline of `datasets`
-as its guide has it, a function for a row; `batched` gives the same functions a thousand rows at a time. Both
-do what we do: normal form, broken bytes, missing sides, control characters, scripts, lengths, ratio, copies,
+Made-up pairs of English-like and Amharic-like words, of which some lack a side, are in another script, stand
+twice or have placeholders. Each run is a process of its own, and the sides take turns. `map` is a pipeline of
+`datasets` as its guide has it, a function for a row; `batched` gives the same functions a thousand rows at a
+time. Both do what we do: normal form, broken bytes, missing sides, control characters, scripts, lengths,
+copies,
 placeholders and numbers, repeats, splits by source and leaks; the rows that are kept are the same, or the
 measurement ends. Prints a table: seconds by the clock and of the processor, and peak memory.
 """

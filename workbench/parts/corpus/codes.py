@@ -55,7 +55,8 @@ def pair_of(
     "The codes of a pair. Raises `Refused` for what is none."
     codes = [language_code(c) for c in text.split("-")]
     if len(codes) != 2 or not all(codes) or codes[0] == codes[1]:
-        raise Refused(f"{text!r} is no pair of languages: write two codes with a hyphen between them, the source "
+        raise Refused(f"{text!r} is no pair of languages: write two codes with a hyphen between them, the "
+                      "source "
                       "first, as en-am or en-pt_BR.")
     return codes[0], codes[1]
 

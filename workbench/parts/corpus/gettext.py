@@ -30,11 +30,13 @@ def catalogue_text(
         codec = codecs.lookup(named).name
         text = data.decode("utf-8-sig" if codec == "utf-8" else codec)
     except LookupError as e:
-        raise Refused(f"{path}: its header names the charset {named}, which is none: write the right one into "
+        raise Refused(f"{path}: its header names the charset {named}, which is none: write the right one "
+                      "into "
                       "Content-Type.") from e
     except UnicodeDecodeError as e:
         line = data[:e.start].count(b"\n") + 1
-        raise Refused(f"{path}, line {line}: its header names the charset {named}, and byte {e.start} is none of "
+        raise Refused(f"{path}, line {line}: its header names the charset {named}, and byte {e.start} is "
+                      "none of "
                       "it: save the file as UTF-8, and say so in Content-Type.") from e
     if codec != "utf-8" and not data.isascii():
         try:
@@ -60,7 +62,8 @@ def catalogue_pair(
             raise Refused(f"{path}: its header says no Language: write it there, or give --pair en-am.")
         return language_code(source), language_code(said)
     if said and not fits(said, pair[1]):
-        raise Refused(f"{path}: its header says Language: {said}, and the pair asked for is {'-'.join(pair)}.")
+        raise Refused(f"{path}: its header says Language: {said}, and the pair asked for is "
+                      f"{'-'.join(pair)}.")
     return pair
 
 # %% ../../../nbs/parts/corpus/24_gettext.ipynb #entries
@@ -83,10 +86,11 @@ def read_po(
 
     text = catalogue_text(path)
     try:
-        catalogue = polib.pofile(text + "\n")  # a name would be opened: a text of one line ends in a line feed
+        # a name would be opened: a text of one line ends in a line feed
+        catalogue = polib.pofile(text + "\n")
     except OSError as e:  # polib's, with the line in its message
         line = re.search(r"line (\d+)", str(e))
-        raise Refused(f"{path}, line {line[1] if line else '?'}: the entry cannot be read by gettext's rules.") from e
+        raise Refused(f"{path}, line {line[1] if line else '?'}: the entry breaks gettext's rules.") from e
     pair = catalogue_pair(path, catalogue, pair)
     for entry in catalogue:
         why = "obsolete" if entry.obsolete else "fuzzy" if entry.fuzzy else ""

@@ -97,9 +97,11 @@ def read_tmx(
                 body.clear() if body is not None else element.clear()
     except DefusedXmlException as e:
         what = "an entity" if "Entit" in type(e).__name__ else "a document type"
-        raise Refused(f"{path}, line {declared_at(path)}: it declares {what}, which could make the reader open "
-                      "other files or grow without end. Take the <!DOCTYPE …> out of the file; its texts need "
+        raise Refused(f"{path}, line {declared_at(path)}: it declares {what}, which could make the reader "
+                      "open "
+                      "other files or grow without end. Take the <!DOCTYPE …> out; the texts need "
                       "none.") from e
     except ParseError as e:
-        raise Refused(f"{path}, line {e.position[0]}: it is no XML from there on ({e}), after {number:,} units. "
+        raise Refused(f"{path}, line {e.position[0]}: it is no XML from there on ({e}), after {number:,} "
+                      "units. "
                       "Mend that line, or save the file as UTF-8.") from e

@@ -20,7 +20,8 @@ def a_pair(
     "Raises ValueError for what is no pair of languages."
     codes = (value or "a-b").split("-")
     if len(codes) != 2 or not all(c.replace("_", "").isalnum() for c in codes) or codes[0] == codes[1]:
-        raise ValueError("write two language codes with a hyphen between them, the source first: en-am, en-pt_BR")
+        raise ValueError("write two language codes with a hyphen between them, the source first: en-am, "
+                         "en-pt_BR")
     return value
 
 
@@ -39,7 +40,8 @@ class RawSource(Section):
     @model_validator(mode="after")
     def whole(self):
         if (self.path is None) == (self.source is None) or (self.source is None) != (self.target is None):
-            raise ValueError("name one file or folder by `path`, or two aligned files by `source` and `target`")
+            raise ValueError("name one file or folder by `path`, or two aligned files by `source` and "
+                             "`target`")
         return self
 
 # %% ../../../nbs/tasks/translate/02_prepare_keys.ipynb #Prepare
@@ -51,9 +53,11 @@ class Prepare(Section):
     valid: float = Field(0.02, ge=0, lt=1)  # share of the texts of a pair that no file holds out
     test: float = Field(0.02, ge=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**63)  # which texts these are
-    max_rejected: float = Field(0.1, ge=0, le=1)  # a larger share of faulty rows stops before anything is written
+    # a larger share of faulty rows stops before anything is written
+    max_rejected: float = Field(0.1, ge=0, le=1)
     scripts: float = Field(0.5, ge=0, le=1)  # least share of the letters in a script of the language; 0: off
-    language_id: float = Field(0, ge=0, le=1)  # how sure py3langid must be that it is another language; 0: off
+    # how sure py3langid must be that it is another language; 0: off
+    language_id: float = Field(0, ge=0, le=1)
     length: tuple[int, int] = (1, 1000)  # characters of each text, least and most
     ratio: float | None = Field(4, gt=1)  # longest text over shortest, in letters of Latin; None: off
     keep_equal: bool = False  # rows whose target is their source
@@ -71,5 +75,6 @@ class Prepare(Section):
     @model_validator(mode="after")
     def shares(self):
         if self.valid + self.test > 0.9:
-            raise ValueError("valid and test together leave less than a tenth to train on: write smaller shares")
+            raise ValueError("valid and test together leave less than a tenth to train on: write smaller "
+                             "shares")
         return self

@@ -23,7 +23,8 @@ ABOUT = {"unreadable": "the row has no two texts", "missing_side": "a side is em
          "wrong_language": "another language, by py3langid", "fuzzy": "marked as unfinished in the catalogue",
          "obsolete": "no longer used, by the catalogue", "untranslated": "no translation in the catalogue",
          "other_pair": "another pair than was asked for", "length": "too short or too long",
-         "ratio": "one side is much longer", "equal": "the target is the source", "leak": "a text of it is held out",
+         "ratio": "one side is much longer", "equal": "the target is the source",
+         "leak": "a text of it is held out",
          "duplicate": "stands there already", "near_duplicate": "stands there but for case, marks and spaces",
          "placeholders": "kept; placeholders differ", "numbers": "kept; numbers differ",
          "normalised": "kept; a text was brought into normal form"}
@@ -49,8 +50,10 @@ def table_of_filters(
     counts = facts["left_out"] | facts["warnings"] | {"normalised": facts["normalised"]}
     order = [name for name in ABOUT if counts.get(name)]
     pairs = [pair for pair in facts["by_pair"] if pair]
-    rows = [[name, counts[name], f"{counts[name] / max(1, facts['read']):.2%}", "fault" if name in FAULTS else "",
-             ABOUT[name], *(facts["by_pair"][p].get(name, 0) for p in (pairs if len(pairs) in range(2, 9) else ()))]
+    rows = [[name, counts[name], f"{counts[name] / max(1, facts['read']):.2%}",
+             "fault" if name in FAULTS else "",
+             ABOUT[name], *(facts["by_pair"][p].get(name, 0)
+                            for p in (pairs if len(pairs) in range(2, 9) else ()))]
             for name in order]
     more = pairs if len(pairs) in range(2, 9) else []
     return "What the filters found", ["filter", "rows", "share", "", "what it is", *more], rows
@@ -93,10 +96,12 @@ def prepared(
     facts, tree = corpus.facts, read_json(Path(corpus.folder) / "report.json", {})
     kept = ", ".join(f"{facts['kept'].get(split, 0):,} {split}" for split in SPLITS)
     out = sum(facts["left_out"].values())
-    says = (f"{facts['read']:,} rows of {', '.join(corpus.pairs)}: {kept}; {out:,} are left out and listed in "
+    says = (f"{facts['read']:,} rows of {', '.join(corpus.pairs)}: {kept}; {out:,} are left out and listed "
+            "in "
             f"{corpus.folder}/rejected.csv.")
     tables = (table_of_pairs(facts), table_of_filters(facts), table_of_examples(tree.get("examples", {})))
-    return Prepared(Path(corpus.folder), says, tables, plot_lengths(tree["lengths"]) if "lengths" in tree else None)
+    return Prepared(Path(corpus.folder), says, tables,
+                    plot_lengths(tree["lengths"]) if "lengths" in tree else None)
 
 
 def report(

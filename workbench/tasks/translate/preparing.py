@@ -88,12 +88,13 @@ def corpus_of(
     cfg,
     say: Callable = lambda sentence: None,
 ) -> Corpus:
-    """What a configuration trains on: the prepared folder that data.source names, else its raw texts, prepared.
+    """What a configuration trains on: the prepared folder of data.source, else its raw texts, prepared.
     Raises `Refused` where both data.source and prepare.sources name raw texts."""
     named = cfg.data.source
     if named != "samples" and is_corpus(Path(named).expanduser()):
         return open_corpus(named)
     if named != "samples" and cfg.prepare.sources:
-        raise Refused(f"data.source = {named} and prepare.sources both name raw texts: leave one out, or name a "
+        raise Refused(f"data.source = {named} and prepare.sources both name raw texts: leave one out, or "
+                      "name a "
                       "prepared folder by data.source.")
     return prepare(cfg, say)
