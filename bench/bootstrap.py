@@ -92,7 +92,8 @@ def new_model(case, tok, seed):
         ("layers", s["layers"]), ("attention_heads", s["heads"]), ("ffn_dim", s["ffn"]))}
     torch.manual_seed(seed)
     config = {"model_type": s["model_type"], "d_model": s["d_model"], "max_position_embeddings": 256,
-              "activation_function": "gelu", "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0,
+              "activation_function": "gelu", "dropout": 0.1, "attention_dropout": 0.0,
+              "activation_dropout": 0.0,
               **halves}
     return build_seq2seq(fit_config(config, len(tok), tok.pad_token_id, tok.eos_token_id, tok.bos_token_id))
 
@@ -130,7 +131,8 @@ def train(model, rows, valid, tok, seed, options):
 def measure(options):
     rows, valid = read_pairs(options.texts, options.languages, options.most, options.held)
     languages = tuple(f"__{lang}__" for lang in sorted({r[0] for r in rows}))
-    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 2000, languages=languages)
+    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 2000,
+                          languages=languages)
     rows, valid = encoded(rows, tok), encoded(valid, tok)
     print(f"{len(rows):,} rows to train on, {len(valid):,} held out, {len(tok):,} pieces", flush=True)
     source = read_source(options.model)
@@ -145,9 +147,11 @@ def measure(options):
                     if seed == int(options.seeds[0]):
                         for r in shares:
                             print(f"  {r['part']:24} {r['elements']:10,}  " + "  ".join(
-                                f"{k} {r[k]:6.1%}" for k in ("pretrained", "adapted", "random")) + f"  {r['from']}")
+                                f"{k} {r[k]:6.1%}" for k in ("pretrained", "adapted", "random"))
+                                + f"  {r['from']}")
                 found = train(model, rows, valid, tok, seed, options)
-                out += [{"case": case, "start": start, "seed": seed, "step": k, "loss": round(v, 4)} for k, v in found]
+                out += [{"case": case, "start": start, "seed": seed, "step": k, "loss": round(v, 4)}
+                        for k, v in found]
                 print(f"{case} {start} seed {seed}: " + " ".join(f"{v:.3f}" for _, v in found)
                       + f"   {time.monotonic() - began:.0f} s", flush=True)
     return out
@@ -161,7 +165,8 @@ def draw(rows, path):
     import matplotlib.pyplot as plt
 
     cases, names = (list(dict.fromkeys(r[k] for r in rows)) for k in ("case", "start"))
-    titles = {"narrow": "width 128, source 384: projected", "tiny": "width 256, source 384: projected", "equal": "width 384: copied",
+    titles = {"narrow": "width 128, source 384: projected", "tiny": "width 256, source 384: projected",
+              "equal": "width 384: copied",
               "pre": "width 384, pre-norm, source post-norm"}
     fig, axes = plt.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.2), sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
@@ -172,7 +177,8 @@ def draw(rows, path):
                     of.setdefault(int(r["step"]), []).append(float(r["loss"]))
             steps = sorted(of)
             ax.plot(steps, [np.mean(of[k]) for k in steps], color=colour, label=name)
-            ax.fill_between(steps, [min(of[k]) for k in steps], [max(of[k]) for k in steps], color=colour, alpha=0.2)
+            ax.fill_between(steps, [min(of[k]) for k in steps], [max(of[k]) for k in steps], color=colour,
+                            alpha=0.2)
         ax.set(title=titles[case], xlabel="optimiser steps")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("held-out cross-entropy a token (nat)")

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import Refused
 from .layers import Attention, chosen_layers, fit_attention, fit_feed
-from .names import (
-    named_attention, named_feed, named_norm, norm_names, part_of)
+from .names import named_attention, named_feed, named_norm, norm_names, part_of
 from .pieces import fill_table
 from .shares import ADAPTED, RANDOM, Filled, mark, share_table
 from .source import POST_NORM, Layer, Source, attention_of, feed_of
@@ -189,14 +188,16 @@ def notes_of(
     "What of the source does not reach the new model as it was."
     out = []
     if by.matrix is not None:
-        out.append(f"width {source.table.shape[1]} became {by.width}, with {by.kept:.0%} of the sum of squares "
+        out.append(f"width {source.table.shape[1]} became {by.width}, with {by.kept:.0%} of the sum of "
+                   "squares "
                    "of its embeddings")
     if source.post != (c.model_type in POST_NORM):
         kinds = ("post-norm", "pre-norm") if source.post else ("pre-norm", "post-norm")
         out.append(f"it is {kinds[0]} and the new model {kinds[1]}: each sublayer has the norm that stood in "
                    "front of it, and what is added up between them is not what the source added up")
     if source.eps != NORM_EPS:
-        out.append(f"its layer norms add {source.eps:g} under the root, and the new model's {NORM_EPS:g}: hidden "
+        out.append(f"its layer norms add {source.eps:g} under the root, and the new model's {NORM_EPS:g}: "
+                   "hidden "
                    "states differ a little where a norm's input is small")
     if source.activation != c.activation_function:
         out.append(f"its activation is {source.activation}, and the new model's is {c.activation_function}")

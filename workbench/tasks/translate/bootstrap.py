@@ -51,10 +51,12 @@ def source_of(
 
     b = cfg.bootstrap
     if not b.source:
-        raise Refused("bootstrap.source is empty: name a pretrained model of the hub or a folder, for example "
+        raise Refused("bootstrap.source is empty: name a pretrained model of the hub or a folder, for "
+                      "example "
                       '--overrides "bootstrap.source=FacebookAI/xlm-roberta-base".')
     at = found_at("bootstrap.source", b.source, "weights", b.revision)
-    of = ("bootstrap.tokenizer", b.tokenizer, "") if b.tokenizer else ("bootstrap.source", b.source, b.revision)
+    of = ("bootstrap.tokenizer", b.tokenizer,
+          "") if b.tokenizer else ("bootstrap.source", b.source, b.revision)
     tok = load_tokenizer(found_at(*of[:2], "tokenizer", of[2]).at)
     source = read_source(at.at)
     if max(tok.get_vocab().values()) >= len(source.table):
@@ -82,9 +84,11 @@ def bootstrap(
     fresh = cfg.model_copy(update={"model": m.model_copy(update={"start": None})})
     tokens = tokens_of(fresh, None, corpus_of(cfg))
     if tokens.vocabulary is None:
-        raise Refused(f"model.name is {m.name}, which has a tokenizer of its own: a bootstrap fills a universal "
+        raise Refused(f"model.name is {m.name}, which has a tokenizer of its own: a bootstrap fills a "
+                      "universal "
                       "model (model.name=universal, model.init=scratch).")
-    config, _ = find_model(m.name, "scratch", device_kind(), tokens.tokenizer, m.params, m.dropout, m.revision)
+    config, _ = find_model(m.name, "scratch", device_kind(), tokens.tokenizer, m.params, m.dropout,
+                           m.revision)
     torch.manual_seed(cfg.seed)
     model = build_seq2seq(config)
     rows = source_rows(tokens.tokenizer, theirs)
@@ -95,7 +99,8 @@ def bootstrap(
     say(f"{parts[-1]['pretrained']:.0%} pretrained, {parts[-1]['adapted']:.0%} adapted, "
         f"{parts[-1]['random']:.0%} random")
     return write_start(Path(b.out).expanduser(), model, tokens.vocabulary, {
-        "source": where | {"family": source.family}, "choice": b.model_dump(exclude={"out"}), "seed": cfg.seed,
+        "source": where | {"family": source.family}, "choice": b.model_dump(exclude={"out"}),
+        "seed": cfg.seed,
         "pieces": {"same string": made[1], "mean of several": made[2], "drawn": made[0]},
         "parts": parts, "notes": notes})
 
@@ -181,12 +186,14 @@ def begin_with(
     folder = Path(folder).expanduser().absolute()
     report = read_json(folder / "report.json", {})
     if not report:
-        raise Refused(f"model.start: {folder} has no report.json, so it was not made by `workbench bootstrap`, "
+        raise Refused(f"model.start: {folder} has no report.json, so it was not made by `workbench "
+                      "bootstrap`, "
                       "or not to its end: run `workbench bootstrap` with bootstrap.out set to it.")
     known = report["vocabulary"]
     if known["checksum"] != checksum:
         raise Refused(f"model.start: {folder} was made with version {known['version']} of a vocabulary "
-                      f"({known['checksum']}), and this run has {checksum}: rows of its weights would stand for "
+                      f"({known['checksum']}), and this run has {checksum}: rows of its weights would stand "
+                      "for "
                       "other pieces. Bootstrap again, or leave data.vocabulary out.")
     there, here = (config_object(c).to_dict() for c in (read_json(folder / "config.json", {}), config))
     for key in SIZES:
