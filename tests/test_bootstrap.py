@@ -280,8 +280,7 @@ def test_the_command_and_the_station(given, monkeypatch):
 def test_the_notebook_without_a_screen(given, tmp_path):
     home, out = Path(__file__).parents[1], tmp_path / "out.ipynb"
     config = tmp_path / "own.yaml"
-    base = load("universal_tiny").preset
-    config.write_text(json.dumps({"base": base, **given.overrides}))
+    config.write_text(json.dumps({"extends": "universal_tiny", **given.overrides}))
     done = subprocess.run(["papermill", str(home / "nbs/bootstrap.ipynb"), str(out), "-k", "python3", "-p",
                            "config", str(config)],
                           capture_output=True, text=True)
