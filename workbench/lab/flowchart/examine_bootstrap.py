@@ -27,4 +27,5 @@ def bootstrap(
             f"{percent(whole['random'])} random. Written to {report['folder']}.")
     return ("passed" if whole["random"] < 1 else "warned"), says, [
         of_table(share_table(report)), file(picture.name, "Shares"), *map(loud, report["notes"]),
-        words(f"model.start={report['folder']}", "Write this into the overrides: a training then begins with it")]
+        words(f"model.start={report['folder']}",
+              "Write this into the overrides: a training then begins with it")]

@@ -70,11 +70,11 @@ not_of_bootstrap = (*not_of_data, "model.start")
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #explanations
 explanations = {
     "bootstrap": (
-        "A model that begins with what a pretrained one knows, in place of random numbers: name that one in the "
-        "overrides, as bootstrap.source=FOLDER or a name of the hub. Embeddings are taken by piece, layers by "
-        "heads and units, and the card says which share of each part is pretrained, which was adapted because "
-        "sizes differ, and which is random. Not needed: a training begins with the result only where "
-        "model.start names its folder."),
+        "A model that begins with what a pretrained one knows, in place of random numbers: name that "
+        "one in the overrides, as bootstrap.source=FOLDER or a name of the hub. Embeddings are taken by "
+        "piece, layers by heads and units, and the card says which share of each part is pretrained, "
+        "which was adapted because sizes differ, and which is random. Not needed: a training begins "
+        "with the result only where model.start names its folder."),
     "plan": (
         "What will be trained on what. The plan is made without weights, so a model that is too large "
         "for this machine is found out before it is built. Then one micro-batch is timed."),

@@ -25,7 +25,8 @@ class Bootstrap(Section):
     tokenizer: Named | None = None  # the source's tokenizer, where it does not lie beside its weights
     out: Place = "models"  # folder of the two halves, which `model.start` names
     # what is filled; the rest stays as a new model has it
-    parts: Annotated[list[Part], AfterValidator(each_once)] = ["embeddings", "positions", "encoder", "decoder",
+    parts: Annotated[list[Part], AfterValidator(each_once)] = ["embeddings", "positions", "encoder",
+                                                               "decoder",
                                                                "cross_attention"]
     # another width: principal: directions of the source's embeddings that hold most; select: its widest
     # components as they are
