@@ -167,6 +167,7 @@ def nothing_fits(
     "What would fit, in a sentence."
     cfg, world = setup.cfg, setup.accelerator.num_processes
     smallest = min(known, key=known.get)
+    best = f"with {smallest}" if smallest != Savings() else "as it stands, which no saving makes smaller,"
     tree, kept = cfg.model_dump(), 4 * sum(p.numel() for net in setup.nets.values() for p in net.parameters())
     lora = ""
     if "lora" in (tree.get("model") or {}) and not tree["model"]["lora"]:
