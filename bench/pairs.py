@@ -34,7 +34,8 @@ class Translate:
         self.data = module.task.data(self.cfg, stages(self.cfg, None)[0])
         self.tokenizer = self.data.own.tokenizer
         self.rows = {split: [self.row(rows[i, 0]) for i in range(len(rows))][:most] for split, rows, most in
-                     (("train", self.data.datasets["train"], None), ("valid", self.data.datasets["valid"], HELD_OUT))}
+                     (("train", self.data.datasets["train"], None),
+                      ("valid", self.data.datasets["valid"], HELD_OUT))}
         self.net = functools.partial(self.made, module.task.nets)
         self.collate = ende.collate
 

@@ -102,7 +102,8 @@ def trainer(probe: Probe, system, precision: str, seed: int, strategy: str):
         args = Seq2SeqTrainingArguments(
             folder, per_device_train_batch_size=ROWS, max_steps=probe.warm + probe.steps, learning_rate=RATE,
             lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=CLIP,
-            train_sampling_strategy=strategy, seed=seed, use_cpu=True, bf16=precision == "bf16", save_strategy="no", report_to="none",
+            train_sampling_strategy=strategy, seed=seed, use_cpu=True,
+            bf16=precision == "bf16", save_strategy="no", report_to="none",
             disable_tqdm=True, dataloader_pin_memory=False, logging_strategy="no")
         peer = Seq2SeqTrainer(probe.net, args, data_collator=collate, train_dataset=system.rows["train"],
                               processing_class=system.tokenizer, callbacks=[Ticks])

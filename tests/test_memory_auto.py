@@ -1,4 +1,4 @@
-"""`train.memory`: the cheapest savings with which a run fits, chosen once, told, and repeated by a resumed run."""
+"`train.memory`: the cheapest savings with which a run fits, chosen once, told, repeated by a resumed run."
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,8 @@ from workbench.core.config.schema import Optimizer
 from workbench.errors import Refused
 from workbench.files import read_json
 
-WIDE = ("width=1200 data.rows=400 data.first=1000 train.batch_size=64 train.precision=fp32 "
-        "train.epochs=2 train.checkpoint_every=4")
+WIDE = ("width=1600 data.rows=16384 data.first=1000 train.batch_size=4096 train.precision=fp32 "
+        "train.optimizer.type=AdamW train.epochs=2 train.checkpoint_every=4")  # 100 MB of activations
 
 
 def planned(cfg, folder, world=1):
@@ -91,7 +91,8 @@ def test_every_task(tmp_path, monkeypatch, preset, savings):
 
 
 def test_what_the_user_set_stays(tmp_path):
-    cfg = complete("t5_tiny", "train.precision=fp32 train.optimizer.type=AdamW model.gradient_checkpointing=false")
+    cfg = complete("t5_tiny", "train.precision=fp32 train.optimizer.type=AdamW "
+                              "model.gradient_checkpointing=false")
     _, _, no = offers(planned(cfg, tmp_path), "cpu")
     assert set(no) == {"bf16", "gradient checkpointing", "8-bit optimiser"}
 
@@ -110,14 +111,15 @@ def test_no_limit(value):
 
 def test_no_stage_has_its_own():
     with pytest.raises(Refused, match="train.memory holds for the whole run"):
-        complete(config() | {"pipeline": {"steps": [{"name": "a", "n_epochs": 1, "train": {"memory": "auto"}}]}})
+        complete(config() | {"pipeline": {"steps": [
+            {"name": "a", "n_epochs": 1, "train": {"memory": "auto"}}]}})
 
 
 # A step has the same rows
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_same_rows_make_a_step(tmp_path, world):
-    cfg = complete(config(WIDE))
+    cfg = complete(config("data.rows=400 data.first=1000 train.batch_size=64"))
     cut = with_keys(cfg, keys_of(cfg.model_dump(), Savings(parts=4), world))
     steps = []
     for each in (cfg, cut):
@@ -130,22 +132,23 @@ def test_the_same_rows_make_a_step(tmp_path, world):
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_run_is_the_one_with_these_keys(tmp_path, nproc):
-    cfg = complete(config(WIDE + " train.optimizer.type=AdamW"))
+    cfg = complete(config(WIDE))
     gb = limit(cfg, tmp_path, Savings(parts=2), nproc)
-    run = done(go(tmp_path / "auto", f"{WIDE} train.optimizer.type=AdamW train.memory={gb}", nproc=nproc))
+    run = done(go(tmp_path / "auto", f"{WIDE} train.memory={gb}", nproc=nproc))
     found, kept = read_json(run / "memory.json"), config_of(run)
     assert found["chosen"].startswith("micro-batches in") and kept.train.memory is None
-    assert kept.train.batch_size * kept.train.accumulate == 64 * nproc and kept.train.batch_size < 64
-    assert read_json(run / "plan.json")["memory_choice"] == read_json(run / "manifest.json")["memory_choice"] == found
-    assert found["says"] in read_json(run / "plan.json")["notes"] and found["says"] in (run / "log.txt").read_text()
+    assert kept.train.batch_size * kept.train.accumulate == 4096 * nproc and kept.train.batch_size < 4096
+    facts, manifest = read_json(run / "plan.json"), read_json(run / "manifest.json")
+    assert facts["memory_choice"] == manifest["memory_choice"] == found
+    assert found["says"] in facts["notes"] and found["says"] in (run / "log.txt").read_text()
     words = " ".join(f"{key}={value}" for key, value in found["keys"].items())
-    same = done(go(tmp_path / "keys", f"{WIDE} train.optimizer.type=AdamW {words}", nproc=nproc))
+    same = done(go(tmp_path / "keys", f"{WIDE} {words}", nproc=nproc))
     assert lines(run) == lines(same) and same_bits(tensors(run), tensors(same))
 
 
 def test_a_killed_run_repeats_the_choice(tmp_path):
-    cfg = complete(config(WIDE + " train.optimizer.type=AdamW"))
-    words = f"{WIDE} train.optimizer.type=AdamW train.memory={limit(cfg, tmp_path, Savings(parts=2))}"
+    cfg = complete(config(WIDE))
+    words = f"{WIDE} train.memory={limit(cfg, tmp_path, Savings(parts=2))}"
     straight = done(go(tmp_path / "straight", words))
     run = go(tmp_path / "killed", words, trap="kill:5")
     assert end(run)["state"] == "died" and run.process.returncode == -signal.SIGKILL
@@ -170,7 +173,7 @@ def test_it_is_not_turned_on_later(tmp_path):
 
 def test_eight_bit_moments_come_back_to_the_bit(tmp_path):
     pytest.importorskip("bitsandbytes")
-    words = "width=80 train.optimizer.type=AdamW8bit train.lr=1e-3"  # 6,400 weights: below 4,096 none are in bytes
+    words = "width=80 train.optimizer.type=AdamW8bit train.lr=1e-3"  # a tensor below 4,096 stays in floats
     straight = done(go(tmp_path / "straight", words))
     run = go(tmp_path / "killed", words, trap="kill:7")
     end(run)
@@ -186,7 +189,8 @@ def test_eight_bit_steps_are_those_of_bitsandbytes():
     a = {"w": torch.nn.Parameter(torch.randn(80, 80)), "b": torch.nn.Parameter(torch.randn(80))}
     b = {k: torch.nn.Parameter(p.detach().clone()) for k, p in a.items()}
     ours = make_optimizer(a, Optimizer(type="AdamW8bit", weight_decay=0.1), 1e-2)
-    theirs = made([{"params": [b["w"]], "weight_decay": 0.1}, {"params": [b["b"]], "weight_decay": 0.0}], lr=1e-2)
+    theirs = made([{"params": [b["w"]], "weight_decay": 0.1}, {"params": [b["b"]], "weight_decay": 0.0}],
+                  lr=1e-2)
     for step in range(3):
         for nets, optimizer in ((a, ours), (b, theirs)):
             for p in nets.values():

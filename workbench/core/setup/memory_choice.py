@@ -167,6 +167,7 @@ def nothing_fits(
     "What would fit, in a sentence."
     cfg, world = setup.cfg, setup.accelerator.num_processes
     smallest = min(known, key=known.get)
+    best = f"with {smallest}" if smallest != Savings() else "as it stands, which no saving makes smaller,"
     tree, kept = cfg.model_dump(), 4 * sum(p.numel() for net in setup.nets.values() for p in net.parameters())
     lora = ""
     if "lora" in (tree.get("model") or {}) and not tree["model"]["lora"]:
@@ -174,8 +175,7 @@ def nothing_fits(
         verb = "fits" if MARGIN * adapted <= room else "is not enough by itself"
         lora = f"adapters (model.lora={{}}) need {adapted / 1e9:.2f} GB, which {verb}; "
     return (f"train.memory={cfg.train.memory}: nothing fits: a process may take {room / 1e9:.2f} GB, and "
-            "with "
-            f"{smallest} it is predicted to need {known[smallest] / 1e9:.2f} GB (and 15 % more to be safe). "
+            f"{best} it is predicted to need {known[smallest] / 1e9:.2f} GB (and 15 % more to be safe). "
             f"What helps: {lora}a smaller train.batch_size, shorter rows, or a smaller model: the weights of "
             f"this one alone are {kept / 1e9:.2f} GB.")
 
