@@ -13,6 +13,7 @@ from workbench.core.stages.stages import complete, stages
 from workbench.core.task import Ctx
 from workbench.errors import Refused
 from workbench.files import read_json
+from workbench.lab.run.launch import log_tail
 from workbench.parts.text.seq2seq import token_loss
 from workbench.tasks.translate.distil import distance, require_same_tokens, require_teacher, taught, tokens_print
 
@@ -145,7 +146,11 @@ def test_a_teacher_in_one_stage_alone_is_refused():
 # A run
 
 def student_of(folder, teacher, more=""):
-    out = config(folder, f"loss.teacher={teacher} data.vocabulary={teacher}/assets/vocabulary {more}")
+    "A student's configuration; its vocabulary lies beside the teacher's run, which may go."
+    packs = teacher.with_name("packs")
+    if not packs.exists():
+        shutil.copytree(teacher / "assets" / "vocabulary", packs)
+    out = config(folder, f"loss.teacher={teacher} data.vocabulary={packs} {more}")
     del out["model"]["vocab_size"]
     return out
 
@@ -202,7 +207,7 @@ def test_a_run_goes_on_although_its_teacher_is_gone(made):
     data, teacher, student = made
     shutil.move(teacher, teacher.with_name("moved"))
     try:
-        assert end(again(student, "train.max_steps=3"), 400)["state"] == "finished"
+        assert end(again(student, "train.max_steps=3"), 400)["state"] == "finished", log_tail(student)
     finally:
         shutil.move(teacher.with_name("moved"), teacher)
     assert checkpoint.find(student).name == checkpoint.checkpoint_name(3)
