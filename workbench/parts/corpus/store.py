@@ -28,7 +28,7 @@ VERSION = 1
 TEXT, ENDS, ROWS = ".text", ".ends", ".rows"  # of a split
 # a row: its pair and its file (places in the lists of corpus.json), the line or entry of the file, which
 # of the rows of that entry, and whether its source was made by a machine
-RECORD = np.dtype([("number", "<i8"), ("file", "<i4"), ("pair", "<i2"), ("form", "u1"), ("synthetic", "u1")])
+RECORD = np.dtype([("number", "<i8"), ("file", "<i4"), ("pair", "<i2"), ("form", "<u2"), ("synthetic", "u1")])
 
 
 class Pair(NamedTuple):
@@ -158,7 +158,7 @@ class Writer:
         self.folder, self.pairs, self.files = folder, list(pairs), list(files)
         self.splits, self.facts, self.inputs, self.size = {}, {}, "", {}
         self.open, self.digests = ExitStack(), {}
-        self.handles = {}
+        self.handles, self.whole = {}, False
 
     def handle(self, split: str, kind: str):
         "The file of a split that is written to."
@@ -208,7 +208,7 @@ class Writer:
         self.extend(split, b"".join(texts), np.array([len(t) for t in texts]), np.array([record], RECORD))
 
     def finish(self):
-        "Write corpus.json."
+        "Write corpus.json; from here on the folder can be opened as a corpus, and nothing is added."
         self.open.close()
         about = {"version": VERSION, "pairs": self.pairs, "splits": self.splits, "files": self.files}
         digest = hashlib.sha256(json.dumps(about).encode())
@@ -216,6 +216,7 @@ class Writer:
             digest.update(repr(at).encode() + self.digests[at].digest())
         write_json(self.folder / "corpus.json", about | {
             "fingerprint": digest.hexdigest()[:32], "facts": self.facts, "inputs": self.inputs})
+        self.whole = True
 
 # %% ../../../nbs/parts/corpus/10_store.ipynb #writer
 def may_write(
@@ -242,7 +243,8 @@ def writer(
         w = Writer(beside, pairs, files)
         with w.open:
             yield w
-            w.finish()
+            if not w.whole:
+                w.finish()
         if folder.is_dir():
             os.replace(folder, old)
     shutil.rmtree(old, ignore_errors=True)

@@ -120,7 +120,11 @@ def save_tokenizer(
     tok,  # a tokenizer of transformers
     folder: str | Path,  # is made if it does not exist
 ) -> Path:  # the folder
-    "Write a tokenizer as files that `load_tokenizer` reads back exactly."
+    "Write a tokenizer as files that `load_tokenizer` reads back exactly, without the last call's padding."
+    inner = getattr(tok, "backend_tokenizer", None)
+    if inner is not None:
+        inner.no_padding()
+        inner.no_truncation()
     tok.save_pretrained(folder)
     return Path(folder)
 

@@ -31,7 +31,8 @@ def points_of(
 ) -> np.ndarray:  # int64, in order
     "The code points of ranges."
     spans = (span.split("-") for span in ranges.split())
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(int(s[0], 16), int(s[-1], 16) + 1) for s in spans)])
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(int(s[0], 16), int(s[-1], 16) + 1)
+                                                    for s in spans)])
 
 
 @lru_cache

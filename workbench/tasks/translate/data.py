@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ...core.config.wording import nearest
-from ...core.data.metrics import bleu_tokenizer, signatures
 from ...core.data.mixing import mixed, quotas
 from ...core.data.rows import check_rejected
 from ...core.task import Data
@@ -23,8 +22,8 @@ from ...errors import Refused
 from ...parts.vocabulary.dropout import dropout, split_pieces
 from .encoded import Encoded
 from .preparing import corpus_of
+from .scores import pair_signatures, pair_tokenizers
 from .tokens import Frame, frame_of, reverse_of
-from .told import text_pairs
 from .vocabulary import RunTokens, encoded_split, letters_lost, tokens_of
 
 # %% ../../../nbs/tasks/translate/20_data.ipynb #chosen
@@ -131,7 +130,7 @@ class Rows:
         before = (*frame.before, *frame.synthetic * bool(row.synthetic))
         return {"uid": self.uid(i), "pair": self.pairs[pair], "source_text": source, "target_text": target,
                 "source": framed(before, ids[0], frame.after, self.max_length),
-                "labels": framed(frame.first, ids[1], frame.last, self.max_length)}
+                "labels": framed(frame.first, ids[1], frame.last, self.max_length, False)}
 
     def sides(self, i: int) -> tuple[str, str]:
         return ("target", "source") if self.index.backwards[i] else ("source", "target")
@@ -160,8 +159,12 @@ def framed(
     ids: Sequence[int],
     after: Sequence[int],
     longest: int,  # all together
+    closed: bool = True,  # a text that is cut is followed by `after`, too
 ) -> np.ndarray:  # int64
-    "Tokens with what stands around them; a text that is too long loses its end."
+    """Tokens with what stands around them; a text that is too long loses its end.
+    A target that is cut does not teach that it ends there."""
+    if len(before) + len(ids) + len(after) > longest and not closed:
+        return np.array([*before, *ids][:longest], np.int64)
     room = max(0, longest - len(before) - len(after))
     return np.array([*before, *ids[:room], *after], np.int64)
 
@@ -267,12 +270,11 @@ def whole(
     texts = {s: column(rows, lambda i, rows=rows: rows.texts(i)[1]) for s, rows in splits.items()}
     sources = {s: column(rows, lambda i, rows=rows: rows.texts(i)[0]) for s, rows in splits.items()}
     named = {s: column(rows, lambda i, rows=rows: rows.pairs[rows.index.pair[i]]) for s, rows in splits.items()}
-    bleu = {p: cfg.score.bleu if cfg.score.bleu != "auto" else bleu_tokenizer(some_of(train, k))
-            for k, p in enumerate(train.pairs)}
+    bleu = pair_tokenizers({p: some_of(train, k) for k, p in enumerate(train.pairs)}, cfg.score.bleu)
     facts = {"source": d.source, "fingerprint": corpus.fingerprint, **corpus.facts,
              **mixing_facts(train, d.temperature, "both ways, " * d.both_ways), **cut_facts(splits),
              "tokenizer": tokens.origin, "vocabulary": len(tokens.tokenizer), **letters_lost(cfg, tokens, splits),
-             "signatures": signatures(next(iter(bleu.values())))}
+             "signatures": pair_signatures(bleu)}
     drawn = ((lambda seed, epoch: mixed(train.index.pair, d.temperature, seed, epoch))
              if d.temperature > 1 else None)
     return Data(
@@ -280,8 +282,7 @@ def whole(
         lengths={s: np.minimum(rows.sizes(), d.max_length) for s, rows in splits.items()}, counts=count,
         uids={s: column(rows, rows.uid) for s, rows in splits.items()}, targets=("labels",),
         padding={"source": "source_lengths"}, texts=texts, save=tokens.save, rejected=rejected, facts=facts,
-        assets=stage.assets, kinds=(train.pairs, train.index.pair),
-        text_pairs=lambda batch: text_pairs(batch, tokens.tokenizer), drawn=drawn,
+        assets=stage.assets, drawn=drawn,
         own=TranslateOwn(tokens, dict(zip(train.pairs, train.frames)), bleu, named, sources),
         contents={s: rows.encoded.prints[rows.index.at].tolist() for s, rows in splits.items()},
         show=show)

@@ -53,7 +53,7 @@ class Prepare(Section):
     seed: int = Field(0, ge=0, lt=2**63)  # which texts these are
     max_rejected: float = Field(0.1, ge=0, le=1)  # a larger share of faulty rows stops before anything is written
     scripts: float = Field(0.5, ge=0, le=1)  # least share of the letters in a script of the language; 0: off
-    language_id: float = Field(0, ge=0, le=1)  # how sure lingua must be that it is another language; 0: off
+    language_id: float = Field(0, ge=0, le=1)  # how sure py3langid must be that it is another language; 0: off
     length: tuple[int, int] = (1, 1000)  # characters of each text, least and most
     ratio: float | None = Field(4, gt=1)  # longest text over shortest, in letters of Latin; None: off
     keep_equal: bool = False  # rows whose target is their source
