@@ -24,6 +24,7 @@ from .encoded import Encoded
 from .preparing import corpus_of
 from .scores import pair_signatures, pair_tokenizers
 from .tokens import Frame, frame_of, reverse_of
+from .told import text_pairs
 from .vocabulary import RunTokens, encoded_split, letters_lost, tokens_of
 
 # %% ../../../nbs/tasks/translate/20_data.ipynb #chosen
@@ -269,11 +270,13 @@ def whole(
     column = lambda rows, of: Column(len(rows), of)
     texts = {s: column(rows, lambda i, rows=rows: rows.texts(i)[1]) for s, rows in splits.items()}
     sources = {s: column(rows, lambda i, rows=rows: rows.texts(i)[0]) for s, rows in splits.items()}
-    named = {s: column(rows, lambda i, rows=rows: rows.pairs[rows.index.pair[i]]) for s, rows in splits.items()}
+    named = {s: column(rows, lambda i, rows=rows: rows.pairs[rows.index.pair[i]])
+             for s, rows in splits.items()}
     bleu = pair_tokenizers({p: some_of(train, k) for k, p in enumerate(train.pairs)}, cfg.score.bleu)
     facts = {"source": d.source, "fingerprint": corpus.fingerprint, **corpus.facts,
              **mixing_facts(train, d.temperature, "both ways, " * d.both_ways), **cut_facts(splits),
-             "tokenizer": tokens.origin, "vocabulary": len(tokens.tokenizer), **letters_lost(cfg, tokens, splits),
+             "tokenizer": tokens.origin,
+             "vocabulary": len(tokens.tokenizer), **letters_lost(cfg, tokens, splits),
              "signatures": pair_signatures(bleu)}
     drawn = ((lambda seed, epoch: mixed(train.index.pair, d.temperature, seed, epoch))
              if d.temperature > 1 else None)
@@ -282,7 +285,8 @@ def whole(
         lengths={s: np.minimum(rows.sizes(), d.max_length) for s, rows in splits.items()}, counts=count,
         uids={s: column(rows, rows.uid) for s, rows in splits.items()}, targets=("labels",),
         padding={"source": "source_lengths"}, texts=texts, save=tokens.save, rejected=rejected, facts=facts,
-        assets=stage.assets, drawn=drawn,
+        assets=stage.assets, kinds=(train.pairs, train.index.pair),
+        text_pairs=lambda batch: text_pairs(batch, tokens.tokenizer), drawn=drawn,
         own=TranslateOwn(tokens, dict(zip(train.pairs, train.frames)), bleu, named, sources),
         contents={s: rows.encoded.prints[rows.index.at].tolist() for s, rows in splits.items()},
         show=show)
@@ -303,4 +307,5 @@ def show(
     rows: int = 3,
 ) -> list[str]:
     "The first rows of a batch, for a person."
-    return [f"{p}: {s} → {t}" for p, s, t in list(zip(batch["pair"], batch["source_text"], batch["target_text"]))[:rows]]
+    return [f"{p}: {s} → {t}"
+            for p, s, t in list(zip(batch["pair"], batch["source_text"], batch["target_text"]))[:rows]]

@@ -16,7 +16,9 @@ from ...errors import Refused
 from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
-from .distil import taught, teacher_of
+from .distil import require_teacher, taught, teacher_of
+from .pictures import pictures
+from .told import told
 from .scores import baselines, best_of, pair_scores, score_names
 from .tokens import reverse_of
 from .translation import forward, translate
@@ -73,6 +75,7 @@ def translate_loss(
     logits = forward(nets, batch)
     smoothing = ctx.cfg.loss.smoothing if ctx.training else 0.0
     ce = token_loss(logits, batch["labels"], smoothing)[0] / ctx.counts["tokens"]
+    require_teacher(nets, ctx)
     return taught(nets, batch, logits, ce, forward, ctx) if "teacher" in nets else {"loss": ce}
 
 
@@ -142,19 +145,10 @@ def preview(
     nets: dict,
     data: Data,
     ctx,
-    rows: int = 3,
 ) -> dict:
-    "Held-out rows: source, reference, translation."
-    import torch
-
-    from workbench.core.step.ranks import device_of, to_device
-
-    items = [data.datasets["valid"][i, 0] for i in range(min(rows, len(data.datasets["valid"])))]
-    batch = to_device(data.collate(items), device_of(nets))
-    with torch.no_grad():
-        found = predict(nets, batch, ctx)
-    return {f"valid_{i}": "\n".join(f"{k}: {r[k]}" for k in ("pair", "source", "reference", "hypothesis"))
-            for i, r in enumerate(found)}
+    "Held-out rows with the differences marked, and what the model looked at for each word."
+    random = ctx.cfg.model.init == "auto" and origin(nets)["kind"] == "scratch"
+    return pictures(nets, data, ctx, note="RANDOM WEIGHTS    " * random)
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #idle
 def idle(
@@ -168,7 +162,8 @@ def idle(
     if Path(m.name).expanduser().is_dir():
         out["model.revision"] = "where `model.name` is a folder"
     if not cfg.loss.teacher:
-        out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: set that, or leave it out")
+        out |= dict.fromkeys(("loss.alpha", "loss.temperature"),
+                             "without `loss.teacher`: set that, or leave it out")
     if cfg.generate.num_beams == 1:
         out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
     return out
@@ -176,4 +171,5 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
+            told=told,
             settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
