@@ -46,6 +46,9 @@ PUBLISHED = {  # tied tables counted once
     "t5-small": 60_506_624, "t5-base": 222_903_552, "t5-large": 737_668_096, "t5-3b": 2_851_598_336,
     "bart-large": 406_291_456, "mbart-large-50": 610_879_488, "mt5-large": 1_229_581_312,
     "bert-base-gpt2": 109_482_240 + 124_439_808 + 12 * 2_363_904,  # BERT base, GPT-2, cross-attention
+    "nllb-200-distilled-600M": 615_073_792, "m2m100_418M": 483_905_536, "mt5-small": 300_176_768,
+    "opus-mt-en-de": 74_410_496,  # its fixed positions are stored, too
+    "universal": 69_458_944, "universal-small": 23_104_512, "universal-tiny": 5_355_520,  # ours
 }
 
 

@@ -94,7 +94,7 @@ class Train(Section):
     scheduler: Scheduler = Scheduler()
     schedulers: dict[str, Scheduler] = {}
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm of an optimiser's parameters
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"
     # decay of the averaged weights that are evaluated and kept as best
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)

@@ -149,7 +149,8 @@ def padding_share(
     "The share of padded positions that hold nothing, over a plan."
     lengths = np.asarray(lengths).reshape(len(lengths), -1)
     slots = [slot for step in plan for slot in step if len(slot)]
-    return 1 - lengths.sum() / sum(len(s) * lengths[s].max(0).sum() for s in slots)
+    real = sum(int(lengths[s].sum()) for s in slots)
+    return 1 - real / sum(len(s) * lengths[s].max(0).sum() for s in slots)
 
 # %% ../../../nbs/core/data/20_batches.ipynb #slots_for
 def slots_for(
@@ -172,15 +173,23 @@ def planned(
     "epoch -> the steps of an epoch; the last two are kept."
     slots0 = slots_for(accumulate, world0)
     lengths, rows = np.asarray(data.lengths["train"]), batch_size * slots0
+    first = lengths[data.drawn(seed, 0)] if data.drawn else lengths
     if batch_tokens:
         budget = batch_tokens * slots0
-        rows = max(1, round(budget * len(lengths) / lengths.sum()))
+        rows = max(1, round(budget * len(first) / first.sum()))
     else:
-        budget = budget_for(lengths, rows)
+        budget = budget_for(first, rows)
     slots = slots_for(slots0, world)
-    near = {"groups": data.groups.get("train"), "blocks": data.blocks.get("train"),
-            "uids": data.uids.get("train", ())}
-    return lru_cache(2)(lambda epoch: epoch_plan(lengths, rows, slots, seed, epoch, budget, **near))
+    groups, blocks, uids = (part.get("train") for part in (data.groups, data.blocks, data.uids))
+
+    def steps_of(epoch: int) -> list[list[np.ndarray]]:
+        chosen = data.drawn(seed, epoch) if data.drawn else np.arange(len(lengths))
+        mine = [part if part is None else part[chosen] for part in (groups, blocks)]
+        names = [] if groups is None else [uids[i] for i in chosen]
+        plan = epoch_plan(lengths[chosen], rows, slots, seed, epoch, budget, 100, *mine, names)
+        return [[chosen[slot] for slot in step] for step in plan]
+
+    return lru_cache(2)(steps_of)
 
 # %% ../../../nbs/core/data/20_batches.ipynb #stream
 def stream(

@@ -72,10 +72,18 @@ def _sacrebleu(tokenize):
 
 
 def _bleu(references, hypotheses, tokenize, orders=(1, 2, 3, 4)):
-    bleu, _ = _sacrebleu(tokenize)
-    found = bleu.corpus_score(hypotheses, [references])
-    upto = lambda n: bleu.compute_bleu(found.counts[:n], found.totals[:n], found.sys_len, found.ref_len,
-                                       smooth_method=bleu.smooth_method, max_ngram_order=n)
+    parts = {}  # tokenizer -> rows
+    for kind, row in zip(tokenize, zip(hypotheses, references)):
+        parts.setdefault(kind, []).append(row)
+    found = []
+    for kind, rows in parts.items():
+        bleu, (given, true) = _sacrebleu(kind)[0], zip(*rows)
+        found.append(bleu.corpus_score(given, [true]))
+    counts, totals = ([sum(ns) for ns in zip(*(getattr(f, name) for f in found))]
+                      for name in ("counts", "totals"))
+    sizes = [sum(getattr(f, name) for f in found) for name in ("sys_len", "ref_len")]
+    upto = lambda n: bleu.compute_bleu(counts[:n], totals[:n], *sizes, smooth_method=bleu.smooth_method,
+                                       max_ngram_order=n)
     return {f"bleu{n}": upto(n).score for n in orders}
 
 # %% ../../../nbs/core/data/00_metrics.ipynb #signatures
@@ -145,8 +153,10 @@ def _check_rows(references, hypotheses):
 def text_scores(
     references: list[str],  # the true texts, one a row
     hypotheses: list[str],  # the generated texts, in the same order
-    # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references
-    tokenize: str = "auto",
+    # BLEU's tokenizer: 13a, intl, zh, char or none; auto: by the script of the references; a list: of each
+    # row,
+    # and the counts of all are added
+    tokenize: str | list[str] = "auto",
     rouge: bool = True,  # its library takes half a second to import
 ) -> dict[str, float]:  # bleu1..4, chrf: 0..100; rouge_l, wer, cer, distinct1, distinct2, exact: fractions
     """Corpus scores. Raises ValueError for no rows, unequal lengths, a row that is not text, unknown
@@ -156,9 +166,12 @@ def text_scores(
     references, hypotheses = list(references), list(hypotheses)
     _check_rows(references, hypotheses)
     tokenize = bleu_tokenizer(references) if tokenize == "auto" else tokenize
-    _, chrf = _sacrebleu(tokenize)
+    each = [tokenize] * len(references) if isinstance(tokenize, str) else tokenize
+    if len(each) != len(references):
+        raise ValueError(f"{len(each)} tokenizers stand against {len(references)} rows: give one a row")
+    _, chrf = _sacrebleu(each[0])
     return {
-        **_bleu(references, hypotheses, tokenize),
+        **_bleu(references, hypotheses, each),
         "chrf": chrf.corpus_score(hypotheses, [references]).score,
         **({"rouge_l": _rouge_l(references, hypotheses)} if rouge else {}),
         "wer": float(jiwer.wer(references, hypotheses)),

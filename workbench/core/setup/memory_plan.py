@@ -89,7 +89,7 @@ def memory_of(
 
     try:
         cpu = peaks("cpu", "fp32") if setup.accelerator.device.type == "cpu" else []
-        lines = table(cpu, peaks("cuda", "bf16" if train.precision == "auto" else train.precision))
+        lines = table(cpu, peaks("cuda", "bf16" if train.precision in ("auto", "fast") else train.precision))
     # some operation cannot be traced: the rest of the plan stands all the same
     except (RuntimeError, ValueError, LookupError) as e:
         why = f"{type(e).__name__}: {e}".splitlines()[0]

@@ -134,12 +134,15 @@ def make_accelerator(
 
 # %% ../../../nbs/core/setup/00_state.ipynb #precision
 def precision(
-    wanted: str,  # auto | fp32 | bf16 | fp16
+    wanted: str,  # auto | fast | fp32 | bf16 | fp16
     cpu: bool,
 ) -> str:
     """accelerate's name of the precision.
-    auto: bf16 on a GPU that computes in it, else fp32. Raises `Refused`."""
-    if wanted == "auto":
+    auto: bf16 on a GPU that computes in it, else fp32; fast: on a processor that computes in it, too.
+    Raises `Refused`."""
+    if wanted == "fast" and cpu:  # elsewhere bf16 is slower than fp32 on a processor
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    if wanted in ("auto", "fast"):
         return "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     if wanted == "fp16" and cpu:
         raise Refused("train.precision is fp16, which needs a GPU: write auto, fp32 or bf16.")

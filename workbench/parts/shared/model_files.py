@@ -23,6 +23,10 @@ HUB_NAMES = {
     "bart-large": "facebook/bart-large",
     "mbart-large-50": "facebook/mbart-large-50",
     "mt5-large": "google/mt5-large",
+    "mt5-small": "google/mt5-small",
+    "nllb-200-distilled-600M": "facebook/nllb-200-distilled-600M",
+    "m2m100_418M": "facebook/m2m100_418M",
+    "opus-mt-en-de": "Helsinki-NLP/opus-mt-en-de",
 }
 
 

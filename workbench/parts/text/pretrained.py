@@ -183,13 +183,14 @@ def load_seq2seq(
 
 # %% ../../../nbs/parts/text/50_pretrained.ipynb #freeze_unused
 def freeze_unused(
-    model,  # a text-to-text model that is fed with inputs_embeds
+    model,  # a text-to-text model
+    embeds: bool = True,  # it is fed with inputs_embeds, not with token ids
 ) -> list[str]:  # names of the parameters
-    "Freeze what `inputs_embeds` bypass: an encoder's own token table, and a pooler."
+    "Freeze what no loss reaches: a pooler, and what `inputs_embeds` bypass, an encoder's own token table."
     encoder, decoder = model.get_encoder(), model.get_decoder()
     table, of_decoder = encoder.get_input_embeddings().weight, {id(p) for p in decoder.parameters()}
     unused = {id(p) for n, p in encoder.named_parameters() if n.startswith("pooler.")}
-    if id(table) not in of_decoder:
+    if embeds and id(table) not in of_decoder:
         unused.add(id(table))
     names = [n for n, p in model.named_parameters() if id(p) in unused]
     for name in names:

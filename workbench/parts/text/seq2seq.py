@@ -55,16 +55,17 @@ def embed_rms(model) -> float:
 # %% ../../../nbs/parts/text/40_seq2seq.ipynb #encode
 def encode(
     model,  # a text-to-text model
-    inputs_embeds,  # [B, S, D]
+    source,  # [B, S, D] embeddings, or [B, S] long token ids
     mask,  # [B, S], 1 where the source is real
 ):  # [B, S, H]; rows behind the mask are undefined
     "The encoder's output. Raises `Refused` where the source is longer than its positions."
     limit = max_positions(base(model).config)[0]
-    if limit is not None and inputs_embeds.shape[1] > limit:
+    if limit is not None and source.shape[1] > limit:
         raise Refused(
-            f"a source of {inputs_embeds.shape[1]} steps, but this {base(model).config.model_type} has "
+            f"a source of {source.shape[1]} steps, but this {base(model).config.model_type} has "
             f"{limit} positions: lower data.max_frames, raise data.step_frames, or take a T5.")
-    return base(model).get_encoder()(inputs_embeds=inputs_embeds, attention_mask=mask).last_hidden_state
+    given = {"inputs_embeds" if source.is_floating_point() else "input_ids": source}
+    return base(model).get_encoder()(**given, attention_mask=mask).last_hidden_state
 
 # %% ../../../nbs/parts/text/40_seq2seq.ipynb #start_id
 def start_id(model) -> int | None:

@@ -26,6 +26,7 @@ def unigram_pieces(
     texts: list[str],  # the corpus
     vocab_size: int,  # pieces, the special ones included
     reserved: tuple[str, ...],  # tokens that come first, in this order
+    dummy_prefix: bool = True,  # a text begins as if a space stood before it
 ) -> list[tuple[str, float]]:  # (piece, log probability), the reserved ones first
     "Learn a unigram vocabulary (Kudo 2018) with sentencepiece, which gives the same one every time."
     import sentencepiece
@@ -35,6 +36,7 @@ def unigram_pieces(
         sentence_iterator=iter(texts), model_writer=model, model_type="unigram", num_threads=1, minloglevel=2,
         vocab_size=vocab_size - len(reserved) + 3, character_coverage=1.0, hard_vocab_limit=False,
         normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=1 << 20,
+        add_dummy_prefix=dummy_prefix,
     )
     sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     learnt = [(sp.id_to_piece(i), sp.get_score(i)) for i in range(3, len(sp))]  # 0 to 2 are its own
@@ -118,7 +120,11 @@ def save_tokenizer(
     tok,  # a tokenizer of transformers
     folder: str | Path,  # is made if it does not exist
 ) -> Path:  # the folder
-    "Write a tokenizer as files that `load_tokenizer` reads back exactly."
+    "Write a tokenizer as files that `load_tokenizer` reads back exactly, without the last call's padding."
+    inner = getattr(tok, "backend_tokenizer", None)
+    if inner is not None:
+        inner.no_padding()
+        inner.no_truncation()
     tok.save_pretrained(folder)
     return Path(folder)
 
@@ -153,7 +159,7 @@ def language_tokens(
     "The language tokens of a tokenizer, in its own spelling; [] where it has none."
     own = list(getattr(tok, "lang_token_to_id", {}))
     return sorted(own or (t for t in tok.all_special_tokens
-                          if re.fullmatch(r"[a-z]{2,3}_([A-Z]{2}|[A-Z][a-z]{3})", t)))
+                          if re.fullmatch(r"[a-z]{2,3}_([A-Z]{2}|[A-Z][a-z]{3})|__\w+__", t)))
 
 # %% ../../../nbs/parts/text/00_tokenizer.ipynb #check_language
 def check_language(

@@ -70,6 +70,7 @@ def build_model(
     freeze_encoder: bool = False,
     freeze_decoder: bool = False,
     checkpointing: bool = False,  # recompute activations in the backward pass
+    embeds: bool = True,  # fed with embeddings in place of token ids
 ):
     "The model, frozen and adapted; `.origin` is where its weights came from. Raises `Refused`."
     quantised = lora.quantization(bits, origin["kind"], adapters is not None) if bits else None
@@ -82,7 +83,7 @@ def build_model(
         model = lora.prepare_quantized(model, checkpointing)
     elif checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    pretrained.freeze_unused(model)
+    pretrained.freeze_unused(model, embeds)
     model = lora.add_lora(model, **adapters) if adapters is not None else model
     for wanted, freeze in ((freeze_encoder, lora.freeze_encoder), (freeze_decoder, lora.freeze_decoder)):
         if wanted:
