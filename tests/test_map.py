@@ -316,7 +316,10 @@ def test_every_line_of_the_readme_is_run_by_a_test():
 def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
     words = shlex.split(filled(line, here))[1:]
     if words[0] in ("train", "plan", "check", "bootstrap"):
-        words = with_overrides(words, "--overrides", here.small(words[1]))
+        more = here.small(words[1])
+        if "model.start" in line:  # its vocabulary is read as it is
+            more = more.replace("model.vocab_size=1500 ", "")
+        words = with_overrides(words, "--overrides", more)
     if words[0] == "train" and "--run-dir" in words:
         shutil.rmtree(here.folder / "runs/voice", ignore_errors=True)
         here.made["runs/voice"] = here.folder / "runs/voice"

@@ -137,6 +137,9 @@ class Task:
     begin: Callable | None = None  # (stage, nets, data) -> assets of a stage
     active: Callable | None = None  # (cfg) -> the objectives of a stage that lists none; None: all
     origin: Callable | None = None  # (nets) -> where the weights came from: {"kind", "where", "why"}
+    # (cfg, say) -> a report: {"parts": the share of each part that is pretrained, "notes", "folder"}; makes
+    # a model's beginning of a pretrained one
+    bootstrap: Callable | None = None
     # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
     scores: Callable | None = None
     # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"

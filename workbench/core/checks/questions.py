@@ -118,7 +118,7 @@ def from_scratch(
     if setup.at.step or setup.stage.begin_from:
         return False
     origin = setup.task.origin(setup.nets) if setup.task.origin else {}
-    return origin.get("kind") != "pretrained"
+    return origin.get("kind") not in ("pretrained", "bootstrapped")
 
 # %% ../../../nbs/core/checks/20_questions.ipynb #check_parts
 def unheard(

@@ -102,7 +102,7 @@ def read_page(
 
 # %% ../../../nbs/lab/docs/10_pages.ipynb #order
 rooms = {  # path below nbs, without numbers: the title of a folder; a notebook has its own
-    "index": "", "train": "", "flowchart": "", "pipeline": "", "compare": "",
+    "index": "", "bootstrap": "", "train": "", "flowchart": "", "pipeline": "", "compare": "",
     "guides": "Guides", "errors": "", "files": "",
     "core": "Core", "core/config": "Configuration", "core/task": "", "core/data": "Data",
     "core/stages": "Stages", "core/run": "Run folders", "core/step": "One optimiser step",
@@ -111,8 +111,9 @@ rooms = {  # path below nbs, without numbers: the title of a folder; a notebook 
     "parts": "Parts", "parts/text": "Text",
     "parts/vocabulary": "Vocabularies", "parts/pose": "Poses", "parts/speech": "Speech",
     "parts/image": "Images", "parts/shared": "Shared by all media",
+    "parts/bootstrap": "Beginning with a pretrained model",
     "tasks": "Tasks", "samples": "Sample data",
-    "lab": "Lab", "lab/show": "", "lab/run": "Following a run", "lab/backup": "Backups",
+    "lab": "Lab", "lab/show": "", "lab/bootstrap": "", "lab/run": "Following a run", "lab/backup": "Backups",
     "lab/docs": "These pages", "lab/faults": "Seeded faults", "lab/compare": "Comparing runs",
     "lab/flowchart": "The flowchart"}
 ranks = {path: rank for rank, path in enumerate(rooms)}

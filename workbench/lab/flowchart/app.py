@@ -207,6 +207,8 @@ def redraw(
     found = marks_of(app.session, doing)
     if found != app.widgets.diagram.boxes:
         app.widgets.diagram.boxes = found
+    if app.widgets.diagram.chosen not in [box["name"] for box in found]:  # an optional one that is gone
+        app.widgets.diagram.chosen = "plan"
     show_station(app)
 
 

@@ -7,7 +7,8 @@ function make(tag, attributes, parent, text) {
   parent.appendChild(e);
   return e;
 }
-function render({ model, el }) {
+const namesOf = model => model.get("boxes").map(b => b.name).join("|");
+function draw(model, el) {
   const n = model.get("columns"), names = model.get("boxes").map(b => b.name);
   const at = i => [X0 + (i % n) * DX, Y0 + Math.floor(i / n) * DY];
   const root = document.createElement("div");
@@ -91,11 +92,21 @@ function render({ model, el }) {
       parts[i].state = b.state;
     });
   }
-  model.on("change:boxes", update);
-  model.on("change:chosen", update);
   root.append(list, live);
   el.appendChild(root);
   update();
+  return { root, update, names: namesOf(model) };
+}
+function render({ model, el }) {
+  let chart = draw(model, el);
+  function update() {
+    if (chart.names !== namesOf(model)) {
+      chart.root.remove();
+      chart = draw(model, el);
+    } else chart.update();
+  }
+  model.on("change:boxes", update);
+  model.on("change:chosen", update);
   return () => { model.off("change:boxes", update); model.off("change:chosen", update); };
 }
 export default { render };

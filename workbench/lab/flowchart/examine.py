@@ -93,6 +93,7 @@ def criterion(
     "The losses of each objective, their weights, their formula, and the first values beside theory."
     import torch
 
+    from workbench.core.checks.questions import from_scratch
     from workbench.core.step.optim import set_modes
 
     setup, parts = workspace.setup(), []
@@ -118,8 +119,7 @@ def criterion(
     parts.append(table(["objective", "part", "at the start", "theory"], rows,
                        "First values, on one real micro-batch"))
     if odd:
-        loaded = (setup.task.origin(setup.nets) if setup.task.origin else {}).get("kind") == "pretrained"
-        return ("warned" if loaded else "failed"), odd[0], parts
+        return ("failed" if from_scratch(setup) else "warned"), odd[0], parts
     says = ", ".join(f"{r[1]} {number(r[2])}" for r in rows)
     return "passed", says + (": as theory says." if expected else ": finite."
                              if all(math.isfinite(r[2]) for r in rows)

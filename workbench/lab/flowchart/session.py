@@ -18,7 +18,7 @@ from ...errors import Refused
 from .cards import Card, glyphs, new_stamp, read_card, write_card
 from .marks import card_mark, mark, run_mark
 from workbench.lab.flowchart.stations import (
-    charted, evaluated, exported, key_of, last_used, named, note_use, path_to, result_folder, stations,
+    boxes_of, evaluated, exported, key_of, last_used, named, note_use, path_to, result_folder, stations,
     why_blocked)
 from ..run.launch import active
 from ..show import paragraph, span
@@ -150,7 +150,7 @@ def marks_of(
 ) -> list[dict]:
     "The boxes of the chart."
     found = []
-    for name in charted:
+    for name in boxes_of(session.cfg):
         if name in session.requested:
             phase = doing.get("phase", "") if doing.get("station") == name else "waiting"
             found.append(mark(name, "running", phase))

@@ -120,7 +120,7 @@ def add_lora(
 # %% ../../../nbs/parts/text/60_lora.ipynb #quantization
 def quantization(
     bits: int,  # 8 | 4
-    kind: str = "pretrained",  # of the source: pretrained | scratch
+    kind: str = "pretrained",  # of the source: pretrained | bootstrapped | scratch
     adapters: bool = True,  # are adapters added?
 ):  # BitsAndBytesConfig, for `load_seq2seq`
     "Settings for quantised loading. Raises `Refused` where bitsandbytes or pretrained weights are missing."
@@ -129,7 +129,7 @@ def quantization(
     if bits not in (4, 8):
         raise Refused(f"a model is loaded in 8 or 4 bits, not in {bits}.")
     key = f"model.load_in_{bits}bit"
-    if kind != "pretrained":
+    if kind == "scratch":
         raise Refused(f"{key} needs pretrained weights, and there are none here: set {key}=false.")
     if not adapters:
         raise Refused(f"{key} freezes the model, so nothing would learn: set model.lora.r=16 too.")

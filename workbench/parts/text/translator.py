@@ -74,7 +74,7 @@ def build_model(
 ):
     "The model, frozen and adapted; `.origin` is where its weights came from. Raises `Refused`."
     quantised = lora.quantization(bits, origin["kind"], adapters is not None) if bits else None
-    if load_weights and origin["kind"] == "pretrained" and not weightless():
+    if load_weights and origin["kind"] != "scratch" and not weightless():
         model = pretrained.load_seq2seq(origin["at"], config, origin["weights"], quantised, len(tok))
     else:
         model = pretrained.build_seq2seq(config, initialise=load_weights)
