@@ -93,6 +93,10 @@ class Data:
     # (seed, epoch) -> int array: the training rows of that epoch, some of them several times; None: each
     # once
     drawn: Callable | None = None
+    # batch -> [(source text, target text), …] as its tensors say: of a task that writes texts for texts
+    text_pairs: Callable | None = None
+    # of such a task: (names of pairs of languages, int array [N]: the pair of each training row)
+    kinds: tuple[Sequence[str], Any] | None = None
     # what decides the batches -> (epoch -> its steps), once made
     plans: dict[tuple, Callable] = field(default_factory=dict)
 
@@ -147,6 +151,10 @@ class Task:
     # (nets, data, given, ctx) -> Iterator[Answer], where given is an iterator of texts or paths; raises
     # `Refused` before the first for what is wrong with the run or its configuration
     use: Callable | None = None
+    # (nets, data, ctx) -> {what a row is told beside its input: how much the outputs change, in shares of
+    # their
+    # size, where it is told another; None: the row is the same then}
+    told: Callable | None = None
     settings: Sequence[str] = ()  # sections of the configuration that `use` reads: "generate"
     better: dict[str, str] = field(default_factory=dict)  # of its own scores: pattern of names -> min | max
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Joined', 'parser', 'watch', 'ask_to_stop', 'train', 'resume', 'bootstrap', 'plan', 'all_kept', 'check', 'try_faults',
            'prepare', 'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say',
-           'docs', 'main']
+           'docs', 'average', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -74,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
                                  help='how it is used: "speak.speed=0.9", "generate.num_beams=1"')),
             ("--seed", dict(type=int, metavar="N", help="of what is drawn at random (default: the run's)")),
             checkpoint, task)
+    command("average", "average the weights of a run's last checkpoints, and compare the held-out losses",
+            run,
+            ("--last", dict(type=int, default=5, metavar="N", help="how many checkpoints (default: 5)")),
+            task)
     command("say", "short for `use` of a run of text to speech: one text, into a wav file", run,
             ("text", dict(metavar="TEXT", help="what to say")),
             ("--out", dict(default="speech.wav", metavar="FILE",
@@ -330,6 +334,23 @@ def docs(options) -> int:
     serve(not options.no_browser, options.port)
     return 0
 
+# %% ../../nbs/lab/40_cli.ipynb #average
+def average(options) -> int:
+    "workbench average RUN"
+    from pathlib import Path
+
+    from workbench.core.run.checkpoint import find
+    from workbench.core.setup.average import average as mean, held_out
+    from workbench.lab.show import Table, show
+
+    run = Path(options.run)
+    folder = mean(run, options.last)
+    found = {name: held_out(run, name) for name in ("average", "best", "last") if find(run, name)}
+    show(Table(["checkpoint", *found["average"]], [[n, *parts.values()] for n, parts in found.items()],
+               f"The mean of {options.last} checkpoints is {folder}; `workbench use {run} … --checkpoint "
+               "average` takes it. Held-out losses:"))
+    return 0
+
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
@@ -339,7 +360,7 @@ def main(
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
                 "bootstrap": bootstrap, "presets": presets,
                 "runs": runs, "stop": stop,
-                "check-model": check_model, "use": use, "say": say, "docs": docs}
+                "check-model": check_model, "use": use, "say": say, "docs": docs, "average": average}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit
     from workbench.errors import Failed, Refused

@@ -22,7 +22,7 @@ from ..step.optim import seed_all, set_modes
 asks = {
     "causality": Question(
         "Is each token predicted without being read?",
-        "No causal mask, or targets that are not shifted against what the decoder reads.",
+        "No causal mask, or targets that are not shifted by one against what the decoder reads.",
         "The scores of a place would change with the very token that it is scored with, or with "
         "a later one.",
         "The mask of the decoder's self-attention, and the shift between its input and its "
@@ -54,6 +54,10 @@ def check_causality(
         return answer("passed", f"no output depends on the targets (`{c.field}`).")
     told = (f"when token {c.token} of `{c.field}` changes, the scores of place {first} change first, and "
             f"place {c.scored} is scored with it")
+    if first > c.scored + 1:
+        return answer("warned", f"{told}: no place reads the token right before the one that it predicts, "
+                                "which a "
+                                "decoder is given when it writes (targets are shifted too far).")
     if first > c.scored:
         return answer("passed", f"{told}: what is predicted is read afterwards.")
     where = f" in `{c.module}`" if c.module else ""

@@ -17,6 +17,7 @@ import torch
 from .draws import check_draws, draws_of
 from .few_rows import batch_of, inputs_of, pieces, same, spread
 from .forward import parts_of
+from .pairs import check_pairs
 from .result import Check, Question
 from .sample import Sample, alone, content, information, places_apart, sample_of
 from .splits import check_held
@@ -248,4 +249,5 @@ def check_data(
     found += check_values(train, held)
     if any(c.state == "failed" for c in found):
         return found
-    return found + [check_held(data, train, held), check_draws(draws_of(data, train, held))]
+    return found + [check_held(data, train, held),
+                    check_draws(draws_of(data, train, held)), *check_pairs(data)]

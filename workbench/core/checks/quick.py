@@ -17,6 +17,7 @@ from .few_rows import batch_of, spread
 from .questions import check_losses
 from .reload import reloaded
 from .result import Check
+from .told import told_of
 from .steps import check_gradients_again, check_steps, gradients_of
 from .real_steps import untouched
 from .unread_keys import check_keys
@@ -53,7 +54,7 @@ def quick(
         if len(losses) < 3:  # nothing or not finite, or noise in evaluation mode
             return found
         few = FewRows(setup, rows)
-        found += check_rows(few)
+        found += check_rows(few) + told_of(setup)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights, gradients)
         found.append(accumulation(few, found))

@@ -277,6 +277,8 @@ def load(
     task = get(cfg.task)
     data = task.data(stage.cfg, stage)
     nets = task.nets(stage.cfg, data, bool(state["elsewhere"]))
+    # a teacher
+    nets = {name: net for name, net in nets.items() if not getattr(net, "only_in_training", False)}
     checkpoint.restore_nets(nets, folder, "ema" if state["ema"] else "net")
     set_modes(nets, False)
     return nets, data

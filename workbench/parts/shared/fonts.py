@@ -10,7 +10,11 @@ from functools import lru_cache
 
 # %% ../../../nbs/parts/shared/30_fonts.ipynb #code_points_of
 FONTS = ("Noto Sans Ethiopic", "Abyssinica SIL", "Nyala", "Kefa", "Noto Sans CJK JP", "Noto Sans CJK SC",
-         "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans", "Arial Unicode MS", "FreeSans", "Unifont")
+         "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Hebrew",
+         "Noto Sans Arabic", "Noto Sans Georgian", "Noto Sans Armenian", "Noto Sans Khmer", "Noto Sans Lao",
+         "Noto Sans Myanmar", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
+         "Nirmala UI",
+         "Leelawadee UI", "Noto Sans", "Arial Unicode MS", "FreeSans", "Unifont")
 
 
 @lru_cache
