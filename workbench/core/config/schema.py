@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from .section import Section
-from .values import Beta, Every, Named, RunPlace, each_once, one_run, time_limit
+from .values import (
+    Beta, Every, Named, RunPlace, each_once, memory_limit, one_run, time_limit)
 
 # %% ../../../nbs/core/config/20_schema.ipynb #Optimizer
 class Optimizer(Section):
     "One optimiser; `train.optimizers.<name>` sets another for the optimiser of that name."
-    type: Literal["AdamW", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Lion"] = "AdamW"
+    # AdamW8bit: moments of one byte, by bitsandbytes
+    type: Literal["AdamW", "AdamW8bit", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "Lion"] = "AdamW"
     lr: float | None = Field(None, gt=0)  # None: train.lr
     weight_decay: float = Field(0.01, ge=0, le=100)  # never applied to biases and norms
     betas: tuple[Beta, Beta] | None = None  # None: (0.9, 0.999), of Lion (0.9, 0.99)
@@ -88,6 +90,9 @@ class Train(Section):
     # padded length units of a micro-batch; wins over batch_size
     batch_tokens: int | None = Field(None, ge=1, le=10_000_000)
     accumulate: int = Field(1, ge=1, le=4096)  # micro-batches in one optimiser step, over all processes
+    # auto: the cheapest of bf16, smaller micro-batches, gradient checkpointing and an 8-bit optimiser with
+    # which the run fits what is free; a number: what fits so many GB; null: the keys as they stand
+    memory: Annotated[float | Literal["auto"] | None, BeforeValidator(memory_limit)] = None
     lr: float = Field(3e-4, gt=0)
     optimizer: Optimizer = Optimizer()
     optimizers: dict[str, Optimizer] = {}

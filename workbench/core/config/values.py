@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Every', 'Named', 'Place', 'RunPlace', 'Beta', 'parse_every', 'from_here', 'run_and_stage', 'run_from_here',
-           'time_limit', 'each_once', 'one_run']
+           'time_limit', 'memory_limit', 'each_once', 'one_run']
 
 # %% ../../../nbs/core/config/10_values.ipynb #values-imports
 import math
@@ -70,6 +70,15 @@ def time_limit(
     if value is None or value == "auto" or type(value) in (int, float) and 0 < value < math.inf:
         return value
     raise ValueError("write a number above 0, `auto`, or null for no limit")
+
+
+def memory_limit(
+    value: Any,  # GB | "auto" | None
+) -> Any:
+    "Raises ValueError for what is no limit."
+    if value is None or value == "auto" or type(value) in (int, float) and 0 < value < math.inf:
+        return value
+    raise ValueError("write `auto`, a number of GB above 0, or null")
 
 
 def each_once(

@@ -68,7 +68,9 @@ def optimizer_state(
     names: list[str],  # of its parameters, in the order of its groups
 ) -> tuple[dict, dict]:
     "(tensors, plain values) of an optimiser, by parameter name."
-    state = optimizer.state_dict()
+    import torch
+
+    state = torch.optim.Optimizer.state_dict(optimizer)  # bitsandbytes' own hides its tensors in a mapping
     tensors, plain = {}, {"names": names, "groups": [{k: v for k, v in g.items() if k != "params"}
                                                      for g in state["param_groups"]]}
     plain["values"] = {}

@@ -12,22 +12,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..config.values import run_and_stage
 from ..data.batches import padding_share
 from ..data.rows import shared_rows
-from ..run.folder import create, write_manifest
+from ..run.folder import config_of, create, write_manifest
+from .memory_choice import settle_memory
 from .memory_plan import memory_of
 from .outline import outline, rows_differ, too_late
-from .prepare import make_nets, require_read, use_data
-from .resume import adopt_assets, beginning
+from .prepare import require_read, without_weights
 from .scores import final_splits
-from .state import Job, Setup, batch_plan, make_accelerator
-from ..stages.stages import stages
+from .state import Setup, batch_plan, make_accelerator
 from ..step.optim import named_parameters
-from ..task import get
-from ...files import write_json, write_rows
+from ...files import read_json, write_json, write_rows
 
 # %% ../../../nbs/core/setup/60_plan.ipynb #net_facts
 def net_facts(
@@ -76,6 +72,7 @@ def notes_of(
 
 # %% ../../../nbs/core/setup/60_plan.ipynb #plan_facts_1
 def plan_facts(
+    run: Path,
     setup: Setup,
     memory: dict[str, dict] = {},  # stage -> what is predicted of its memory
 ) -> dict:
@@ -91,7 +88,7 @@ def plan_facts(
         "batches": batch_facts(setup), "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
-        "memory": memory.get(setup.stage.name)}
+        "memory": memory.get(setup.stage.name), "memory_choice": read_json(run / "memory.json")}
 
 # %% ../../../nbs/core/setup/60_plan.ipynb #write_plan
 def write_plan(
@@ -99,12 +96,13 @@ def write_plan(
     setup: Setup,
 ):
     "Write plan.json, manifest.json and rejected.csv: what is trained on what, and where all of it is from."
-    facts = plan_facts(setup)
+    facts = plan_facts(run, setup)
     if not setup.main:
         return
     write_json(run / "plan.json", facts)
     write_manifest(run, seed=setup.cfg.seed,
-                   **{key: facts[key] for key in ("weights", "data", "device", "processes", "precision")})
+                   **{key: facts[key] for key in ("weights", "data", "device", "processes", "precision",
+                                                  "memory_choice")})
     write_rows(run / "rejected.csv", list(setup.data.rejected), ["row", "uid", "reason"])
 
 # %% ../../../nbs/core/setup/60_plan.ipynb #plan
@@ -115,18 +113,10 @@ def plan(
     "The content of plan.json. Raises `Refused` for whatever would end the run before its first step."
     with tempfile.TemporaryDirectory(prefix="workbench-plan-") as folder:
         run = create(cfg, Path(folder) / "run")
-        steps = stages(cfg, run / "assets")
-        for stage in steps:
-            if stage.begin_from and run_and_stage(stage.begin_from.run)[0]:  # else it is this run
-                beginning(stage.begin_from)  # it must be there
-            if stage.begin_from and stage.index == 0:
-                adopt_assets(stage.begin_from, run / "assets")
-        job = Job(cfg, get(cfg.task), steps)
-        setup = Setup(job, make_accelerator(cfg, run))
-        use_data(setup)
-        with torch.device("meta"):
-            make_nets(setup, True)
+        settle_memory(run)
+        cfg = config_of(run)
+        setup = without_weights(cfg, run, make_accelerator(cfg, run))
         require_read(setup)
-        known = [s for s in job.stages if memory and not rows_differ(s.cfg, setup.stage.cfg)]
-        return json.loads(json.dumps(plan_facts(setup, {s.name: memory_of(setup, s) for s in known}),
-                                     default=str))
+        known = [s for s in setup.job.stages if memory and not rows_differ(s.cfg, setup.stage.cfg)]
+        facts = plan_facts(run, setup, {s.name: memory_of(setup, s) for s in known})
+        return json.loads(json.dumps(facts, default=str))

@@ -21,7 +21,8 @@ from ..task import Objective, Task, matches
 types_using_optimizer_key = {  # key -> the types that use it
     "lr": tuple(Optimizer.model_fields["type"].annotation.__args__),
     "weight_decay": tuple(Optimizer.model_fields["type"].annotation.__args__),
-    "betas": ("AdamW", "Adam", "Lion"), "eps": ("AdamW", "Adam", "RMSprop", "Adagrad", "Adadelta"),
+    "betas": ("AdamW", "AdamW8bit", "Adam", "Lion"),
+    "eps": ("AdamW", "AdamW8bit", "Adam", "RMSprop", "Adagrad", "Adadelta"),
     "momentum": ("SGD", "RMSprop"),
     "alpha": ("RMSprop",), "centered": ("RMSprop",), "amsgrad": ("AdamW", "Adam"),
     "decoupled_weight_decay": ("Lion",)}

@@ -10,6 +10,7 @@ __all__ = ['Stage', 'last_epoch', 'frozen', 'net_faults', 'optimiser_faults', 'r
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,14 @@ def metric_faults(
 def machine_faults(
     stage: Stage,
 ) -> list[str]:
-    "More processes than this machine can serve."
-    most = max(16, 4 * cores())
-    if stage.cfg.train.workers <= most:
-        return []
-    return [f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write at "
+    "More processes than this machine can serve, and an optimiser whose library is not installed."
+    most, train = max(16, 4 * cores()), stage.cfg.train
+    out = [f"{key}.type is AdamW8bit, which needs bitsandbytes: pip install 'workbench[quant]', or write "
+           f"{key}.type=AdamW." for key, spec in
+           {"train.optimizer": train.optimizer,
+            **{f"train.optimizers.{name}": spec for name, spec in train.optimizers.items()}}.items()
+           if spec.type == "AdamW8bit" and find_spec("bitsandbytes") is None]
+    if train.workers <= most:
+        return out
+    return [*out, f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write at "
             f"most {most}; each is a process of its own."]

@@ -33,7 +33,8 @@ def check_trackers(
 
 
 # no stage's own
-whole_run = [("train", "minutes"), ("train", "precision"), ("train", "keep"), ("valid", "final")]
+whole_run = [("train", "minutes"), ("train", "precision"), ("train", "memory"), ("train", "keep"),
+             ("valid", "final")]
 
 # %% ../../../nbs/core/stages/30_stages.ipynb #make_stage
 def own_configuration(

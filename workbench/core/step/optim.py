@@ -107,13 +107,18 @@ def make_optimizer(
     spec: Optimizer,
     lr: float,  # where the spec has none
 ) -> torch.optim.Optimizer:
-    "A torch optimiser with two groups: matrices with weight decay, vectors without."
+    """A torch optimiser with two groups: matrices with weight decay, vectors without.
+    `AdamW8bit` is that of bitsandbytes."""
     decay = [p for p in named.values() if p.ndim > 1]
     plain = [p for p in named.values() if p.ndim <= 1]
     groups = [{"params": g, "weight_decay": w} for g, w in ((decay, spec.weight_decay), (plain, 0.0)) if g]
     if spec.type == "Lion":
         return Lion(groups, spec.lr or lr, spec.betas or (0.9, 0.99), spec.decoupled_weight_decay)
     options = {"lr": spec.lr or lr} | ({"eps": spec.eps} if spec.eps and spec.type != "SGD" else {})
+    if spec.type == "AdamW8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, **options, betas=spec.betas or (0.9, 0.999))
     if spec.type in ("AdamW", "Adam"):
         options |= {"betas": spec.betas or (0.9, 0.999), "amsgrad": spec.amsgrad, "fused": True}
     if spec.type in ("SGD", "RMSprop"):

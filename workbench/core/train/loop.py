@@ -16,6 +16,7 @@ from ..checks.check import require_passed
 from ..run import checkpoint
 from ..run.folder import make_folders, status_in, update_status
 from ..run.lock import hold, process
+from ..setup.memory_choice import settle_memory
 from ..setup.plan import write_plan
 from ..setup.prepare import prepare, start_stage, use_data
 from ..setup.scores import prove_metric
@@ -42,6 +43,8 @@ def start(
         status.write(at)
 
     budget = Budget(stop_signals=stop_signals)
+    status.set_phase("memory")
+    settle_memory(run)
     setup = prepare(run, on_phase)
     minutes = setup.cfg.train.minutes
     budget.seconds = 60 * minutes if minutes else None

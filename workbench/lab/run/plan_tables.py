@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['for_the_record', 'facts_of', 'metric_of', 'valid_of', 'stage_at_hand', 'judged', 'of_stage', 'random_instead',
            'fell_back', 'weights_line', 'phrase', 'data_line', 'transition_line', 'end_line', 'best_line', 'stage_line',
-           'plan_table', 'memory_table', 'settings_line', 'memory_of_stages', 'stage_tables', 'show_facts']
+           'plan_table', 'memory_table', 'choice_table', 'settings_line', 'memory_of_stages', 'stage_tables',
+           'show_facts']
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #a69b3684
 from pathlib import Path
@@ -215,6 +216,16 @@ def memory_table(
                  memory.get("note", ""))
 
 # %% ../../../nbs/lab/run/10_plan_tables.ipynb #settings_line
+def choice_table(
+    choice: dict,  # plan.json's `memory_choice`
+) -> Table:
+    "What `train.memory` chose, beside what it looked at, the cheapest first."
+    rows = [list(line.values()) for line in choice["sets"]]
+    left = "; ".join(f"{what}: {why}" for what, why in choice["not_offered"].items())
+    return Table(list(choice["sets"][0]), rows, f"Memory: {choice['chosen']} was chosen",
+                 choice["says"] + f" Not offered: {left}." * bool(left))
+
+
 def settings_line(
     found: dict[str, dict],  # name -> what it is; `type` and `steps` are read first
 ) -> str:
@@ -294,6 +305,8 @@ def show_facts(
     place = [["folder", folder]] if folder else []
     weights = "random: see above" if random_instead(plan, chosen) else weights_line(plan, chosen)
     show(Table([], [*place, ["weights", weights], *table.rows], table.title))
+    if plan.get("memory_choice"):
+        show(choice_table(plan["memory_choice"]))
     if len(plan["stages"]) > 1:
         memory = [memory_of_stages(plan["stages"])] if any(s["memory"] for s in plan["stages"]) else []
         show(*stage_tables(plan, chosen["train"]["minutes"]), *memory)
