@@ -15,13 +15,16 @@ import nbformat
 import pytest
 import signs
 import voices
+from transformers import BertConfig, BertModel
 
 from workbench.core.config import presets
 from workbench.core.train.loop import attempt
 from workbench.files import samples
-from workbench.lab import cli
+from workbench.lab import cli, prepare
+from workbench.lab.bootstrap import bootstrap
 from workbench.lab.docs import serve
 from workbench.lab.run import launch
+from workbench.parts.text.tokenizer import train_tokenizer
 
 home = Path(__file__).parents[1]
 readme = (home / "README.md").read_text(encoding="utf8")
@@ -151,6 +154,10 @@ SMALL = {"sign": "data.languages=null data.max_lost=1 data.step_frames=4 generat
                  "model.init=scratch model.tokenizer_kind=char model.params.d_model=16 model.params.d_kv=8 "
                  "model.params.d_ff=16 model.params.num_layers=1 model.params.num_decoder_layers=1 "
                  "model.params.num_heads=2",
+         "translate": "train.batch_tokens=null data.max_length=40 generate.max_length=4 model.vocab_size=1500 "
+                      "model.params.d_model=16 model.params.encoder_layers=1 model.params.decoder_layers=1 "
+                      "model.params.encoder_attention_heads=2 model.params.decoder_attention_heads=2 "
+                      "model.params.encoder_ffn_dim=16 model.params.decoder_ffn_dim=16",
          "tts": "data.text.kind=characters speak.f0=false model.width=16 model.layers=1 model.hidden=16 "
                 "model.prenet=1 model.decoder.width=16 model.decoder.blocks=1",
          "flow": "data.length=12 sample.steps=1 sample.sizes=[16] model.flow.width=16 model.flow.depth=1 "
@@ -168,14 +175,39 @@ class Place:
             (folder / name).symlink_to(home / name)
         shutil.copy(signs.CLIP, folder / "clip.pose")
         (folder / "papermill_runs").mkdir()
+        (folder / "texts.tsv").write_text(texts(300), encoding="utf8")
 
     def folder_of(self, name):
-        "A user's data: `sign`, `tts`, `flow`, or `am` for Amharic speech."
+        "A user's data: `sign`, `translate`, `tts`, `flow`, or `am` for Amharic speech."
         if name not in self.made:
             make = {"sign": signs.good_folder, "am": voices.good_folder, "tts": english,
-                    "flow": pictures}[name]
+                    "flow": pictures, "translate": self.corpus}[name]
             self.made[name] = make(self.folder / f"data_{name}")
         return self.made[name]
+
+    def corpus(self, _):
+        "What `workbench prepare` makes of texts.tsv, where the README has it."
+        out = self.folder / "corpora/own"
+        if not out.exists():
+            prepare.prepare("universal_tiny",
+                            prepare.changes([str(self.folder / "texts.tsv")], "en-am", str(out)))
+        return out
+
+    def pretrained(self):
+        "A folder with a small BERT and its tokenizer."
+        folder = self.folder / "bert"
+        if not folder.exists():
+            tokenizer = train_tokenizer(texts(300).split("\n"), "unigram", 400)
+            tokenizer.save_pretrained(folder)
+            BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                 intermediate_size=16, max_position_embeddings=64)).save_pretrained(folder)
+        return folder
+
+    def start(self):
+        "What `workbench bootstrap` makes, where the README has it."
+        if not (self.folder / "models").exists():
+            over = f"{self.small('universal_tiny')} bootstrap.source={self.pretrained()}"
+            bootstrap(presets.load("universal_tiny", f"{over} bootstrap.out={self.folder / 'models'}"))
 
     def small(self, preset):
         "The settings that make a preset small: few rows, two steps of each stage, tiny nets."
@@ -190,6 +222,12 @@ class Place:
         if path not in self.made:
             self.made[path] = launch.train(preset, self.small(preset), self.folder / path)
         return self.made[path]
+
+
+def texts(most):
+    "A table of real pairs of English and Amharic."
+    rows = (samples("translate") / "train/en-am.tsv").read_text(encoding="utf8").splitlines()[:most + 1]
+    return "\n".join("\t".join(row.split("\t")[:2]) for row in rows) + "\n"
 
 
 def english(folder):
@@ -254,8 +292,13 @@ def filled(line, place):
     if "runs/voice" in line and "--run-dir" not in line or "OTHER_RUN" in line:
         line = line.replace("OTHER_RUN", str(place.run("tts_tiny", "runs/voice")))
     if re.search(r"\bRUN\b", line) or line == "workbench runs":
-        run = place.run(*(("flow_tiny", "runs/pictures") if "flow" in line else ("t5_tiny", "runs/signs")))
+        run = place.run(*(("flow_tiny", "runs/pictures") if "flow" in line else
+                          ("universal_tiny", "runs/texts") if "--to" in line else ("t5_tiny", "runs/signs")))
         line = re.sub(r"\bRUN\b", str(run), line)
+    if "model.start=models" in line:
+        place.start()
+    if "MODEL" in line:
+        line = line.replace("MODEL", str(place.pretrained()))
     return line.replace("FOLDER", str(place.folder_of("flow" if "flow" in line else "tts")))
 
 
@@ -272,8 +315,11 @@ def test_every_line_of_the_readme_is_run_by_a_test():
 @pytest.mark.parametrize("line", commands)
 def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
     words = shlex.split(filled(line, here))[1:]
-    if words[0] in ("train", "plan", "check"):
-        words = with_overrides(words, "--overrides", here.small(words[1]))
+    if words[0] in ("train", "plan", "check", "bootstrap"):
+        more = here.small(words[1])
+        if "model.start" in line:  # its vocabulary is read as it is
+            more = more.replace("model.vocab_size=1500 ", "")
+        words = with_overrides(words, "--overrides", more)
     if words[0] == "train" and "--run-dir" in words:
         shutil.rmtree(here.folder / "runs/voice", ignore_errors=True)
         here.made["runs/voice"] = here.folder / "runs/voice"
@@ -292,9 +338,10 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
     expected = {"presets": "t5_tiny", "plan": "Plan", "check": "Reality checks", "train": "Scores of step_",
                 "runs": "finished", "stop": "is not running", "resume": "Scores of step_00000003",
                 "use": "\n",  # a line for each answer
-                "say": "Good morning.", "check-model": "t5-small", "docs": "http://127.0.0.1:"}
+                "say": "Good morning.", "check-model": "t5-small", "docs": "http://127.0.0.1:",
+                "prepare": "rows of en-am", "bootstrap": "The new model"}
     assert expected[words[0]] in out
-    if "--out" in words:
+    if "--out" in words and words[0] == "use":
         assert Path(words[words.index("--out") + 1]).stat().st_size > 10000
 
 

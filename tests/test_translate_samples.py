@@ -75,8 +75,17 @@ def test_one_english_text_is_in_one_split_for_all_languages():
             twice.append((language, source))
     assert not twice
     for language in LETTERS:
-        keys = [key(source) for part in PARTS for source, _, _ in rows(part, language)]
+        keys = [key(source).replace(" ", "") for part in PARTS for source, _, _ in rows(part, language)]
         assert len(keys) == len(set(keys)) and "" not in keys, language
+
+
+def test_no_translation_is_in_two_splits():
+    def folded(text):
+        return "".join(c for c in text.casefold() if unicodedata.category(c)[0] in "LMN")
+
+    for language in LETTERS:
+        train, valid, test = ({folded(target) for _, target, _ in rows(part, language)} for part in PARTS)
+        assert not (train & valid or train & test or valid & test), language
 
 
 @pytest.mark.parametrize("part", ["valid", "test"])

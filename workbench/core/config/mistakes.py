@@ -38,6 +38,8 @@ spellings = {
     "patience": "train.early_stopping.patience", "steps": "pipeline.steps", "stages": "pipeline.steps",
     "seed": "seed",
     "output_dir": "run_dir", "num_gpus": "--nproc", "resume_from_checkpoint": "workbench resume RUN",
+    "world_size": "--nproc", "nproc_per_node": "--nproc", "master_addr": "--nproc", "master_port": "--nproc",
+    "optimize_memory_usage": "train.memory", "optimize_memory": "train.memory",
 }
 
 # %% ../../../nbs/core/config/95_mistakes.ipynb #keys_of_1
