@@ -318,8 +318,8 @@ def main(
 ) -> int:
     "Run a command; returns the exit status."
     options = parser().parse_args(arguments)
-    commands = {"train": train, "resume": resume, "plan": plan, "bootstrap": bootstrap, "check": check, "presets": presets,
-                "runs": runs, "stop": stop,
+    commands = {"train": train, "resume": resume, "plan": plan, "bootstrap": bootstrap, "check": check,
+                "presets": presets, "runs": runs, "stop": stop,
                 "check-model": check_model, "use": use, "say": say, "docs": docs}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit
