@@ -175,12 +175,14 @@ def states(options):
     own = [(i,) for i in range(len(source.table))]
     plain = dict(activation_function="gelu", vocab_size=len(own), max_position_embeddings=512, pad_token_id=0,
                  decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=64)
-    same = dict(model_type="bart", d_model=384, encoder_layers=6, encoder_attention_heads=12, encoder_ffn_dim=1536)
+    same = dict(model_type="bart", d_model=384, encoder_layers=6, encoder_attention_heads=12,
+                encoder_ffn_dim=1536)
     tried = {"the same sizes": {}, "width 256": {"d_model": 256, "encoder_attention_heads": 8},
              "width 128": {"d_model": 128, "encoder_attention_heads": 4}, "width 768": {"d_model": 768,
                                                                                         "encoder_attention_heads": 12},
              "6 of 12 heads, twice as wide": {"encoder_attention_heads": 6},
-             "24 heads, half as wide": {"encoder_attention_heads": 24}, "768 of 1536 units": {"encoder_ffn_dim": 768},
+             "24 heads, half as wide": {"encoder_attention_heads": 24},
+             "768 of 1536 units": {"encoder_ffn_dim": 768},
              "3 of 6 layers": {"encoder_layers": 3}, "universal_tiny": dict(
                  d_model=256, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=1024),
              "pre-norm, the same sizes": {"model_type": "m2m_100"}}
@@ -193,9 +195,11 @@ def states(options):
                 model = build_seq2seq({**plain, **same, **change}).eval()
                 if choice:
                     put(model, fill(model, source, own, choice)[0])
-                ours = model.get_encoder()(batch["input_ids"], batch["attention_mask"]).last_hidden_state[mask]
+                ours = model.get_encoder()(batch["input_ids"],
+                                           batch["attention_mask"]).last_hidden_state[mask]
                 found.append(likeness(theirs, ours))
-            print(f"{name:30} principal {found[0]:.3f}  select {found[1]:.3f}  embeddings alone {found[2]:.3f}  "
+            print(f"{name:30} principal {found[0]:.3f}  select {found[1]:.3f}  embeddings alone "
+                  f"{found[2]:.3f}  "
                   f"random {found[3]:.3f}", flush=True)
 
 

@@ -58,11 +58,10 @@ def share_chart(
     report: dict,
 ):  # Figure
     "A bar for each part, as thick as the others; its shares in colours."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
     parts = report["parts"]
-    fig = Figure(figsize=(7, 0.6 + 0.3 * len(parts)), layout="constrained")
-    ax = fig.subplots()
+    fig, ax = plt.subplots(figsize=(7, 0.6 + 0.3 * len(parts)), layout="constrained")
     left = [0.0] * len(parts)
     for kind, colour in zip(kinds, (part_colours[0], part_colours[4], "#CCCCCC")):
         width = [p[kind] for p in parts]
@@ -72,6 +71,7 @@ def share_chart(
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel="share of the parameters")
     fig.legend(loc="outside upper right", ncols=3, frameon=False)
+    plt.close(fig)  # shown where it is returned, and there alone
     return fig
 
 # %% ../../nbs/lab/64_bootstrap.ipynb #report_parts

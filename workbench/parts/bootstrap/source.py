@@ -225,13 +225,14 @@ def read_source(
     if family not in FAMILIES:
         raise Refused(f"bootstrap.source: {folder} is a {family or 'folder without a config.json'}, which "
                       f"cannot be the beginning of another model; these can: {', '.join(FAMILIES)}.")
+    unreadable = (OSError, RuntimeError, ValueError, ImportError, UnpicklingError, SafetensorError)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # its report has a line for every tensor
     try:
         model, report = AutoModel.from_pretrained(
             Path(folder), config=config_object(raw), dtype=torch.float32, weights_only=True,
             local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True)
-    except (OSError, RuntimeError, ValueError, ImportError, UnpicklingError, SafetensorError) as e:
+    except unreadable as e:
         raise Refused(f"bootstrap.source: the weights of {folder} cannot be read: "
                       f"{' '.join(str(e).split())[:300]}") from e
     finally:
