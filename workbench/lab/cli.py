@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Joined', 'parser', 'watch', 'ask_to_stop', 'train', 'resume', 'bootstrap', 'plan', 'all_kept', 'check', 'try_faults',
            'prepare', 'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say',
-           'docs', 'average', 'main']
+           'own_options', 'docs', 'average', 'short_options', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -24,7 +24,9 @@ class Joined(argparse.Action):
         setattr(options, self.dest, f"{getattr(options, self.dest)} {value}".strip())
 
 # %% ../../nbs/lab/40_cli.ipynb #parser_1
-def parser() -> argparse.ArgumentParser:
+def parser(
+    short: dict[str, str] = {},  # options of the run that is used -> their keys: {"to": "generate.tgt"}
+) -> argparse.ArgumentParser:
     "The command line."
     top = argparse.ArgumentParser(prog="workbench", description="Train, resume, plan and look at runs.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -64,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
             ("name", dict(metavar="NAME", help="a model of the hub, or a local folder")))
     checkpoint = ("--checkpoint", dict(default="best", metavar="NAME",
                                        help="best, last, or a checkpoint's name"))
-    command("use", "give a trained run texts or files, and get what it makes of them", run,
+    own = [(f"--{name}", dict(dest=f"short_{name}", metavar=name.upper(), help=f"short for {key}"))
+           for name, key in short.items()]
+    command("use", "give a trained run texts or files, and get what it makes of them; some runs have options of "
+                   "their own: workbench use RUN --help", run,
             ("inputs", dict(nargs="+", metavar="INPUT",
                             help="a text or a path, as the run's task takes it; -: the lines of standard "
                                  "input; a .txt file: its lines")),
@@ -73,21 +78,17 @@ def parser() -> argparse.ArgumentParser:
             ("--overrides", dict(action=Joined, default="", metavar="TEXT",
                                  help='how it is used: "speak.speed=0.9", "generate.num_beams=1"')),
             ("--seed", dict(type=int, metavar="N", help="of what is drawn at random (default: the run's)")),
-            checkpoint, task)
+            *own, checkpoint, task)
     command("average", "average the weights of a run's last checkpoints, and compare the held-out losses",
             run,
             ("--last", dict(type=int, default=5, metavar="N", help="how many checkpoints (default: 5)")),
             task)
-    command("say", "short for `use` of a run of text to speech: one text, into a wav file", run,
+    command("say", "short for `use` of a run of text to speech: one text, into a wav file; --speed, "
+            "--vocoder and --speaker are options of such a run", run,
             ("text", dict(metavar="TEXT", help="what to say")),
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
-            ("--speed", dict(type=float, metavar="X", help="times as fast (default: the run's)")),
-            ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: "
-                                                    "the run's)")),
-            ("--speaker",
-             dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
-            checkpoint)
+            *own, checkpoint)
     command("docs", "open the pages that `make docs` built",
             ("--no-browser", dict(action="store_true", help="only say the address")),
             ("--port", dict(type=int, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)")))
@@ -314,17 +315,20 @@ def use(options) -> int:
     from workbench.lab.answers import use_into
 
     return 2 if use_into(options.run, options.inputs, options.out, overrides=options.overrides,
-                         checkpoint=options.checkpoint, seed=options.seed) else 0
+                         checkpoint=options.checkpoint, seed=options.seed, **own_options(options)) else 0
 
 
 def say(options) -> int:
-    "workbench say RUN TEXT: `use` with the settings of speech as options."
+    "workbench say RUN TEXT: `use` with a file's name to begin with."
     from workbench.lab.answers import use_into
 
-    speak = {k: v for k in ("speed", "vocoder", "speaker") if (v := getattr(options, k)) is not None}
-    refused = use_into(options.run, [options.text], options.out,
-                       overrides={"speak": speak} if speak else "", checkpoint=options.checkpoint)
-    return 2 if refused else 0
+    return 2 if use_into(options.run, [options.text], options.out, checkpoint=options.checkpoint,
+                         **own_options(options)) else 0
+
+
+def own_options(options) -> dict[str, str]:
+    "The options of the run that were given."
+    return {k.removeprefix("short_"): v for k, v in vars(options).items() if k.startswith("short_") and v is not None}
 
 
 def docs(options) -> int:
@@ -351,12 +355,37 @@ def average(options) -> int:
                "average` takes it. Held-out losses:"))
     return 0
 
+# %% ../../nbs/lab/40_cli.ipynb #short_options
+def short_options(
+    words: list[str],  # of the command line
+) -> dict[str, str]:  # {"to": "generate.tgt"}; {}: the command uses no run
+    "The options of the run that is used, as its task names them."
+    from pathlib import Path
+
+    if words[:1] not in (["use"], ["say"]):
+        return {}
+    run = next((w for w in words[1:] if (Path(w) / "config.yaml").is_file()), None)
+    if run is None:
+        return {}
+    from workbench.core.config.modules import permit
+    from workbench.core.run.folder import config_of
+    from workbench.core.task import get
+    from workbench.errors import Refused
+
+    modules = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    modules.add_argument("--task-from", action="append", default=[])
+    try:
+        permit(",".join(modules.parse_known_args(words)[0].task_from))
+        return get(config_of(Path(run)).task).options
+    except Refused:  # is said when the run is opened
+        return {}
+
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
 ) -> int:
     "Run a command; returns the exit status."
-    options = parser().parse_args(arguments)
+    options = parser(short_options(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
                 "bootstrap": bootstrap, "presets": presets,
                 "runs": runs, "stop": stop,

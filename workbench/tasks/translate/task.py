@@ -16,10 +16,12 @@ from ...errors import Refused
 from ...files import read_json, write_json
 from .config import TranslateConfig
 from .data import data
+from .generate_keys import idle_keys
 from .distil import taught, teacher_of
 from .scores import baselines, best_of, pair_scores, score_names
 from .tokens import reverse_of
 from .translation import forward, translate
+from .use import use
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #nets
 def nets(
@@ -169,11 +171,10 @@ def idle(
         out["model.revision"] = "where `model.name` is a folder"
     if not cfg.loss.teacher:
         out |= dict.fromkeys(("loss.alpha", "loss.temperature"), "without `loss.teacher`: set that, or leave it out")
-    if cfg.generate.num_beams == 1:
-        out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
-    return out
+    return out | idle_keys(cfg.generate)
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
+            baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle, use=use,
+            documents=True, settings=("generate",), options={"to": "generate.tgt", "from": "generate.src"},
+            better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
