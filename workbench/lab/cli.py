@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Joined', 'parser', 'watch', 'ask_to_stop', 'train', 'resume', 'bootstrap', 'plan', 'all_kept', 'check', 'try_faults',
-           'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say', 'docs', 'main']
+           'prepare', 'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say',
+           'own_options', 'docs', 'average', 'short_options', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -23,7 +24,9 @@ class Joined(argparse.Action):
         setattr(options, self.dest, f"{getattr(options, self.dest)} {value}".strip())
 
 # %% ../../nbs/lab/40_cli.ipynb #parser_1
-def parser() -> argparse.ArgumentParser:
+def parser(
+    short: dict[str, str] = {},  # options of the run that is used -> their keys: {"to": "generate.tgt"}
+) -> argparse.ArgumentParser:
     "The command line."
     top = argparse.ArgumentParser(prog="workbench", description="Train, resume, plan and look at runs.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
             ("--deep", dict(type=float, default=0.0, metavar="SECONDS",
                             help="also learn a few rows by heart, in so many seconds (--faults: for each)")),
             ("--faults", dict(action="store_true", help="seed faults into the task: which are caught here?")))
+    command("prepare", "make a training set of raw data, and say what was left out of it", config,
+            ("files", dict(nargs="*", metavar="FILE", help="raw data, in the place of prepare.sources: files, "
+                           "folders, two aligned files one after the other")),
+            ("--pair", dict(metavar="PAIR", help="the languages of the files, source first: en-am")),
+            ("--out", dict(metavar="DIR", help="the folder of the training set (default: in the cache)")),
+            overrides, task)
     command("presets", "list the presets of the package")
     command("runs", "list the runs of this folder")
     command("stop", "ask a run to save and stop", run)
@@ -57,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
             ("name", dict(metavar="NAME", help="a model of the hub, or a local folder")))
     checkpoint = ("--checkpoint", dict(default="best", metavar="NAME",
                                        help="best, last, or a checkpoint's name"))
-    command("use", "give a trained run texts or files, and get what it makes of them", run,
+    own = [(f"--{name}", dict(dest=f"short_{name}", metavar=name.upper(), help=f"short for {key}"))
+           for name, key in short.items()]
+    command("use", "give a trained run texts or files, and get what it makes of them; some runs have options of "
+                   "their own: workbench use RUN --help", run,
             ("inputs", dict(nargs="+", metavar="INPUT",
                             help="a text or a path, as the run's task takes it; -: the lines of standard "
                                  "input; a .txt file: its lines")),
@@ -66,17 +78,17 @@ def parser() -> argparse.ArgumentParser:
             ("--overrides", dict(action=Joined, default="", metavar="TEXT",
                                  help='how it is used: "speak.speed=0.9", "generate.num_beams=1"')),
             ("--seed", dict(type=int, metavar="N", help="of what is drawn at random (default: the run's)")),
-            checkpoint, task)
-    command("say", "short for `use` of a run of text to speech: one text, into a wav file", run,
+            *own, checkpoint, task)
+    command("average", "average the weights of a run's last checkpoints, and compare the held-out losses",
+            run,
+            ("--last", dict(type=int, default=5, metavar="N", help="how many checkpoints (default: 5)")),
+            task)
+    command("say", "short for `use` of a run of text to speech: one text, into a wav file; --speed, "
+            "--vocoder and --speaker are options of such a run", run,
             ("text", dict(metavar="TEXT", help="what to say")),
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
-            ("--speed", dict(type=float, metavar="X", help="times as fast (default: the run's)")),
-            ("--vocoder", dict(metavar="NAME", help="griffin_lim, or hifigan:<folder or hub name> (default: "
-                                                    "the run's)")),
-            ("--speaker",
-             dict(metavar="NAME", help="who speaks, where a run has several (default: the first)")),
-            checkpoint)
+            *own, checkpoint)
     command("docs", "open the pages that `make docs` built",
             ("--no-browser", dict(action="store_true", help="only say the address")),
             ("--port", dict(type=int, default=0, metavar="N", help="on 127.0.0.1 (default: a free one)")))
@@ -209,6 +221,17 @@ def try_faults(
     return 0
 
 # %% ../../nbs/lab/40_cli.ipynb #stop
+def prepare(options) -> int:
+    "workbench prepare CONFIG"
+    from workbench.lab.prepare import changes, prepare as make, tables
+    from workbench.lab.show import show
+
+    over = changes(options.files, options.pair, options.out, options.overrides)
+    found = make(options.config, over, lambda sentence: print(sentence, flush=True))
+    show(*(thing for table in tables(found) for thing in (table, "")), found.says)
+    return 0
+
+
 def stop(options) -> int:
     "workbench stop RUN"
     from workbench.lab.run import launch
@@ -292,17 +315,20 @@ def use(options) -> int:
     from workbench.lab.answers import use_into
 
     return 2 if use_into(options.run, options.inputs, options.out, overrides=options.overrides,
-                         checkpoint=options.checkpoint, seed=options.seed) else 0
+                         checkpoint=options.checkpoint, seed=options.seed, **own_options(options)) else 0
 
 
 def say(options) -> int:
-    "workbench say RUN TEXT: `use` with the settings of speech as options."
+    "workbench say RUN TEXT: `use` with a file's name to begin with."
     from workbench.lab.answers import use_into
 
-    speak = {k: v for k in ("speed", "vocoder", "speaker") if (v := getattr(options, k)) is not None}
-    refused = use_into(options.run, [options.text], options.out,
-                       overrides={"speak": speak} if speak else "", checkpoint=options.checkpoint)
-    return 2 if refused else 0
+    return 2 if use_into(options.run, [options.text], options.out, checkpoint=options.checkpoint,
+                         **own_options(options)) else 0
+
+
+def own_options(options) -> dict[str, str]:
+    "The options of the run that were given."
+    return {k.removeprefix("short_"): v for k, v in vars(options).items() if k.startswith("short_") and v is not None}
 
 
 def docs(options) -> int:
@@ -312,15 +338,58 @@ def docs(options) -> int:
     serve(not options.no_browser, options.port)
     return 0
 
+# %% ../../nbs/lab/40_cli.ipynb #average
+def average(options) -> int:
+    "workbench average RUN"
+    from pathlib import Path
+
+    from workbench.core.run.checkpoint import find
+    from workbench.core.setup.average import average as mean, held_out
+    from workbench.lab.show import Table, show
+
+    run = Path(options.run)
+    folder = mean(run, options.last)
+    found = {name: held_out(run, name) for name in ("average", "best", "last") if find(run, name)}
+    show(Table(["checkpoint", *found["average"]], [[n, *parts.values()] for n, parts in found.items()],
+               f"The mean of {options.last} checkpoints is {folder}; `workbench use {run} … --checkpoint "
+               "average` takes it. Held-out losses:"))
+    return 0
+
+# %% ../../nbs/lab/40_cli.ipynb #short_options
+def short_options(
+    words: list[str],  # of the command line
+) -> dict[str, str]:  # {"to": "generate.tgt"}; {}: the command uses no run
+    "The options of the run that is used, as its task names them."
+    from pathlib import Path
+
+    if words[:1] not in (["use"], ["say"]):
+        return {}
+    run = next((w for w in words[1:] if (Path(w) / "config.yaml").is_file()), None)
+    if run is None:
+        return {}
+    from workbench.core.config.modules import permit
+    from workbench.core.run.folder import config_of
+    from workbench.core.task import get
+    from workbench.errors import Refused
+
+    modules = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    modules.add_argument("--task-from", action="append", default=[])
+    try:
+        permit(",".join(modules.parse_known_args(words)[0].task_from))
+        return get(config_of(Path(run)).task).options
+    except Refused:  # is said when the run is opened
+        return {}
+
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
 ) -> int:
     "Run a command; returns the exit status."
-    options = parser().parse_args(arguments)
-    commands = {"train": train, "resume": resume, "plan": plan, "bootstrap": bootstrap, "check": check,
-                "presets": presets, "runs": runs, "stop": stop,
-                "check-model": check_model, "use": use, "say": say, "docs": docs}
+    options = parser(short_options(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
+    commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
+                "bootstrap": bootstrap, "presets": presets,
+                "runs": runs, "stop": stop,
+                "check-model": check_model, "use": use, "say": say, "docs": docs, "average": average}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit
     from workbench.errors import Failed, Refused

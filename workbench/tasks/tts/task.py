@@ -202,6 +202,7 @@ def idle(
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
             use=use, settings=("speak",),
+            options={"speed": "speak.speed", "vocoder": "speak.vocoder", "speaker": "speak.speaker"},
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
                                   "voicing_error", "asr_wer",
                                   "asr_cer"), "min"))
