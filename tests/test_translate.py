@@ -335,6 +335,7 @@ def made(folder, good):
     equal = "model.dropout=0 train.max_steps=3 data.temperature=3"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(folder))
+        data_of(config(good))  # a corpus is prepared by one process
         straight = go(folder / "straight", config(good, HARD))
         stopped = go(folder / "killed", config(good, HARD), trap="3")
         out = {"straight": done(straight)}
