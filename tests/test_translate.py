@@ -362,7 +362,7 @@ def test_two_processes_equal_one(made):
     one, two = made["one"], made["two"]
     assert read_json(two / "plan.json")["processes"] == 2
     close(lines(one), lines(two))
-    rows = [(r / "predictions/valid.csv").read_text().splitlines() for r in (one, two)]
+    rows = [(r / "predictions/test.csv").read_text().splitlines() for r in (one, two)]
     assert rows[0] == rows[1] and len(rows[0]) > 2
 
 
