@@ -335,6 +335,7 @@ def made(folder, good):
     equal = "model.dropout=0 train.max_steps=3 data.temperature=3"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(folder))
+        data_of(config(good))  # a corpus is prepared by one process
         straight = go(folder / "straight", config(good, HARD))
         stopped = go(folder / "killed", config(good, HARD), trap="3")
         out = {"straight": done(straight)}
@@ -361,7 +362,7 @@ def test_two_processes_equal_one(made):
     one, two = made["one"], made["two"]
     assert read_json(two / "plan.json")["processes"] == 2
     close(lines(one), lines(two))
-    rows = [(r / "predictions/valid.csv").read_text().splitlines() for r in (one, two)]
+    rows = [(r / "predictions/test.csv").read_text().splitlines() for r in (one, two)]
     assert rows[0] == rows[1] and len(rows[0]) > 2
 
 
