@@ -1,4 +1,4 @@
-"""What the first document types, calls and names is found in the guide for its readers, beside what it is here."""
+"""What the first document types, calls and names is found in the guide, beside what it is here."""
 from pathlib import Path
 
 import nbformat
@@ -14,8 +14,9 @@ COMMANDS = ["python bootstrap_from_pretrained.py", "python prepare_training_data
             "export MASTER_ADDR=localhost MASTER_PORT=12355 WORLD_SIZE=4", "optimize_memory_usage()"]
 CALLS = ["models/universal_encoder_initial.pt", "models/universal_decoder_initial.pt",
          "VocabularyManager().get_vocab_for_pair(src_lang, tgt_lang)", "trainer.setup_distributed()",
-         "trainer.optimize_memory()", "torch.load('checkpoints/best_model.pt')", "checkpoints/checkpoint_epoch_1.pt",
-         "Wandb training logs", "model.onnx", "model.mlmodel", "model.tflite"]
+         "trainer.optimize_memory()", "torch.load('checkpoints/best_model.pt')",
+         "checkpoints/checkpoint_epoch_1.pt", "Wandb training logs", "model.onnx", "model.mlmodel",
+         "model.tflite"]
 
 
 def source(name):
@@ -36,7 +37,8 @@ def test_the_guide_of_translation_goes_the_whole_way():
 
 @pytest.mark.parametrize("key, ours", [("world_size", "--nproc"), ("nproc_per_node", "--nproc"),
                                        ("master_addr", "--nproc"), ("master_port", "--nproc"),
-                                       ("optimize_memory_usage", "train.memory"), ("optimize_memory", "train.memory")])
+                                       ("optimize_memory_usage", "train.memory"),
+                                       ("optimize_memory", "train.memory")])
 def test_its_words_as_keys_are_answered_with_ours(key, ours):
     for where in ({key: 4}, {"train": {key: 4}}):
         with pytest.raises(Refused, match=f"did you mean `{ours}`"):

@@ -154,8 +154,9 @@ SMALL = {"sign": "data.languages=null data.max_lost=1 data.step_frames=4 generat
                  "model.init=scratch model.tokenizer_kind=char model.params.d_model=16 model.params.d_kv=8 "
                  "model.params.d_ff=16 model.params.num_layers=1 model.params.num_decoder_layers=1 "
                  "model.params.num_heads=2",
-         "translate": "train.batch_tokens=null data.max_length=40 generate.max_length=4 model.vocab_size=1500 "
-                      "model.params.d_model=16 model.params.encoder_layers=1 model.params.decoder_layers=1 "
+         "translate": "train.batch_tokens=null data.max_length=40 generate.max_length=4 "
+                      "model.vocab_size=1500 model.params.d_model=16 model.params.encoder_layers=1 "
+                      "model.params.decoder_layers=1 "
                       "model.params.encoder_attention_heads=2 model.params.decoder_attention_heads=2 "
                       "model.params.encoder_ffn_dim=16 model.params.decoder_ffn_dim=16",
          "tts": "data.text.kind=characters speak.f0=false model.width=16 model.layers=1 model.hidden=16 "
@@ -199,8 +200,9 @@ class Place:
         if not folder.exists():
             tokenizer = train_tokenizer(texts(300).split("\n"), "unigram", 400)
             tokenizer.save_pretrained(folder)
-            BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                 intermediate_size=16, max_position_embeddings=64)).save_pretrained(folder)
+            config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+                                num_attention_heads=2, intermediate_size=16, max_position_embeddings=64)
+            BertModel(config).save_pretrained(folder)
         return folder
 
     def start(self):
