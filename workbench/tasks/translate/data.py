@@ -51,7 +51,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.at)
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #rows_of
 def rows_of(
     stored: Sequence[str],  # pairs of the corpus
     kinds: np.ndarray,  # int [M] pair of each row of the corpus, into `stored`
@@ -61,7 +61,7 @@ def rows_of(
     read = [p in pairs or reverse_of(p) in pairs for p in stored]
     return np.asarray(read, bool)[kinds]
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #index_of
 def index_of(
     stored: Sequence[str],  # as for `rows_of`
     kinds: np.ndarray,
@@ -183,7 +183,7 @@ def collate(
             "source_lengths": torch.tensor([len(s) for s in tensors["source"]]),
             "labels": pad_sequence(tensors["labels"], True, -100)}
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #count
 def count(
     batch: dict,
 ) -> dict[str, float]:
@@ -217,7 +217,7 @@ def mixing_facts(
                       for p, n, s in zip(rows.pairs, counts, seen)},
             "mixing": both + (f"temperature {temperature:g}" if temperature > 1 else "as many as there are")}
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #cut_facts
 def cut_facts(
     splits: dict[str, Rows],
 ) -> dict:
@@ -269,11 +269,13 @@ def whole(
     column = lambda rows, of: Column(len(rows), of)
     texts = {s: column(rows, lambda i, rows=rows: rows.texts(i)[1]) for s, rows in splits.items()}
     sources = {s: column(rows, lambda i, rows=rows: rows.texts(i)[0]) for s, rows in splits.items()}
-    named = {s: column(rows, lambda i, rows=rows: rows.pairs[rows.index.pair[i]]) for s, rows in splits.items()}
+    named = {s: column(rows, lambda i, rows=rows: rows.pairs[rows.index.pair[i]])
+             for s, rows in splits.items()}
     bleu = pair_tokenizers({p: some_of(train, k) for k, p in enumerate(train.pairs)}, cfg.score.bleu)
     facts = {"source": d.source, "fingerprint": corpus.fingerprint, **corpus.facts,
              **mixing_facts(train, d.temperature, "both ways, " * d.both_ways), **cut_facts(splits),
-             "tokenizer": tokens.origin, "vocabulary": len(tokens.tokenizer), **letters_lost(cfg, tokens, splits),
+             "tokenizer": tokens.origin,
+             "vocabulary": len(tokens.tokenizer), **letters_lost(cfg, tokens, splits),
              "signatures": pair_signatures(bleu)}
     drawn = ((lambda seed, epoch: mixed(train.index.pair, d.temperature, seed, epoch))
              if d.temperature > 1 else None)
@@ -287,7 +289,7 @@ def whole(
         contents={s: rows.encoded.prints[rows.index.at].tolist() for s, rows in splits.items()},
         show=show)
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #some_of
 def some_of(
     rows: Rows,
     pair: int,
@@ -297,10 +299,11 @@ def some_of(
     at = np.flatnonzero(rows.index.pair == pair)
     return [rows.texts(int(i))[1] for i in at[:: max(1, len(at) // at_most)]]
 
-
+# %% ../../../nbs/tasks/translate/20_data.ipynb #show
 def show(
     batch: dict,
     rows: int = 3,
 ) -> list[str]:
     "The first rows of a batch, for a person."
-    return [f"{p}: {s} → {t}" for p, s, t in list(zip(batch["pair"], batch["source_text"], batch["target_text"]))[:rows]]
+    return [f"{p}: {s} → {t}"
+            for p, s, t in list(zip(batch["pair"], batch["source_text"], batch["target_text"]))[:rows]]
