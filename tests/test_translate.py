@@ -119,7 +119,8 @@ def test_bad_pairs_are_named(good, pairs, words):
 def test_a_text_in_a_script_without_a_pack_is_one_sentence(folder, good):
     data_of(config(good))  # packs of Latin, Ethiopic and Cyrillic
     home = phrases.corpus(folder / "greek", ["en-de"])
-    phrases.write(home / "test" / "en-de.tsv", [("the house.", "το σπίτι."), *[("a car.", "ein Auto.")] * 9])
+    rows = [("the house.", "το σπίτι."), *[("a car.", "ein Auto.")] * 9]
+    phrases.write(home / "test" / "en-de.tsv", rows)
     message = refusal(config(home))
     assert ("1 of 52 rows" in message and "the target is written in Greek" in message
             and "no pack 'greek'" in message)

@@ -12,7 +12,8 @@ WORDS = {
 
 def sentences(language):
     "All sentences of a language; the same place is the same sentence in each."
-    return [" ".join(words) + "." for words in itertools.product(*(part.split() for part in WORDS[language]))]
+    parts = [part.split() for part in WORDS[language]]
+    return [" ".join(words) + "." for words in itertools.product(*parts)]
 
 
 def corpus(home, pairs=("en-de", "en-am", "en-ru"), counts={}):
