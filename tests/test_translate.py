@@ -1,4 +1,4 @@
-"""Translation end to end: pairs, tokens and mixing; every family; runs that are killed, shared and resumed."""
+"""Translation end to end: pairs, tokens and mixing, every family, runs killed, shared and resumed."""
 import math
 import signal
 import types
@@ -39,7 +39,8 @@ PRESET = {
     "data": {"source": "", "max_length": 40}, "model": {"name": "universal-tiny", "init": "scratch",
                                                         "vocab_size": 1500, "params": TINY},
     "generate": {"num_beams": 1, "max_length": 12},
-    "train": {"max_steps": 6, "minutes": None, "batch_size": 8, "lr": 1e-2, "log_every": 1, "checkpoint_every": 2,
+    "train": {"max_steps": 6, "minutes": None, "batch_size": 8, "lr": 1e-2, "log_every": 1,
+              "checkpoint_every": 2,
               "scheduler": {"warmup": 1}},
     "valid": {"every": 5, "batch_size": 8, "metric": "chrf_mean"}}
 
@@ -87,16 +88,20 @@ def test_each_pair_is_read_as_it_is_asked_for(good):
         said = phrases.sentences(source).index(r["source_text"])
         assert r["target_text"] == phrases.sentences(target)[said]
         ids = [d.own.tokenizer.convert_ids_to_tokens(r[k].tolist()) for k in ("source", "labels")]
-        assert [x[0] for x in ids] == [f"__{source}__", f"__{target}__"] and [x[-1] for x in ids] == ["</s>"] * 2
+        assert [x[0] for x in ids] == [f"__{source}__",
+                                       f"__{target}__"] and [x[-1] for x in ids] == ["</s>"] * 2
         assert d.own.tokenizer.decode(r["labels"], skip_special_tokens=True) == r["target_text"]
-    assert list(d.texts["valid"]) == [r["target_text"] for r in (d.datasets["valid"][i, 0] for i in range(12))]
+    assert list(d.texts["valid"]) == [r["target_text"]
+                                      for r in (d.datasets["valid"][i, 0] for i in range(12))]
 
 
 def test_both_ways_adds_the_reverse_of_each_pair(good):
     one, both = (data_of(config(good, f"data.both_ways={word}")) for word in ("false", "true"))
     assert len(both.datasets["train"]) == 2 * len(one.datasets["train"])
-    turned = {(r["target_text"], r["source_text"]) for r in (both.datasets["train"][i, 0] for i in range(108, 216))}
-    assert turned == {(r["source_text"], r["target_text"]) for r in (one.datasets["train"][i, 0] for i in range(108))}
+    turned = {(r["target_text"], r["source_text"])
+              for r in (both.datasets["train"][i, 0] for i in range(108, 216))}
+    assert turned == {(r["source_text"], r["target_text"])
+                      for r in (one.datasets["train"][i, 0] for i in range(108))}
     assert (both.lengths["train"][108:] == one.lengths["train"][:, ::-1]).all()
     assert len(set(both.uids["train"])) == 216
 
@@ -114,9 +119,11 @@ def test_bad_pairs_are_named(good, pairs, words):
 def test_a_text_in_a_script_without_a_pack_is_one_sentence(folder, good):
     data_of(config(good))  # packs of Latin, Ethiopic and Cyrillic
     home = phrases.corpus(folder / "greek", ["en-de"])
-    phrases.write(home / "test" / "en-de.tsv", [("the house.", "το σπίτι."), *[("a car.", "ein Auto.")] * 9])
+    rows = [("the house.", "το σπίτι."), *[("a car.", "ein Auto.")] * 9]
+    phrases.write(home / "test" / "en-de.tsv", rows)
     message = refusal(config(home))
-    assert "1 of 52 rows" in message and "the target is written in Greek" in message and "no pack 'greek'" in message
+    assert ("1 of 52 rows" in message and "the target is written in Greek" in message
+            and "no pack 'greek'" in message)
     d = data_of(config(home, "data.max_rejected=0.1"))
     assert len(d.datasets["test"]) == 9 and [r["uid"] for r in d.rejected] == ["test/en-de.tsv:2"]
     assert len(data_of(config(home, "data.max_rejected=0.1 data.pairs=[de-en]")).rejected) == 1
@@ -140,7 +147,8 @@ def test_tokens_lie_in_mapped_files(good):
     d = data_of(config(good))
     encoded = d.datasets["train"].encoded
     assert all(isinstance(t, np.memmap) and not t.flags.writeable for t in encoded.tokens.values())
-    assert d.uids["train"][3] == d.datasets["train"].uid(3) and d.uids["train"][-2:] == list(d.uids["train"])[-2:]
+    assert (d.uids["train"][3] == d.datasets["train"].uid(3)
+            and d.uids["train"][-2:] == list(d.uids["train"])[-2:])
 
 
 # Mixing
@@ -153,8 +161,10 @@ def test_shares_follow_the_temperature(folder):
     assert sorted(counts) == [4, 9, 36] and wanted.sum() == 49
     weight = counts ** 0.2
     assert np.abs(wanted - 49 * weight / weight.sum()).max() < 1
-    setup = types.SimpleNamespace(data=d, cfg=config(home), accelerator=types.SimpleNamespace(num_processes=1),
-                                  job=types.SimpleNamespace(first_world_size=1), stage=stages(config(home))[0])
+    setup = types.SimpleNamespace(data=d, cfg=config(home),
+                                  accelerator=types.SimpleNamespace(num_processes=1),
+                                  job=types.SimpleNamespace(first_world_size=1),
+                                  stage=stages(config(home))[0])
     plan = batch_plan(setup)
     for epoch in range(3):
         rows = np.concatenate([slot for step in plan(epoch) for slot in step])
@@ -167,7 +177,8 @@ def test_split_pieces_say_the_same(good):
     plain, dropped = (data_of(config(good, f"data.subword_dropout={p}")) for p in (0, 0.5))
     tok, longer = dropped.own.tokenizer, 0
     for i in range(20):
-        a, b, c = plain.datasets["train"][i, 0], dropped.datasets["train"][i, 0], dropped.datasets["train"][i, 1]
+        a, b, c = (plain.datasets["train"][i, 0], dropped.datasets["train"][i, 0],
+                   dropped.datasets["train"][i, 1])
         assert tok.decode(b["source"], skip_special_tokens=True) == a["source_text"]
         assert b["source"].tolist() == dropped.datasets["train"][i, 0]["source"].tolist()
         longer += len(b["source"]) > len(a["source"]) or c["source"].tolist() != b["source"].tolist()
@@ -187,7 +198,8 @@ def test_scores_are_of_each_pair_and_of_their_mean(good):
     found = translate.score(rows, d)
     each = {p: [r for r in rows if r["pair"] == p] for p in ("en-am", "en-de", "en-ru")}
     for p, some in each.items():
-        theirs = sacrebleu.corpus_chrf([r["hypothesis"] for r in some], [[r["reference"] for r in some]]).score
+        theirs = sacrebleu.corpus_chrf([r["hypothesis"] for r in some],
+                                       [[r["reference"] for r in some]]).score
         assert found[f"chrf/{p}"] == pytest.approx(theirs)
     assert found["chrf/en-de"] == 100 > found["chrf"] > found["chrf/en-am"]
     assert found["chrf_mean"] == pytest.approx(sum(found[f"chrf/{p}"] for p in each) / 3)
@@ -200,7 +212,8 @@ def test_the_baseline_is_the_better_of_copying_and_a_constant(folder):
     found = translate.baseline(d, "test")
     copied = [{"pair": p, "reference": t, "hypothesis": s}
               for p, t, s in zip(d.own.pairs["test"], d.texts["test"], d.own.sources["test"])]
-    assert found["chrf/en-de"] == pytest.approx(translate.score(copied, d)["chrf/en-de"]) and found["chrf/en-de"] > 30
+    assert found["chrf/en-de"] == pytest.approx(translate.score(copied,
+                                                                d)["chrf/en-de"]) and found["chrf/en-de"] > 30
     assert found["chrf/en-am"] > translate.score(copied, d)["chrf/en-am"]  # a constant is better there
 
 
@@ -249,7 +262,8 @@ def family_config(good, families, family, more=""):
     base = presets.merge(PRESET, {"model": {"params": {}}, "data": {"max_length": 39}})
     base["model"].pop("params")
     base["model"].pop("vocab_size")
-    return presets.load(presets.merge(base, {"data": {"source": str(good), "pairs": ["en-de"], "both_ways": True},
+    return presets.load(presets.merge(base,
+                                      {"data": {"source": str(good), "pairs": ["en-de"], "both_ways": True},
                                              "model": {"name": str(families[family]), "init": "pretrained",
                                                        "dropout": 0.0, "languages": codes}}), more)
 
@@ -278,8 +292,10 @@ def test_a_family_trains_and_translates(good, families, family):
     t = trained(family_config(good, families, family))
     assert all(map(math.isfinite, t.losses)) and t.losses[1] < t.losses[0]
     assert t.moved == t.on  # the encoder's own token table is among them
-    rows = predict_rows(translate.task, t.nets, t.data, "test", Ctx(cfg=t.cfg, data=t.data, training=False), 4)
-    assert {r["pair"] for r in rows} == {"en-de", "de-en"} and all(isinstance(r["hypothesis"], str) for r in rows)
+    rows = predict_rows(translate.task, t.nets, t.data, "test", Ctx(cfg=t.cfg, data=t.data, training=False),
+                        4)
+    assert {r["pair"] for r in rows} == {"en-de",
+                                         "de-en"} and all(isinstance(r["hypothesis"], str) for r in rows)
     if family in CODES:
         tok = t.data.own.tokenizer
         wanted = [tok.convert_tokens_to_ids(CODES[family][p.split("-")[1]]) for p in t.batch["pair"]]

@@ -1,4 +1,4 @@
-"Small parallel corpora: three words a sentence, translated word by word, so that a tiny model can learn them."
+"Small parallel corpora: three words a sentence, translated word by word, so a tiny model learns them."
 import itertools
 from pathlib import Path
 
@@ -12,7 +12,8 @@ WORDS = {
 
 def sentences(language):
     "All sentences of a language; the same place is the same sentence in each."
-    return [" ".join(words) + "." for words in itertools.product(*(part.split() for part in WORDS[language]))]
+    parts = [part.split() for part in WORDS[language]]
+    return [" ".join(words) + "." for words in itertools.product(*parts)]
 
 
 def corpus(home, pairs=("en-de", "en-am", "en-ru"), counts={}):
@@ -30,4 +31,5 @@ def corpus(home, pairs=("en-de", "en-am", "en-ru"), counts={}):
 def write(path, rows):
     "A table of sources and targets."
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join("\t".join(row) for row in [("source", "target"), *rows]) + "\n", encoding="utf8")
+    path.write_text("\n".join("\t".join(row) for row in [("source", "target"), *rows]) + "\n",
+                    encoding="utf8")

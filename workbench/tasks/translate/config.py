@@ -35,7 +35,7 @@ Pair = Annotated[str, AfterValidator(pair_of)]
 class TranslateData(Section):
     "The pairs of texts, their tokens, and how often each pair is seen."
     judged = "plan"
-    unread = {"vocabulary": "the model brings a tokenizer of its own: leave it out, or take a universal model"}
+    unread = {"vocabulary": "the model brings a tokenizer of its own: leave it out, or take `universal`"}
     # samples, a folder that `workbench prepare` made, or one with train.tsv, valid.tsv, test.tsv
     source: Place = "samples"
     # those trained on and scored; null: all that are stored
