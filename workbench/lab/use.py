@@ -111,8 +111,7 @@ def inputs(
         elif path and path.suffix.lower() == ".txt":
             if not os.path.isfile(path):
                 raise Refused(f"there is no file {word}: give a text, or a .txt file with one input a line.")
-            with open(path, "rb") as file:
-                yield from listed(word, decoded(path, file), documents)
+            yield from listed(word, decoded(path), documents)
         else:
             yield word
 
@@ -131,14 +130,14 @@ def listed(
 
 def decoded(
     path: Path,
-    lines: Iterable[bytes],
 ) -> Iterator[str]:
     "The lines of a file as text. Raises `Refused` for one that is not UTF-8."
-    for n, line in enumerate(lines, 1):
-        try:
-            yield line.decode("utf-8-sig" if n == 1 else "utf8")
-        except UnicodeDecodeError as e:
-            raise Refused(f"{path}, line {n}: not UTF-8 at byte {e.start}; save the file as UTF-8.") from e
+    with open(path, "rb") as file:
+        for n, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if n == 1 else "utf8")
+            except UnicodeDecodeError as e:
+                raise Refused(f"{path}, line {n}: not UTF-8 at byte {e.start}; save the file as UTF-8.") from e
 
 # %% ../../nbs/lab/60_use.ipynb #inputs_are_several
 def several(

@@ -63,6 +63,6 @@ def search(
         steps = Steps(model, hidden, mask, n)
         per_row = [lambda t, s, rows, rule=rule: rule(t, s, rows // n) for rule in rules]
         choice = {"pick": lambda s: draw_from(s, how.temperature, how.top_k, how.top_p, generator)} if how.sample else {}
-        found = [Found(ids, total / (len(ids) + 1) ** how.length_penalty)
+        found = [Found(ids, total / min(len(ids) + 1, longest) ** how.length_penalty)
                  for ids, total in one_each(steps, begin.repeat_interleave(n, 0), eos, longest, per_row, **choice)]
     return [sorted(found[i: i + n], key=lambda f: -f.score) for i in range(0, len(found), n)]
