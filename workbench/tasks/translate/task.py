@@ -39,6 +39,8 @@ def nets(
     torch.manual_seed(cfg.seed)
     if load_weights:
         config, origin = find_model(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
+        if m.start:
+            origin = begin_with(m.start, config, data.own.tokens.key)
         if origin["kind"] == "pretrained" and data.own.tokens.vocabulary is not None:
             raise Refused(f"the weights of {m.name} are pretrained with another vocabulary than these packs: "
                           "leave data.vocabulary out, or set model.init=scratch.")
@@ -164,12 +166,11 @@ def idle(
     if not cfg.loss.teacher:
         out |= dict.fromkeys(("loss.alpha", "loss.temperature"),
                              "without `loss.teacher`: set that, or leave it out")
-    if cfg.generate.num_beams == 1:
-        out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
-    return out
+    return out | idle_keys(cfg.generate)
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            told=told,
-            settings=("generate",), better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
+            told=told, prepare=report, bootstrap=bootstrap, use=use, documents=True, settings=("generate",),
+            options={"to": "generate.tgt", "from": "generate.src"},
+            better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
