@@ -86,14 +86,16 @@ def test_too_few_and_unlike_checkpoints_are_refused_in_one_sentence(run, tmp_pat
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "average", ignore_errors=True)
     there = len(list((copy / "checkpoints").glob("step_*")))
-    with pytest.raises(Refused, match=f"has {there} checkpoints, and 99 are to be averaged. Take --last {there}"):
+    with pytest.raises(Refused, match=f"has {there} checkpoints, and 99 are to be averaged. Take --last "
+                                      f"{there}"):
         average(copy, 99)
     with pytest.raises(Refused, match="an average is of 2 checkpoints at least"):
         average(copy, 1)
     odd = last_ones(copy, 2)[0] / "net.head.safetensors"
     state = checkpoint.load_tensors(odd)
     checkpoint.save_tensors(odd, state | {"out.weight": torch.zeros(1, 9)})
-    with pytest.raises(Refused, match=r"`out.weight` of net.head is \(1, 9\) in one and \(1, 8\) in the other"):
+    with pytest.raises(Refused,
+                       match=r"`out.weight` of net.head is \(1, 9\) in one and \(1, 8\) in the other"):
         average(copy, 2)
     assert not (copy / "checkpoints" / "average").exists()
     assert not list((copy / "checkpoints").glob(".average*"))

@@ -1,4 +1,5 @@
-"Back-translation is a flow of commands: use a run backwards, prepare what it wrote as synthetic, train on both."
+"""Back-translation is a flow of commands: use a run backwards, prepare what it wrote as synthetic, train on
+both."""
 import pytest
 from bilingual import config, corpus, pairs
 from runs import end, go
@@ -43,7 +44,8 @@ def test_synthetic_rows_are_trained_on_are_marked_and_never_held_out(folder, tmp
     rows = {split: list(open_corpus(out).rows(split)) for split in ("train", "valid", "test")}
     made = [row for row in rows["train"] if row.synthetic]
     assert {(r.source, r.target) for r in made} == set(zip(WRITTEN, TEXTS))
-    assert len(rows["train"]) == 120 + len(made) and not any(r.synthetic for s in ("valid", "test") for r in rows[s])
+    assert len(rows["train"]) == 120 + len(made) and not any(r.synthetic for s in ("valid", "test")
+                                                             for r in rows[s])
 
     cfg = complete(config(out))
     data = data_of(cfg, stages(cfg)[0])

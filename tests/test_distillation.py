@@ -1,4 +1,5 @@
-"A student learns from a teacher: the loss by its identities, and a run in which the teacher is frozen and kept once."
+"""A student learns from a teacher: the loss by its identities, and a run in which the teacher is frozen and
+kept once."""
 import shutil
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ from workbench.errors import Refused
 from workbench.files import read_json
 from workbench.lab.run.launch import log_tail
 from workbench.parts.text.seq2seq import token_loss
-from workbench.tasks.translate.distil import distance, require_same_tokens, require_teacher, taught, tokens_print
+from workbench.tasks.translate.distil import (
+    distance, require_same_tokens, require_teacher, taught, tokens_print)
 
 B, T, V = 3, 5, 40
 

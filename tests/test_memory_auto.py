@@ -39,8 +39,8 @@ def needs(cfg, folder, savings, world=1):
 
 
 def limit(cfg, folder, world=1):
-    """GB between what a run needs and the least that it needs with smaller micro-batches: the heap of many small
-    blocks may be larger than that of few, so two parts do not always need less."""
+    """GB between what a run needs and the least that it needs with smaller micro-batches.
+    The heap of many small blocks may be larger than that of few, so two parts do not always need less."""
     plain, *others = (needs(cfg, folder, Savings(parts=n), world) for n in (1, 2, 4, 8))
     less = min(others)
     assert less < plain

@@ -127,7 +127,8 @@ def test_one_language_token_for_all(healthy, monkeypatch):
         first.append(frame.first)
         return replace(frame, first=first[0])
     monkeypatch.setattr(data_module, "frame_of", frame_of)
-    assert wrong(healthy)["told"] == ("a row is the same whatever its target language: nothing tells it to the "
+    assert wrong(healthy)["told"] == ("a row is the same whatever its target language: nothing tells it to "
+                                      "the "
                                       "net.")
 
 
@@ -174,7 +175,8 @@ def test_padding_in_the_loss(healthy, monkeypatch):
     assert "padding" in wrong(healthy)
 
 
-@pytest.mark.parametrize("by", [0, 2], ids=["sees the token that it predicts", "predicts the token after the next"])
+@pytest.mark.parametrize("by", [0, 2], ids=["sees the token that it predicts", "predicts the token after the "
+                                                                               "next"])
 def test_labels_shifted_by_one_token(healthy, monkeypatch, by):
     plain = seq2seq.shift_right
 

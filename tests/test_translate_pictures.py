@@ -1,4 +1,5 @@
-"What a person sees of a translation: the differences marked, and which words were looked at, in every script."
+"""What a person sees of a translation: the differences marked, and which words were looked at, in every
+script."""
 import html
 import re
 
@@ -135,5 +136,6 @@ def test_previews_show_held_out_rows_of_both_pairs(made, tmp_path):
     batch = found.collate([found.datasets["valid"][0, 0]])
     weights, source, target, layer = p.attended(nets, batch, "das Haus", found)
     assert torch.allclose(weights.sum(1), torch.ones(len(target)), atol=1e-5)
-    assert target[0] in ("__de__", "__am__") and target[1:] == ["das", "Haus", "</s>"] and layer == "decoder layer 1 of 1"
+    assert target[0] in ("__de__", "__am__") and target[1:] == ["das", "Haus",
+                                                                "</s>"] and layer == "decoder layer 1 of 1"
     assert source[1:-1] == batch["source_text"][0].split()

@@ -7,9 +7,11 @@ from workbench.core.config.merging import merge
 from workbench.core.config.presets import parse_overrides
 
 WORDS = {
-    "en": "the house water sees good day dog eats red book small man big sun reads now city old tree loves and new road "
+    "en": "the house water sees good day dog eats red book small man big sun reads now city old tree loves "
+          "and new road "
           "finds not evening child hears white window".split(),
-    "de": "das Haus Wasser sieht guter Tag Hund frisst rotes Buch kleiner Mann große Sonne liest jetzt Stadt alter Baum "
+    "de": "das Haus Wasser sieht guter Tag Hund frisst rotes Buch kleiner Mann große Sonne liest jetzt Stadt "
+          "alter Baum "
           "liebt und neue Straße findet nicht Abend Kind hört weißes Fenster".split(),
     "am": "ያ ቤት ውሃ ያያል ጥሩ ቀን ውሻ ይበላል ቀይ መጽሐፍ ትንሽ ሰው ትልቅ ፀሐይ ያነባል አሁን ከተማ አሮጌ ዛፍ ይወዳል እና አዲስ መንገድ "
           "ያገኛል አይደለም ምሽት ልጅ ይሰማል ነጭ መስኮት".split()}
@@ -46,8 +48,10 @@ def corpus(folder, rows=(400, 60, 60), of=("en-de", "en-am"), change=lambda spli
 
 def config(folder, overrides="", **sections):
     "A configuration that trains on such a folder."
-    base = {"task": "translate", "check": False, "trackers": [], "data": {"source": str(folder), "max_length": 48},
-            "model": {"name": "universal-tiny", "init": "scratch", "vocab_size": 1000, "dropout": 0.0, "params": TINY},
+    base = {"task": "translate", "check": False, "trackers": [],
+            "data": {"source": str(folder), "max_length": 48},
+            "model": {"name": "universal-tiny", "init": "scratch", "vocab_size": 1000, "dropout": 0.0,
+                      "params": TINY},
             "generate": {"max_length": 48},
             "valid": {"every": None, "metric": "loss", "batch_size": 60},
             "train": {"max_steps": 20, "minutes": None, "batch_size": 32, "lr": 3e-3, "log_every": 10,

@@ -137,7 +137,8 @@ def decoded(
             try:
                 yield line.decode("utf-8-sig" if n == 1 else "utf8")
             except UnicodeDecodeError as e:
-                raise Refused(f"{path}, line {n}: not UTF-8 at byte {e.start}; save the file as UTF-8.") from e
+                raise Refused(f"{path}, line {n}: not UTF-8 at byte {e.start}; "
+                              "save the file as UTF-8.") from e
 
 # %% ../../nbs/lab/60_use.ipynb #inputs_are_several
 def several(
@@ -206,12 +207,14 @@ def spelt_out(
     known: dict[str, str],  # of the task: {"to": "generate.tgt"}
     run: str,
 ) -> dict:
-    "Short options as overrides. Raises `Refused` with those that the run has, and for one that is said twice."
+    """Short options as overrides.
+    Raises `Refused` with those that the run has, and for one that is said twice."""
     over = parse_overrides(overrides) if isinstance(overrides, str) else overrides
     for name, value in options.items():
         if (short := name.rstrip("_")) not in known:
             may = f"its options are {', '.join(known)}" if known else "it has none"
-            raise Refused(f"{run} has no option `{short}`{nearest(short, list(known))}: {may}. Every key of its "
+            raise Refused(f"{run} has no option `{short}`{nearest(short, list(known))}: {may}. Every key of "
+                          "its "
                           "settings can be given as overrides.")
         if value is None:
             continue
@@ -236,7 +239,8 @@ def use(
     Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
     `refused`."""
     if options:
-        name, folder = (run.task, run.run) if isinstance(run, Opened) else (get(config_of(Path(run)).task), run)
+        name, folder = (run.task, run.run) if isinstance(run,
+                                                         Opened) else (get(config_of(Path(run)).task), run)
         overrides = spelt_out(options, overrides, name.options, str(folder))
     opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
               else open_run(run, checkpoint, overrides, seed))

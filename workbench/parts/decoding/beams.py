@@ -61,7 +61,8 @@ def one_each(
             break
         if len(left) <= (1 - DROPPED) * len(rows):
             steps.keep(left)
-            tokens, new, total, rows, is_open = tokens[left], new[left], total[left], rows[left], is_open[left]
+            tokens, new, total, rows, is_open = (tokens[left], new[left], total[left], rows[left],
+                                                 is_open[left])
     return out
 
 # %% ../../../nbs/parts/decoding/20_beams.ipynb #Ended

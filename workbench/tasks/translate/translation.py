@@ -73,7 +73,8 @@ def settings_of(
     "The settings of a search."
     from workbench.parts.decoding.search import Settings
 
-    same = ("num_beams", "length_penalty", "n_best", "no_repeat_ngram", "sample", "temperature", "top_k", "top_p")
+    same = ("num_beams", "length_penalty", "n_best", "no_repeat_ngram", "sample", "temperature", "top_k",
+            "top_p")
     return Settings(longest=g.max_length, **{k: getattr(g, k) for k in same})
 
 
@@ -106,7 +107,8 @@ def found(
     phrases = [tokens(terms_of(text, glossary)) for text in batch["source_text"]] if glossary else None
     firsts = tokens(prefix or [g.prefix] * len(begin)) if prefix or g.prefix else None
     draws = torch.Generator(mask.device).manual_seed(ctx.cfg.seed) if g.sample else None
-    return search(model, encode(model, batch["source"], mask), mask, begin, settings_of(g), firsts, phrases, draws)
+    return search(model, encode(model, batch["source"], mask), mask, begin, settings_of(g), firsts, phrases,
+                  draws)
 
 # %% ../../../nbs/tasks/translate/25_translation.ipynb #translate
 def translate(
@@ -140,8 +142,10 @@ def batch_of(
 
     frame = own.frames[pair]
     ids = [torch.tensor([*frame.before, *item.ids, *frame.after]) for item in items]
-    return {"source": pad_sequence(ids, True, own.tokenizer.pad_token_id).to(device), "pair": [pair] * len(items),
-            "source_lengths": torch.tensor([len(i) for i in ids]).to(device), "source_text": [i.text for i in items]}
+    return {"source": pad_sequence(ids, True, own.tokenizer.pad_token_id).to(device),
+            "pair": [pair] * len(items),
+            "source_lengths": torch.tensor([len(i) for i in ids]).to(device),
+            "source_text": [i.text for i in items]}
 
 
 def translate_all(
