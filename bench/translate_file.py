@@ -3,9 +3,9 @@
     python bench/translate_file.py RUN                        # a trained run of universal_tiny; beams 1 and 4
     python bench/translate_file.py RUN --rows 200 --rounds 1  # a quick look
 
-Equal for all: weights, sentences (held-out ones of one pair), rows a batch, fp32, the longest target. Ours reads tokens
-and writes texts through `tasks.translate`; `generate` gets the batches padded as they stand in the file. Texts must be
-identical, row by row; the rounds alternate. Writes results/translate_file.csv beside this file.
+Equal for both: weights, sentences of one pair (held-out ones first), rows a batch, fp32, the longest target,
+tokenizer. `generate` gets the batches as they stand in the file. The texts must be identical, row by row; the
+rounds alternate. Writes results/translate_file.csv beside this file.
 """
 import argparse
 import csv
@@ -43,7 +43,8 @@ def sentences_of(opened, pair: str, rows: int, room: int) -> list[str]:
 
 
 def ours(opened, pair: str, texts: list[str], rows: int) -> list[str]:
-    return [found[0][0] for found in translate_all(opened.nets, items_of(texts, opened.data.own.tokenizer), pair,
+    return [found[0][0]
+            for found in translate_all(opened.nets, items_of(texts, opened.data.own.tokenizer), pair,
                                                    opened.ctx, rows)]
 
 
@@ -54,30 +55,35 @@ def theirs(opened, pair: str, texts: list[str], rows: int) -> list[str]:
     begin = torch.tensor([beginning_of(model, own.frames[pair])])
     for at in range(0, len(texts), rows):
         some = texts[at:at + rows]
-        batch = batch_of([Item(t, ids) for t, ids in zip(some, contents(own.tokenizer, some, False))], pair, own, "cpu")
+        batch = batch_of([Item(t, ids) for t, ids in zip(some, contents(own.tokenizer, some, False))], pair,
+                         own, "cpu")
         how = {"length_penalty": g.length_penalty} if g.num_beams > 1 else {}
-        ids = model.generate(batch["source"], attention_mask=source_mask(batch), num_beams=g.num_beams, do_sample=False,
+        ids = model.generate(batch["source"], attention_mask=source_mask(batch), num_beams=g.num_beams,
+                             do_sample=False,
                              decoder_input_ids=begin.repeat(len(some), 1), max_new_tokens=g.max_length, **how)
         out += decode_texts(own.tokenizer, ids[:, begin.shape[1]:])
     return out
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a trained run of translation")
     parser.add_argument("--pair", default="en-de")
     parser.add_argument("--rows", type=int, default=1000, help="sentences of the file")
     parser.add_argument("--batch", type=int, default=32, help="sentences of a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="cpu: where others use the machine")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     opened, table = open_run(options.run), []
     frame, longest = opened.data.own.frames[options.pair], opened.ctx.cfg.data.max_length
     texts = sentences_of(opened, options.pair, options.rows, longest - len(frame.before) - len(frame.after))
-    print(f"{len(texts)} sentences of {options.pair}, {options.batch} a batch, {torch.get_num_threads()} threads")
+    print(f"{len(texts)} sentences of {options.pair}, {options.batch} a batch, {torch.get_num_threads()} "
+          "threads")
     for beams in options.beams:
         asked = with_settings(opened, {"generate": {"num_beams": beams}})
         seconds = {ours: [], theirs: []}
@@ -87,18 +93,22 @@ def main():
                 began = clock()
                 found[way] = way(asked, options.pair, texts, options.batch)
                 seconds[way].append(clock() - began)
-            odd = [i for i, both in enumerate(zip(found[ours], found[theirs], strict=True)) if both[0] != both[1]]
+            odd = [i for i, both in enumerate(zip(found[ours], found[theirs], strict=True))
+                   if both[0] != both[1]]
             assert not odd, f"row {odd[0]}: {found[ours][odd[0]]!r} and {found[theirs][odd[0]]!r}"
             ratio = seconds[theirs][-1] / seconds[ours][-1]
-            row = [options.pair, len(texts), options.batch, beams, options.clock, turn, f"{seconds[ours][-1]:.2f}",
+            row = [options.pair, len(texts), options.batch, beams, options.clock, turn,
+                   f"{seconds[ours][-1]:.2f}",
                    f"{seconds[theirs][-1]:.2f}", f"{ratio:.2f}"]
             table.append(row)
             print("  ".join(map(str, row)), flush=True)
-        print(f"beams {beams}: {statistics.median(a / b for a, b in zip(seconds[theirs], seconds[ours])):.2f} × as fast, "
+        print(f"beams {beams}: "
+              f"{statistics.median(a / b for a, b in zip(seconds[theirs], seconds[ours])):.2f} × as fast, "
               "identical texts", flush=True)
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "translate_file.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["pair", "rows", "batch", "beams", "clock", "round", "workbench_s", "generate_s",
+        csv.writer(file).writerows([["pair", "rows", "batch", "beams", "clock", "round", "workbench_s",
+                                     "generate_s",
                                      "times_as_fast"], *table])
 
 

@@ -1,9 +1,9 @@
 "Searches give the texts of transformers' generate, for every family, whatever leaves the batch."
 import pytest
 import torch
-from transformers import (BartConfig, BartForConditionalGeneration, M2M100Config, M2M100ForConditionalGeneration,
-                          MarianConfig, MarianMTModel, MBartConfig, MBartForConditionalGeneration, T5Config,
-                          T5ForConditionalGeneration)
+from transformers import (
+    BartConfig, BartForConditionalGeneration, M2M100Config, M2M100ForConditionalGeneration, MarianConfig,
+    MarianMTModel, MBartConfig, MBartForConditionalGeneration, T5Config, T5ForConditionalGeneration)
 from transformers.modeling_outputs import BaseModelOutput
 
 from workbench.parts.decoding.search import Settings, search
@@ -12,7 +12,8 @@ from workbench.parts.text.seq2seq import decode
 
 PAD, EOS, V, LONGEST = 0, 1, 50, 24
 sizes = dict(vocab_size=V, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-             decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, init_std=0.35,
+             decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64,
+             init_std=0.35,
              pad_token_id=PAD, eos_token_id=EOS, bos_token_id=3, decoder_start_token_id=EOS)
 FAMILIES = {
     "bart": lambda: BartForConditionalGeneration(BartConfig(**sizes, forced_eos_token_id=EOS)),
@@ -35,7 +36,8 @@ def asked(request):
     lengths = torch.randint(2, 14, (20,))
     mask = (torch.arange(13) < lengths[:, None]).long()
     with torch.no_grad():
-        hidden = model.get_encoder()(input_ids=torch.randint(4, V, mask.shape), attention_mask=mask).last_hidden_state
+        hidden = model.get_encoder()(input_ids=torch.randint(4, V, mask.shape),
+                                     attention_mask=mask).last_hidden_state
     start = model.generation_config.decoder_start_token_id
     return model, hidden, mask, torch.tensor([[start, 7]]).repeat(20, 1)
 
@@ -69,13 +71,15 @@ def test_beams_are_those_of_generate(asked, k, penalty):
 def test_one_row_alone_has_the_text_that_it_has_in_the_batch(asked):
     model, hidden, mask, begin = asked
     together = ours(*asked, num_beams=3)
-    alone = [ours(model, hidden[i: i + 1], mask[i: i + 1], begin[i: i + 1], num_beams=3)[0] for i in range(20)]
+    alone = [ours(model, hidden[i: i + 1], mask[i: i + 1], begin[i: i + 1], num_beams=3)[0]
+             for i in range(20)]
     assert alone == together
 
 
 def test_scores_are_what_teacher_forcing_says(asked):
     model, hidden, mask, begin = asked
-    for texts in (search(*asked, Settings(num_beams=4, n_best=4, longest=LONGEST))[0], search(*asked, Settings(longest=LONGEST))[0]):
+    for texts in (search(*asked, Settings(num_beams=4, n_best=4, longest=LONGEST))[0],
+                  search(*asked, Settings(longest=LONGEST))[0]):
         for text in texts:
             if len(text.ids) >= LONGEST - 1:
                 continue  # cut, or its end was forced

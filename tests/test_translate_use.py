@@ -16,8 +16,10 @@ from workbench.tasks.translate.translation import batch_of, found, items_of, sou
 
 TINY = ("{d_model: 32, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 2, "
         "decoder_attention_heads: 2, encoder_ffn_dim: 64, decoder_ffn_dim: 64}")
-SMALL = (f'check=false trackers=[] model.vocab_size=1500 "model.params={TINY}" train.max_steps=150 train.scheduler.warmup=10 train.batch_tokens=120 '
-         "train.lr=1e-2 train.log_every=20 valid.every=null valid.final=[] data.max_length=30 generate.max_length=12")
+SMALL = (f'check=false trackers=[] model.vocab_size=1500 "model.params={TINY}" train.max_steps=150 '
+         'train.scheduler.warmup=10 train.batch_tokens=120 '
+         "train.lr=1e-2 train.log_every=20 valid.every=null valid.final=[] data.max_length=30 "
+         "generate.max_length=12")
 
 
 def trained(home, pairs):
@@ -50,15 +52,18 @@ def made(opened, *words, **how):
 
 
 def test_a_file_gives_a_file_with_the_same_lines(run, opened, tmp_path, capsys):
-    said = ["the red house sleeps. a blue car sings.", "", "  the red tree grows.\t", " ", "a blue river sings."]
+    said = ["the red house sleeps. a blue car sings.", "", "  the red tree grows.\t", " ",
+            "a blue river sings."]
     (tmp_path / "in.txt").write_text("\n".join(said) + "\n", encoding="utf8")
     out = tmp_path / "out.txt"
-    assert main(["use", str(run), str(tmp_path / "in.txt"), "--to", "am", "--out", str(out), "--checkpoint", "last"]) == 0
+    assert main(["use", str(run), str(tmp_path / "in.txt"), "--to", "am", "--out", str(out), "--checkpoint",
+                 "last"]) == 0
     lines = out.read_text(encoding="utf8").split("\n")[:-1]
     assert capsys.readouterr().out.split("\n")[:-1] == lines
     assert len(lines) == 5 and lines[1] == "" and lines[3] == " "
     assert lines[2].startswith("  ") and lines[2].endswith("\t")
-    alone = [made(opened, text, to="am")[0] for text in (said[2].strip(), said[4], "the red house sleeps.", "a blue car sings.")]
+    alone = [made(opened, text, to="am")[0]
+             for text in (said[2].strip(), said[4], "the red house sleeps.", "a blue car sings.")]
     assert [lines[2].strip(), lines[4], lines[0]] == [alone[0], alone[1], " ".join(alone[2:])]
     assert made(opened, "\n".join(said), to="am") == ["\n".join(lines)]
 
@@ -68,7 +73,8 @@ def test_order_stays_and_windows_change_nothing(opened):
     ctx, tok = opened.ctx, opened.data.own.tokenizer
     whole = [t[0][0] for t in translate_all(opened.nets, items_of(texts, tok), "en-de", ctx, 16)]
     parts = [t[0][0] for t in translate_all(opened.nets, items_of(texts, tok), "en-de", ctx, 5, window=7)]
-    one = [t[0][0] for text in texts[:5] for t in translate_all(opened.nets, items_of([text], tok), "en-de", ctx)]
+    one = [t[0][0] for text in texts[:5]
+           for t in translate_all(opened.nets, items_of([text], tok), "en-de", ctx)]
     assert whole == parts and whole[:48] == whole[48:] and whole[:5] == one
 
 
@@ -84,14 +90,17 @@ def test_the_best_texts_are_printed_with_their_scores(run, opened, capsys):
 
 @pytest.mark.parametrize("beams, penalty", [(1, 1.0), (4, 1.0), (4, 0.6)])
 def test_scores_are_those_of_teacher_forcing(opened, beams, penalty):
-    ctx = with_settings(opened, {"generate": {"num_beams": beams, "n_best": beams, "length_penalty": penalty}}).ctx
+    ctx = with_settings(opened,
+                        {"generate": {"num_beams": beams, "n_best": beams, "length_penalty": penalty}}).ctx
     own, model = opened.data.own, opened.nets["translator"]
-    batch = batch_of(list(items_of(["the red house sleeps.", "a car grows."], own.tokenizer)), "en-de", own, "cpu")
+    batch = batch_of(list(items_of(["the red house sleeps.", "a car grows."], own.tokenizer)), "en-de", own,
+                     "cpu")
     mask, first = source_mask(batch), own.frames["en-de"].first
     with torch.no_grad():
         hidden = encode(model, batch["source"], mask)
         for i, texts in enumerate(found(opened.nets, batch, ctx)):
-            assert len(texts) == beams and [t.score for t in texts] == sorted([t.score for t in texts], reverse=True)
+            assert len(texts) == beams and [t.score
+                                            for t in texts] == sorted([t.score for t in texts], reverse=True)
             for t in texts:
                 ends = len(t.ids) < ctx.cfg.generate.max_length
                 ids = torch.tensor([[*first, *t.ids, *[own.tokenizer.eos_token_id] * ends]])
@@ -102,7 +111,8 @@ def test_scores_are_those_of_teacher_forcing(opened, beams, penalty):
 
 def test_a_forced_beginning_begins_and_a_term_appears(opened, tmp_path):
     text = "the red house sleeps."
-    assert made(opened, text, to="de", overrides={"generate": {"prefix": "ein blaues"}})[0].startswith("ein blaues")
+    assert made(opened, text, to="de",
+                overrides={"generate": {"prefix": "ein blaues"}})[0].startswith("ein blaues")
     table = tmp_path / "terms.tsv"
     table.write_text("source\ttarget\nHouse\tUfer\ncar\tWagen\n", encoding="utf8")
     for glossary in ({"House": "Ufer", "car": "Wagen"}, str(table)):
@@ -145,12 +155,15 @@ def test_a_script_without_a_pack_is_one_sentence(run, tmp_path, capsys):
     assert "is written in Greek" in said and said.count("workbench:") == 1 and "Traceback" not in said
     (tmp_path / "in.txt").write_text("the house.\nτο σπίτι\n\na car.\n", encoding="utf8")
     out = tmp_path / "out.txt"
-    assert main(["use", str(run), str(tmp_path / "in.txt"), "--to", "de", "--out", str(out), "--checkpoint", "last"]) == 2
+    assert main(["use", str(run), str(tmp_path / "in.txt"), "--to", "de", "--out", str(out), "--checkpoint",
+                 "last"]) == 2
     lines = out.read_text(encoding="utf8").split("\n")[:-1]
-    assert "in.txt, line 2" in capsys.readouterr().err and len(lines) == 4 and lines[1] == lines[2] == "" != lines[3]
+    assert ("in.txt, line 2" in capsys.readouterr().err and len(lines) == 4
+            and lines[1] == lines[2] == "" != lines[3])
 
 
-@pytest.mark.parametrize("content, words", [(b"good\n\xff\n", "line 2: not UTF-8"), (None, "there is no file")])
+@pytest.mark.parametrize("content, words",
+                         [(b"good\n\xff\n", "line 2: not UTF-8"), (None, "there is no file")])
 def test_a_file_that_cannot_be_read_is_named(run, tmp_path, capsys, content, words):
     if content:
         (tmp_path / "in.txt").write_bytes(content)

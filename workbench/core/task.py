@@ -157,7 +157,8 @@ class Task:
     scores: Callable | None = None
     # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
     idle: Callable | None = None
-    # (nets, data, given, ctx) -> Iterator[Answer], where given is an iterator of texts, paths or Documents; raises
+    # (nets, data, given, ctx) -> Iterator[Answer], where given is an iterator of texts, paths or Documents;
+    # raises
     # `Refused` before the first for what is wrong with the run or its configuration
     use: Callable | None = None
     # (nets, data, ctx) -> {what a row is told beside its input: how much the outputs change, in shares of

@@ -96,7 +96,8 @@ def line_of(
     answer: Shown,
     made: str,
 ) -> str:
-    "An answer as a line: of several answers to one text, what each is stands before it; of a document, the text alone."
+    """An answer as a line: of several answers to one text, what each is stands before it; of a document, the
+    text alone."""
     return f"{answer.says}\t{made}" if answer.says and not answer.line else made
 
 # %% ../../nbs/lab/62_answers.ipynb #Table
@@ -162,7 +163,8 @@ def write(
             made = "" if answer.refused else str(answer.made)
             if answer.refused:
                 refused += 1
-                print(f"workbench: {answer if many or answer.line else answer.refused}", file=sys.stderr, flush=True)
+                print(f"workbench: {answer if many or answer.line else answer.refused}", file=sys.stderr,
+                      flush=True)
             elif type(answer.made) in SUFFIXES:
                 path = write_one(answer, path_of(answer, number, folder, None if alone else file))
                 made = path.name

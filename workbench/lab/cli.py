@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Joined', 'parser', 'watch', 'ask_to_stop', 'train', 'resume', 'bootstrap', 'plan', 'all_kept', 'check', 'try_faults',
            'prepare', 'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say',
-           'own_options', 'docs', 'average', 'short_options', 'main']
+           'docs', 'average', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -54,7 +54,8 @@ def parser(
                             help="also learn a few rows by heart, in so many seconds (--faults: for each)")),
             ("--faults", dict(action="store_true", help="seed faults into the task: which are caught here?")))
     command("prepare", "make a training set of raw data, and say what was left out of it", config,
-            ("files", dict(nargs="*", metavar="FILE", help="raw data, in the place of prepare.sources: files, "
+            ("files", dict(nargs="*", metavar="FILE", help="raw data, in the place of prepare.sources: "
+                                                           "files, "
                            "folders, two aligned files one after the other")),
             ("--pair", dict(metavar="PAIR", help="the languages of the files, source first: en-am")),
             ("--out", dict(metavar="DIR", help="the folder of the training set (default: in the cache)")),
@@ -68,8 +69,7 @@ def parser(
                                        help="best, last, or a checkpoint's name"))
     own = [(f"--{name}", dict(dest=f"short_{name}", metavar=name.upper(), help=f"short for {key}"))
            for name, key in short.items()]
-    command("use", "give a trained run texts or files, and get what it makes of them; some runs have options of "
-                   "their own: workbench use RUN --help", run,
+    command("use", "give a trained run texts or files; `use RUN --help` lists its own options", run,
             ("inputs", dict(nargs="+", metavar="INPUT",
                             help="a text or a path, as the run's task takes it; -: the lines of standard "
                                  "input; a .txt file: its lines")),
@@ -83,8 +83,7 @@ def parser(
             run,
             ("--last", dict(type=int, default=5, metavar="N", help="how many checkpoints (default: 5)")),
             task)
-    command("say", "short for `use` of a run of text to speech: one text, into a wav file; --speed, "
-            "--vocoder and --speaker are options of such a run", run,
+    command("say", "short for `use` of a voice: a text into a wav file (--speed, --vocoder, --speaker)", run,
             ("text", dict(metavar="TEXT", help="what to say")),
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
@@ -315,7 +314,7 @@ def use(options) -> int:
     from workbench.lab.answers import use_into
 
     return 2 if use_into(options.run, options.inputs, options.out, overrides=options.overrides,
-                         checkpoint=options.checkpoint, seed=options.seed, **own_options(options)) else 0
+                         checkpoint=options.checkpoint, seed=options.seed, **options.short) else 0
 
 
 def say(options) -> int:
@@ -323,12 +322,7 @@ def say(options) -> int:
     from workbench.lab.answers import use_into
 
     return 2 if use_into(options.run, [options.text], options.out, checkpoint=options.checkpoint,
-                         **own_options(options)) else 0
-
-
-def own_options(options) -> dict[str, str]:
-    "The options of the run that were given."
-    return {k.removeprefix("short_"): v for k, v in vars(options).items() if k.startswith("short_") and v is not None}
+                         **options.short) else 0
 
 
 def docs(options) -> int:
@@ -355,37 +349,18 @@ def average(options) -> int:
                "average` takes it. Held-out losses:"))
     return 0
 
-# %% ../../nbs/lab/40_cli.ipynb #short_options
-def short_options(
-    words: list[str],  # of the command line
-) -> dict[str, str]:  # {"to": "generate.tgt"}; {}: the command uses no run
-    "The options of the run that is used, as its task names them."
-    from pathlib import Path
-
-    if words[:1] not in (["use"], ["say"]):
-        return {}
-    run = next((w for w in words[1:] if (Path(w) / "config.yaml").is_file()), None)
-    if run is None:
-        return {}
-    from workbench.core.config.modules import permit
-    from workbench.core.run.folder import config_of
-    from workbench.core.task import get
-    from workbench.errors import Refused
-
-    modules = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    modules.add_argument("--task-from", action="append", default=[])
-    try:
-        permit(",".join(modules.parse_known_args(words)[0].task_from))
-        return get(config_of(Path(run)).task).options
-    except Refused:  # is said when the run is opened
-        return {}
-
 # %% ../../nbs/lab/40_cli.ipynb #main
 def main(
     arguments: list[str] | None = None,  # None: sys.argv
 ) -> int:
     "Run a command; returns the exit status."
-    options = parser(short_options(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
+    words, short = sys.argv[1:] if arguments is None else arguments, {}
+    if words[:1] in (["use"], ["say"]):
+        from workbench.lab.use import short_options
+
+        short = short_options(words[1:])
+    options = parser(short).parse_args(words)
+    options.short = {k: v for k in short if (v := getattr(options, f"short_{k}")) is not None}
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
                 "bootstrap": bootstrap, "presets": presets,
                 "runs": runs, "stop": stop,

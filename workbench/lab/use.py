@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Opened', 'changed', 'with_settings', 'open_run', 'as_path', 'inputs', 'listed', 'decoded', 'several', 'Shown', 'png',
-           'spelt_out', 'use']
+           'spelt_out', 'short_options', 'use']
 
 # %% ../../nbs/lab/60_use.ipynb #imports
+import argparse
 import html
 import os
 import sys
@@ -206,12 +207,14 @@ def spelt_out(
     known: dict[str, str],  # of the task: {"to": "generate.tgt"}
     run: str,
 ) -> dict:
-    "Short options as overrides. Raises `Refused` with those that the run has, and for one that is said twice."
+    """Short options as overrides.
+    Raises `Refused` with those that the run has, and for one that is said twice."""
     over = parse_overrides(overrides) if isinstance(overrides, str) else overrides
     for name, value in options.items():
         if (short := name.rstrip("_")) not in known:
             may = f"its options are {', '.join(known)}" if known else "it has none"
-            raise Refused(f"{run} has no option `{short}`{nearest(short, list(known))}: {may}. Every key of its "
+            raise Refused(f"{run} has no option `{short}`{nearest(short, list(known))}: {may}. Every key of "
+                          "its "
                           "settings can be given as overrides.")
         if value is None:
             continue
@@ -222,6 +225,22 @@ def spelt_out(
             tree = {part: tree}
         over = merge(over, tree)
     return over
+
+# %% ../../nbs/lab/60_use.ipynb #short_options
+def short_options(
+    words: list[str],  # of the command line
+) -> dict[str, str]:  # {"to": "generate.tgt"}; {}: none of the words is a run
+    "The options of the run that is used, as its task names them."
+    from workbench.core.config.modules import permit
+
+    run = next((w for w in words if os.path.isfile(os.path.join(w, "config.yaml"))), None)
+    modules = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    modules.add_argument("--task-from", action="append", default=[])
+    try:
+        permit(",".join(modules.parse_known_args(words)[0].task_from))
+        return get(config_of(Path(run)).task).options if run else {}
+    except Refused:  # is said when the run is opened
+        return {}
 
 # %% ../../nbs/lab/60_use.ipynb #use
 def use(
@@ -236,7 +255,8 @@ def use(
     Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
     `refused`."""
     if options:
-        name, folder = (run.task, run.run) if isinstance(run, Opened) else (get(config_of(Path(run)).task), run)
+        name, folder = (run.task, run.run) if isinstance(run,
+                                                         Opened) else (get(config_of(Path(run)).task), run)
         overrides = spelt_out(options, overrides, name.options, str(folder))
     opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
               else open_run(run, checkpoint, overrides, seed))

@@ -56,13 +56,16 @@ def search(
         if how.num_beams > 1 and not how.sample:
             steps, k = Steps(model, hidden, mask, how.num_beams), how.num_beams
             if phrases and any(phrases):
-                return with_phrases(steps, begin, phrases, k, eos, longest, how.length_penalty, how.n_best, rules)
+                return with_phrases(steps, begin, phrases, k, eos, longest, how.length_penalty, how.n_best,
+                                    rules)
             found = beams(steps, begin, k, eos, longest, how.length_penalty, rules)
             return [texts[: how.n_best] for texts in found]
         n = how.n_best
         steps = Steps(model, hidden, mask, n)
         per_row = [lambda t, s, rows, rule=rule: rule(t, s, rows // n) for rule in rules]
-        choice = {"pick": lambda s: draw_from(s, how.temperature, how.top_k, how.top_p, generator)} if how.sample else {}
+        choice = {"pick": lambda s: draw_from(s, how.temperature, how.top_k, how.top_p,
+                                              generator)} if how.sample else {}
         found = [Found(ids, total / min(len(ids) + 1, longest) ** how.length_penalty)
-                 for ids, total in one_each(steps, begin.repeat_interleave(n, 0), eos, longest, per_row, **choice)]
+                 for ids, total in one_each(steps, begin.repeat_interleave(n, 0), eos, longest,
+                                            per_row, **choice)]
     return [sorted(found[i: i + n], key=lambda f: -f.score) for i in range(0, len(found), n)]

@@ -33,7 +33,8 @@ class Generate(Section):
     @model_validator(mode="after")
     def searchable(self):
         if self.n_best > self.num_beams and not self.sample:
-            raise ValueError(f"{self.n_best} texts need as many beams: set num_beams={self.n_best}, or sample=true")
+            raise ValueError(f"{self.n_best} texts need as many beams: set num_beams={self.n_best}, or "
+                             "sample=true")
         if self.glossary and (self.sample or self.num_beams < 2):
             raise ValueError("a glossary is searched for with beams: set num_beams=4, and sample=false")
         return self
