@@ -3,9 +3,9 @@
     python bench/translate_file.py RUN                        # a trained run of universal_tiny; beams 1 and 4
     python bench/translate_file.py RUN --rows 200 --rounds 1  # a quick look
 
-Equal for all: weights, sentences (held-out ones of one pair), rows a batch, fp32, the longest target. Ours reads
-tokens and writes texts through `tasks.translate`; `generate` gets the batches padded as they stand in the file.
-Texts must be identical, row by row; the rounds alternate. Writes results/translate_file.csv beside this file.
+Equal for both: weights, sentences of one pair (held-out ones first), rows a batch, fp32, the longest target,
+tokenizer. `generate` gets the batches as they stand in the file. The texts must be identical, row by row; the
+rounds alternate. Writes results/translate_file.csv beside this file.
 """
 import argparse
 import csv

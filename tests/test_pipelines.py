@@ -471,7 +471,7 @@ def test_what_ways_on_says_is_true(calm, folder):
     "The commands that the notebook prints are parsed and complete."
     import shlex
 
-    from workbench.lab.options import parser
+    from workbench.lab.cli import parser
     from workbench.lab.run.results import ways_on
 
     for about, line in ways_on(calm).rows:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Opened', 'changed', 'with_settings', 'open_run', 'as_path', 'inputs', 'listed', 'decoded', 'several', 'Shown', 'png',
-           'spelt_out', 'use']
+           'spelt_out', 'short_options', 'use']
 
 # %% ../../nbs/lab/60_use.ipynb #imports
+import argparse
 import html
 import os
 import sys
@@ -225,6 +226,22 @@ def spelt_out(
             tree = {part: tree}
         over = merge(over, tree)
     return over
+
+# %% ../../nbs/lab/60_use.ipynb #short_options
+def short_options(
+    words: list[str],  # of the command line
+) -> dict[str, str]:  # {"to": "generate.tgt"}; {}: none of the words is a run
+    "The options of the run that is used, as its task names them."
+    from workbench.core.config.modules import permit
+
+    run = next((w for w in words if os.path.isfile(os.path.join(w, "config.yaml"))), None)
+    modules = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    modules.add_argument("--task-from", action="append", default=[])
+    try:
+        permit(",".join(modules.parse_known_args(words)[0].task_from))
+        return get(config_of(Path(run)).task).options if run else {}
+    except Refused:  # is said when the run is opened
+        return {}
 
 # %% ../../nbs/lab/60_use.ipynb #use
 def use(

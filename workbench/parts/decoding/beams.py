@@ -48,8 +48,8 @@ def one_each(
     total, is_open = torch.zeros(len(begin), device=begin.device), torch.ones_like(rows, dtype=torch.bool)
     for at in range(longest):
         logits = steps(new)
-        new = pick(ruled(rules, tokens, logits.clone(), rows))[:, None]
-        total = total + logits.log_softmax(1).gather(1, new)[:, 0]
+        new = pick(ruled(rules, tokens, logits.clone() if rules else logits, rows))[:, None]
+        total = total + logits.gather(1, new)[:, 0] - logits.logsumexp(1)
         tokens = torch.cat([tokens, new], 1)
         ends = is_open & ((new[:, 0] == eos) | (at == longest - 1))
         for i in ends.nonzero()[:, 0].tolist():
