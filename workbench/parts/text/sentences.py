@@ -12,13 +12,16 @@ from collections.abc import Callable
 
 # %% ../../../nbs/parts/text/55_sentences.ipynb #marks
 CLOSING = r"""["')\]”’»›」』）】]*"""
-END = re.compile(rf"[.!?…]+{CLOSING}(?:\s+|$)|(?:[。！？｡።፧፨؟۔।॥։]|፡፡|．(?!\d))+[.!?…]*{CLOSING}\s*|\n\s*\n\s*")
-SHORT = """mr mrs ms dr prof jr sr st co ltd inc corp etc vs approx dept gen col capt lt sgt rev hon gov sen mt ave rd
-blvd est ext tel no nos vol fig figs pp p cf al ca e.g i.e jan feb mar apr jun jul aug sept sep oct nov dec
-z.b d.h bzw usw evtl ggf nr str abs art hr fr bspw inkl mme mlle p.ex env sra srta ej p.ej núm pág bl.a t.ex dvs
-m.m kl г гг им см стр рис тыс млн т.е т.д т.п т.к ст вул обл""".split()
-OPEN = re.compile(rf"(?:(?<![\w.])(?:{'|'.join(map(re.escape, SHORT))}|[^\W\d_])|\b(?:[^\W\d_]\.)+[^\W\d_]|(?<![\d.,])\d{{1,2}})\.\s*$",
-                  re.IGNORECASE)
+END = re.compile(rf"[.!?…]+{CLOSING}(?:\s+|$)"
+                 rf"|(?:[。！？｡።፧፨؟۔।॥։]|፡፡|．(?!\d))+[.!?…]*{CLOSING}\s*|\n\s*\n\s*")
+SHORT = """
+mr mrs ms dr prof jr sr st co ltd inc corp etc vs approx dept gen col capt lt sgt rev hon gov sen mt
+ave rd blvd est ext tel no nos vol fig figs pp p cf al ca e.g i.e jan feb mar apr jun jul aug sept
+sep oct nov dec z.b d.h bzw usw evtl ggf nr str abs art hr fr bspw inkl mme mlle p.ex env sra srta
+ej p.ej núm pág bl.a t.ex dvs m.m kl г гг им см стр рис тыс млн т.е т.д т.п т.к ст вул обл
+""".split()
+OPEN = re.compile(rf"(?:(?<![\w.])(?:{'|'.join(map(re.escape, SHORT))}|[^\W\d_])"
+                  r"|\b(?:[^\W\d_]\.)+[^\W\d_]|(?<![\d.,])\d{1,2})\.\s*$", re.IGNORECASE)
 
 # %% ../../../nbs/parts/text/55_sentences.ipynb #cut_sentences
 def goes_on(
