@@ -24,8 +24,8 @@ class Joined(argparse.Action):
         setattr(options, self.dest, f"{getattr(options, self.dest)} {value}".strip())
 
 # %% ../../nbs/lab/40_cli.ipynb #of_prepare
-of_prepare = (("files", dict(nargs="*", metavar="FILE", help="raw data, in the place of prepare.sources: files, "
-                             "folders, two aligned files one after the other")),
+of_prepare = (("files", dict(nargs="*", metavar="FILE", help="raw data, in the place of prepare.sources: "
+                             "files, folders, two aligned files one after the other")),
               ("--pair", dict(metavar="PAIR", help="the languages of the files, source first: en-am")),
               ("--out", dict(metavar="DIR", help="the folder of the training set (default: in the cache)")))
 
