@@ -170,7 +170,8 @@ def given(tmp_path):
     tok.save_pretrained(tmp_path / "bert")
     params = {k: v for k, v in bart.items() if k.endswith(("layers", "heads", "ffn_dim"))} | {
         "d_model": 24, "max_position_embeddings": 40}
-    overrides = {"data": {"source": str(texts), "max_length": 24}, "generate": {"max_length": 24},
+    overrides = {"pipeline": None, "data": {"source": str(texts), "max_length": 24},
+                 "generate": {"max_length": 24},
                  "model": {"vocab_size": 700, "params": params},
                  "train": {"max_steps": 4, "batch_size": 8, "batch_tokens": None, "log_every": 1,
                            "checkpoint_every": 2,
