@@ -197,5 +197,6 @@ def machine_faults(
            if spec.type == "AdamW8bit" and find_spec("bitsandbytes") is None]
     if train.workers <= most:
         return out
-    return [*out, f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write at "
+    return [*out, f"train.workers is {stage.cfg.train.workers}, and this machine has {cores()} cores: write "
+                  "at "
             f"most {most}; each is a process of its own."]
