@@ -113,7 +113,7 @@ def choose(
     setup: Setup,  # of `without_weights`
 ) -> tuple[object, dict]:
     """(the configuration with the savings, what memory.json says of the choice).
-    Raises `Refused` where nothing fits, or where the memory cannot be predicted."""
+    Raises `Refused` where nothing fits, and as `predict` does."""
     cfg, world = setup.cfg, setup.accelerator.num_processes
     device = "cuda" if setup.accelerator.device.type == "cuda" else "cpu"
     (sets, parts, no), room, known = offers(setup, device), room_for(cfg.train.memory, device, world), {}
@@ -124,12 +124,7 @@ def choose(
                                       device)
         return MARGIN * known[savings]
 
-    try:
-        best = cheapest(sets, parts, need, room, device)
-    except (RuntimeError, ValueError, LookupError) as e:
-        raise Refused("train.memory chooses by what a configuration needs, and that of this one cannot be "
-                      f"predicted ({type(e).__name__}: {str(e).splitlines()[0]}): set train.memory=null, and "
-                      "train.batch_size, train.accumulate and train.precision yourself.") from e
+    best = cheapest(sets, parts, need, room, device)
     if best is None:
         raise Refused(nothing_fits(setup, known, room, device))
     keys = keys_of(cfg.model_dump(), best, world)
