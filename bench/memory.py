@@ -30,7 +30,7 @@ CASES = {
     **{f"{short} {what}": (preset, f"train.precision={low} {words}")
        for short, preset in (("tiny", TINY), ("small", SMALL)) for low in ("fp32",)
        for what, words in SAVINGS.items()},
-    "tiny bf16": (TINY, "train.precision=bf16"), "small bf16": (SMALL, "train.precision=bf16")}
+    "tiny bf16": (TINY, "pipeline=null train.precision=bf16"), "small bf16": (SMALL, "train.precision=bf16")}
 
 # the fullest micro-batches come first: these are the steps that are measured
 FULLEST = """

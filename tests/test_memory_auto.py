@@ -22,8 +22,8 @@ from workbench.core.config.schema import Optimizer
 from workbench.errors import Refused
 from workbench.files import read_json
 
-WIDE = ("width=1600 data.rows=8192 data.first=1000 train.batch_size=4096 train.precision=fp32 "
-        "train.optimizer.type=AdamW train.epochs=2 train.checkpoint_every=2")  # 100 MB of activations
+WIDE = ("width=1600 data.rows=4096 data.first=1000 train.batch_size=2048 train.precision=fp32 "
+        "train.optimizer.type=AdamW train.epochs=2 train.checkpoint_every=2")  # 50 MB of activations
 
 
 def planned(cfg, folder, world=1):
@@ -39,8 +39,8 @@ def needs(cfg, folder, savings, world=1):
 
 
 def limit(cfg, folder, world=1):
-    """GB between what a run needs and the least that it needs with smaller micro-batches.
-    The heap of many small blocks may be larger than that of few, so two parts do not always need less."""
+    """GB between what a run needs and the least that it needs with smaller micro-batches: the heap of many
+    small blocks may be larger than that of few, so two parts do not always need less."""
     plain, *others = (needs(cfg, folder, Savings(parts=n), world) for n in (1, 2, 4, 8))
     less = min(others)
     assert less < plain
@@ -139,7 +139,7 @@ def test_a_run_is_the_one_with_these_keys(tmp_path, nproc):
     run = done(go(tmp_path / "auto", f"{WIDE} train.memory={gb}", nproc=nproc))
     found, kept = read_json(run / "memory.json"), config_of(run)
     assert found["chosen"].startswith("micro-batches in") and kept.train.memory is None
-    assert kept.train.batch_size * kept.train.accumulate == 4096 * nproc and kept.train.batch_size < 4096
+    assert kept.train.batch_size * kept.train.accumulate == 2048 * nproc and kept.train.batch_size < 2048
     facts, manifest = read_json(run / "plan.json"), read_json(run / "manifest.json")
     assert facts["memory_choice"] == manifest["memory_choice"] == found
     assert found["says"] in facts["notes"] and found["says"] in (run / "log.txt").read_text()
