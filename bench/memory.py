@@ -27,7 +27,7 @@ SAVINGS = {"plain": "", "2 parts": "train.accumulate=2 train.batch_tokens=1500",
 CASES = {
     **{name: (name, "model.init=scratch" if name.startswith("t5") else "")
        for name in ("t5_tiny", "t5_small", "t5_base", "tts_tiny")},
-    **{f"{short} {what}": (preset, f"train.precision={low} {words}")
+    **{f"{short} {what}": (preset, f"pipeline=null train.precision={low} {words}")
        for short, preset in (("tiny", TINY), ("small", SMALL)) for low in ("fp32",)
        for what, words in SAVINGS.items()},
     "tiny bf16": (TINY, "pipeline=null train.precision=bf16"), "small bf16": (SMALL, "train.precision=bf16")}

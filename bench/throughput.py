@@ -170,7 +170,8 @@ def workbench(probe: Probe, system, precision: str, seed: int):
              "precision": precision, "scheduler": {"type": "constant", "warmup": 0, "floor": 0.0},
              "checkpoint_every": None, "log_every": 10}
     system.module.task = replace(plain, data=data, nets=nets)
-    cfg = presets.load(system.preset, {"check": False, "pipeline": None, "trackers": [], "seed": seed, "train": train,
+    cfg = presets.load(system.preset, {"check": False, "pipeline": None, "trackers": [], "seed": seed,
+                                       "train": train,
                                        "valid": {"every": None}} | system.settings)
     with tempfile.TemporaryDirectory() as folder:
         train_stage(start(run.create(cfg, Path(folder) / "run")))

@@ -16,7 +16,8 @@ from workbench.tasks.translate.translation import batch_of, found, items_of, sou
 
 TINY = ("{d_model: 32, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 2, "
         "decoder_attention_heads: 2, encoder_ffn_dim: 64, decoder_ffn_dim: 64}")
-SMALL = (f'check=false trackers=[] pipeline=null model.vocab_size=1500 "model.params={TINY}" train.max_steps=150 '
+SMALL = (f'check=false trackers=[] pipeline=null model.vocab_size=1500 "model.params={TINY}" '
+         'train.max_steps=150 '
          'train.scheduler.warmup=10 train.batch_tokens=120 '
          "train.lr=1e-2 train.log_every=20 valid.every=null valid.final=[] data.max_length=30 "
          "generate.max_length=12")
