@@ -123,7 +123,8 @@ def shrunk(name):
     task = presets.read_file(presets.find(name))["task"]
     if task in ("tts", "flow"):
         return SPEAKER if task == "tts" else PAINTER
-    sizes = {k: v for k, v in SHRUNK.get(name, T5ISH).items() if k in SIZES}
+    usual = BARTISH if task == "translate" and name != "mt5_small" else T5ISH
+    sizes = {k: v for k, v in SHRUNK.get(name, usual).items() if k in SIZES}
     return {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}
 
 
@@ -143,7 +144,8 @@ def kinds_of(name):
 def test_every_preset_passes(name):
     # of 4,000 steps, two move no norm in float32
     warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}
-    cfg = presets.load(name, {"model": shrunk(name), "trackers": [],
+    whole = {"pipeline": None} if name == "universal_tiny" else {}  # its stages have their own number of steps
+    cfg = presets.load(name, {"model": shrunk(name), "trackers": [], **whole,
                               "train": ({} if shrunk(name) is PAINTER else {"max_steps": 4}) | warmup})
     found = check(cfg, seconds=3)
     assert not failed(found)

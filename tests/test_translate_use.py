@@ -120,7 +120,7 @@ def test_a_forced_beginning_begins_and_a_term_appears(opened, tmp_path):
         answer, = made(opened, text, to="de", overrides={"generate": {"num_beams": 4, "glossary": glossary}})
         assert "Ufer" in answer and "Wagen" not in answer
     with pytest.raises(Refused, match="num_beams=4"):
-        made(opened, text, to="de", overrides={"generate": {"glossary": {"house": "Ufer"}}})
+        made(opened, text, to="de", overrides={"generate": {"num_beams": 1, "glossary": {"house": "Ufer"}}})
     table.write_text("a\tb\n", encoding="utf8")
     with pytest.raises(Refused, match="columns `source` and `target`"):
         made(opened, text, to="de", overrides={"generate": {"num_beams": 4, "glossary": str(table)}})

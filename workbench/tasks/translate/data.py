@@ -22,6 +22,7 @@ from .rows import Column, Rows, chosen, index_of, rows_of
 from .scores import pair_signatures, pair_tokenizers
 from .tokens import Frame, frame_of
 from .vocabulary import RunTokens, encoded_split, letters_lost, tokens_of
+from .told import text_pairs
 
 # %% ../../../nbs/tasks/translate/20_data.ipynb #collate
 def collate(
@@ -139,7 +140,8 @@ def whole(
         lengths={s: np.minimum(rows.sizes(), d.max_length) for s, rows in splits.items()}, counts=count,
         uids={s: column(rows, rows.uid) for s, rows in splits.items()}, targets=("labels",),
         padding={"source": "source_lengths"}, texts=texts, save=tokens.save, rejected=rejected, facts=facts,
-        assets=stage.assets, drawn=drawn,
+        assets=stage.assets, drawn=drawn, kinds=(train.pairs, train.index.pair),
+        text_pairs=lambda batch: text_pairs(batch, tokens.tokenizer),
         own=TranslateOwn(tokens, dict(zip(train.pairs, train.frames)), bleu, named, sources),
         contents={s: rows.encoded.prints[rows.index.at].tolist() for s, rows in splits.items()},
         show=show)
