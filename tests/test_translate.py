@@ -306,15 +306,19 @@ def test_a_family_trains_and_translates(good, families, family):
 
 def test_every_translation_begins_with_its_language(good, families, monkeypatch):
     "The rows of a batch may go into different languages."
-    from workbench.parts.text import seq2seq
+    from workbench.parts.decoding import search
 
-    t, seen = trained(family_config(good, families, "nllb"), steps=1), {}
-    kept = seq2seq.generate
-    monkeypatch.setattr(seq2seq, "generate", lambda *a, **k: seen.setdefault("ids", kept(*a, **k)))
+    t, seen, kept = trained(family_config(good, families, "nllb"), steps=1), {}, search.search
+
+    def seen_search(model, hidden, mask, begin, *more, **named):
+        seen["begin"] = begin
+        return kept(model, hidden, mask, begin, *more, **named)
+
+    monkeypatch.setattr(search, "search", seen_search)
     with torch.no_grad():
         translate.predict(t.nets, t.batch, Ctx(cfg=t.cfg, data=t.data, training=False))
     wanted = [t.data.own.frames[p].first[0] for p in t.batch["pair"]]
-    assert seen["ids"][:, 0].tolist() == wanted and start_id(t.nets["translator"]) == 1
+    assert seen["begin"][:, -1].tolist() == wanted and start_id(t.nets["translator"]) == 1
 
 
 @pytest.mark.parametrize("family, words", [
