@@ -159,9 +159,11 @@ def given(tmp_path):
     "Texts, a pretrained BERT with its tokenizer, and a configuration that names them."
     texts = tmp_path / "texts"
     texts.mkdir()
-    for split, n in (("train", 8), ("valid", 1), ("test", 1)):
-        rows = [f"{s[:-1]}{' now' * (split == 'valid')}{' here' * (split == 'test')}.\t{t}\ten\tfr"
-                for s, t in WORDS] * n
+    ends = {"train": ("now maintenant", "today aujourd’hui", "again encore", "later ensuite", "first d’abord"),
+            "valid": ("here ici",), "test": ("there là",)}
+    for split, pairs in ends.items():
+        rows = [f"{s[:-1]} {en}.\t{t[:-1]} {fr}.\ten\tfr" for s, t in WORDS
+                for en, fr in map(str.split, pairs)]
         (texts / f"{split}.tsv").write_text("source\ttarget\tsrc\ttgt\n" + "\n".join(rows) + "\n",
                                             encoding="utf8")
     tok = train_tokenizer([s for s, _ in WORDS], "unigram", 60)
@@ -182,7 +184,8 @@ def given(tmp_path):
 
 
 def merged(given, **changes):
-    return {k: given.overrides.get(k, {}) | changes.get(k, {}) for k in {*given.overrides, *changes}}
+    return {"pipeline": None} | {k: given.overrides.get(k, {}) | changes.get(k, {})
+                                 for k in {*given.overrides, *changes} - {"pipeline"}}
 
 
 def beginning(given, **model):
@@ -205,8 +208,8 @@ def test_a_training_begins_with_it_resumes_and_says_so(given, train_run):
     whole = report["parts"][-1]
     assert weights["kind"] == "bootstrapped" and weights["name"] == str(given.home / "bert")
     assert weights["shares"] == {k: round(whole[k], 4) for k in ("pretrained", "adapted", "random")}
-    first = load_run(run, "last")[0]["translator"].model.encoder.embed_positions.weight
-    began = hf.AutoModelForSeq2SeqLM.from_pretrained(given.models).model.encoder.embed_positions.weight
+    first = load_run(run, "last")[0]["translator"].model.encoder.layers[0].self_attn.q_proj.weight
+    began = hf.AutoModelForSeq2SeqLM.from_pretrained(given.models).model.encoder.layers[0].self_attn.q_proj.weight
     assert 0 < float((first - began).detach().norm() / began.detach().norm()) < 0.5  # trained on from there
     (given.models / "report.json").unlink()  # a run that has begun needs the start no more
     launch.wait(launch.resume(run, "train.max_steps=6"))
