@@ -159,7 +159,8 @@ def given(tmp_path):
     "Texts, a pretrained BERT with its tokenizer, and a configuration that names them."
     texts = tmp_path / "texts"
     texts.mkdir()
-    ends = {"train": ("now maintenant", "today aujourd’hui", "again encore", "later ensuite", "first d’abord"),
+    ends = {"train": ("now maintenant", "today aujourd’hui", "again encore", "later ensuite",
+                      "first d’abord"),
             "valid": ("here ici",), "test": ("there là",)}
     for split, pairs in ends.items():
         rows = [f"{s[:-1]} {en}.\t{t[:-1]} {fr}.\ten\tfr" for s, t in WORDS
@@ -208,8 +209,9 @@ def test_a_training_begins_with_it_resumes_and_says_so(given, train_run):
     whole = report["parts"][-1]
     assert weights["kind"] == "bootstrapped" and weights["name"] == str(given.home / "bert")
     assert weights["shares"] == {k: round(whole[k], 4) for k in ("pretrained", "adapted", "random")}
-    first = load_run(run, "last")[0]["translator"].model.encoder.layers[0].self_attn.q_proj.weight
-    began = hf.AutoModelForSeq2SeqLM.from_pretrained(given.models).model.encoder.layers[0].self_attn.q_proj.weight
+    trained = load_run(run, "last")[0]["translator"]
+    start = hf.AutoModelForSeq2SeqLM.from_pretrained(given.models)
+    first, began = (m.model.encoder.layers[0].self_attn.q_proj.weight for m in (trained, start))
     assert 0 < float((first - began).detach().norm() / began.detach().norm()) < 0.5  # trained on from there
     (given.models / "report.json").unlink()  # a run that has begun needs the start no more
     launch.wait(launch.resume(run, "train.max_steps=6"))

@@ -7,6 +7,7 @@ __all__ = ['Source', 'with_deadline', 'ask_hub', 'ways_out', 'folder_source', 'm
            'pretrained_source', 'locate', 'not_fetched', 'read_config', 'fetch']
 
 # %% ../../../nbs/parts/shared/10_hub.ipynb #e025f16d
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -204,6 +205,9 @@ def locate(
         return scratch_source(name, need, f"{name} is a model type, built from the numbers given", **where)
     if architecture_of(name) and name not in {*HUB_NAMES, *HUB_NAMES.values()}:
         raise Refused(f"nobody publishes weights of {name!r}: set model.init=scratch.")
+    if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-]([\w.-]{0,94}[\w-])?", name, re.ASCII):
+        raise Refused(f"model.name or model.tokenizer is {name!r}: no such folder, and no name that a hub can "
+                      "have (letters of English, digits, `-`, `_`, `.`).")
     source, tried, absent = pretrained_source(name, need, **where)
     if source:
         return source
