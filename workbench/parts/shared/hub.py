@@ -206,8 +206,8 @@ def locate(
     if architecture_of(name) and name not in {*HUB_NAMES, *HUB_NAMES.values()}:
         raise Refused(f"nobody publishes weights of {name!r}: set model.init=scratch.")
     if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-]([\w.-]{0,94}[\w-])?", name, re.ASCII):
-        raise Refused(f"model.name or model.tokenizer is {name!r}: no such folder, and no name that a hub can "
-                      "have (letters of English, digits, `-`, `_`, `.`).")
+        raise Refused(f"model.name or model.tokenizer is {name!r}: no such folder, and no name that a hub "
+                      "can have (letters of English, digits, `-`, `_`, `.`).")
     source, tried, absent = pretrained_source(name, need, **where)
     if source:
         return source
