@@ -9,6 +9,7 @@ __all__ = ['pair_for', 'read_text', 'texts_of', 'answers_of', 'use']
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ...core.config.wording import nearest
 from ...core.task import Answer, Data, Document
@@ -103,9 +104,10 @@ def use(
     """The translations, in order.
     Raises `Refused` for a language that the run does not know, and for a bad glossary."""
     cfg, own = ctx.cfg, data.own
-    g = cfg.generate
-    pair = pair_for(list(own.frames), g.src, g.tgt)
-    read_glossary(g.glossary)
+    pair = pair_for(list(own.frames), cfg.generate.src, cfg.generate.tgt)
+    # a table of terms is read once, and not again for each batch
+    g = cfg.generate.model_copy(update={"glossary": read_glossary(cfg.generate.glossary)})
+    ctx = replace(ctx, cfg=cfg.model_copy(update={"generate": g}))
     frame, rows = own.frames[pair], cfg.valid.batch_size or cfg.train.batch_size
     room, began = max(1, cfg.data.max_length - len(frame.before) - len(frame.after)), time.perf_counter()
 
