@@ -147,8 +147,7 @@ def test_every_preset_passes(name):
     # its stages have their own number of steps
     whole = {"pipeline": None} if name == "universal_tiny" else {}
     cfg = presets.load(name, {"model": shrunk(name), "trackers": [], **whole,
-                              "train": {"precision": "fp32"} | warmup |
-                              ({} if shrunk(name) is PAINTER else {"max_steps": 4})})
+                              "train": ({} if shrunk(name) is PAINTER else {"max_steps": 4}) | warmup})
     found = check(cfg, seconds=3)
     assert not failed(found)
     states = {c.name: c.state for c in found}

@@ -148,8 +148,7 @@ def test_the_parameters_are_those_of_the_notebook():
 
 # The commands of the README
 
-BRIEF = ("train.precision=fp32 train.max_steps=2 train.minutes=null train.batch_size=2 train.log_every=1 "
-         "train.checkpoint_every=2 "
+BRIEF = ("train.max_steps=2 train.minutes=null train.batch_size=2 train.log_every=1 train.checkpoint_every=2 "
          "valid.every=null valid.batch_size=2 valid.final=[valid] trackers=[] check=false")
 SMALL = {"sign": "data.languages=null data.max_lost=1 data.step_frames=4 generate.max_length=4 "
                  "model.init=scratch model.tokenizer_kind=char model.params.d_model=16 model.params.d_kv=8 "

@@ -136,11 +136,16 @@ def make_accelerator(
     """accelerate, set up for this machine.
     Raises `Refused` for a precision or a tracker that is not available."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
 
     check_trackers(cfg)
     cpu, world = join()
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision(cfg.train.precision, cpu),
+    wanted = precision(cfg.train.precision, cpu)
+    # a notebook may plan or check another configuration before; accelerate refuses a second precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=wanted,
                               kwargs_handlers=[ddp], gradient_accumulation_steps=1, project_dir=str(run))
     if accelerator.num_processes != world:
         raise Failed(f"accelerate sees {accelerator.num_processes} processes where {world} were started.")
