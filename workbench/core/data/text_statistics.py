@@ -35,7 +35,8 @@ def bleu_statistics(
     def upto(n):
         def one(sums):
             return BLEU.compute_bleu(sums[:n].astype(int).tolist(), sums[4:4 + n].astype(int).tolist(),
-                                     int(sums[8]), int(sums[9]), smooth_method=smooth, max_ngram_order=n).score
+                                     int(sums[8]), int(sums[9]), smooth_method=smooth,
+                                     max_ngram_order=n).score
         return lambda sums: np.apply_along_axis(one, -1, sums)
     return {f"bleu{n}": Statistic(adds, upto(n)) for n in range(1, 5)}
 

@@ -153,7 +153,8 @@ def retrieval(
         below = (row[~own] < row[own][:, None]).double() + 0.5 * (row[~own] == row[own][:, None]).double()
         ranks.append(below.mean())
     top1, top5 = hits(-distances[some], right[some], (1, 5)).mean(0).tolist()
-    return {"retrieval_top1": top1, "retrieval_top5": top5, "retrieval_rank": float(torch.stack(ranks).mean())}
+    return {"retrieval_top1": top1, "retrieval_top5": top5,
+            "retrieval_rank": float(torch.stack(ranks).mean())}
 
 # %% ../../../nbs/parts/image/90_scores.ipynb #perceptual
 BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}  # of lpips; the file's beginning
