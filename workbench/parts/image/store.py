@@ -71,6 +71,7 @@ def one_maker(
     "Alone with the unfinished file of a store, or with one of its own where the disk knows no locks."
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
         try:
+            os.utime(file.fileno())  # it is in use: see `forget_old`
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.warning("%s is being made by another process: waiting for it", path.name)
