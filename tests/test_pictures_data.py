@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 
 from workbench.errors import Refused
 from workbench.parts.image import picture_cache, store as stores
-from workbench.parts.image.augment import augmented
 from workbench.parts.image.byte_range import read_member
 from workbench.parts.image.files import fit, read_picture
 from workbench.parts.image.rows import read_folder
@@ -391,11 +390,3 @@ def test_no_rows_and_one_picture_in_many_rows(rows, tmp_path):
     both = read_folder(tmp_path / "p")[0]["train"]
     store = open_store(both, 8, tmp_path / "s")
     assert store.pixels.shape[0] == 30 and len(store) == 31 and np.array_equal(store[0], store[30])
-
-
-def test_an_augmented_picture_is_that_of_its_seed_epoch_and_row():
-    pixels, how = np.asarray(picture(0, (32, 32))), {"crop": 0.2, "flip": True, "colour": 0.3}
-    assert np.array_equal(augmented(pixels, 1, 2, 3), pixels)
-    found = {augmented(pixels, seed, epoch, row, **how).tobytes()
-             for seed in (0, 1) for epoch in (0, 1) for row in (0, 1) for _ in range(2)}
-    assert len(found) == 8
