@@ -1,4 +1,5 @@
 "Pictures and captions as people have them, and the store that every process reads."
+import errno
 import io
 import json
 import multiprocessing
@@ -140,7 +141,8 @@ def test_a_file_of_captions_that_cannot_be_read_is_refused_whole(name, content, 
 
 @pytest.mark.parametrize("text, kept", [
     ("<b>A &quot;red&quot;</b> apple<br/>", "<b>A &quot;red&quot;</b> apple<br/>"), ("a\tb\n  c", "a b c"),
-    ("ቀይ ፖም።", "ቀይ ፖም።"), ("cafe\u0301", "café"), ("x" * 10_000, "x" * 10_000), ("👩‍🚀", "👩‍🚀"),
+    ("ቀይ ፖም።", "ቀይ ፖም።"), ("cafe\u0301", "café"), ("x" * 10_000, "x" * 10_000),
+    ("👩‍🚀", "👩‍🚀"),
     ("x" * 10_001, None), ("a\0b", None), ("\ud83d", None), (" \n\t", None)])
 def test_the_rule_for_captions_is_one_for_all_layouts(text, kept, tmp_path):
     home = folder_of(tmp_path, {"a.png": None, "b.png": None})
@@ -262,8 +264,8 @@ def test_only_the_place_of_a_store_travels_to_a_worker(rows, tmp_path):
     from torch.utils.data import DataLoader
 
     store = open_store(rows * 2, 64, tmp_path / "s")
-    store.pixels
-    assert len(store) == 60 and store.pixels.shape[0] == 30 and len(pickle.dumps(store)) < 30_000
+    store.pixels()
+    assert len(store) == 60 and store.pixels().shape[0] == 30 and len(pickle.dumps(store)) < 30_000
     for context in ("fork", "spawn"):
         found = list(DataLoader(store, 15, num_workers=2, multiprocessing_context=context))
         assert np.array_equal(np.concatenate([b.numpy() for b in found]),
@@ -365,28 +367,40 @@ def test_a_damaged_store_is_made_again(rows, tmp_path):
         assert store.path.read_bytes() == whole
 
 
-def test_a_full_disk_ends_in_a_sentence(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(Refused, match=r"the pictures at 8 x 8 need 0.0 GB, and 0.0 GB are free: make room"):
-        open_store(rows, 8, tmp_path / "s")[0]
+def test_a_full_disk_ends_in_a_sentence_and_room_lets_it_go_on(rows, tmp_path, monkeypatch):
+    def full(*how):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "write_store", full)
+        with pytest.raises(Refused, match="the disk is full, and the pictures at 8 x 8 need 0.0 GB: make room"):
+            open_store(rows, 8, tmp_path / "s")[0]
+    assert np.array_equal(open_store(rows, 8, tmp_path / "s")[4], plain(rows, 8)[4])
+
+
+def test_a_store_that_has_no_room_decodes_each_time(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * 30 * 8 * 8 * 3 - 1))
+    store = open_store(rows, 8, tmp_path / "s")
+    assert np.array_equal(store[range(30)], plain(rows, 8)) and np.array_equal(store[3], plain(rows, 8)[3])
+    assert not list((tmp_path / "s").glob("*.npy"))
 
 
 def test_stores_that_nobody_opens_go_and_others_stay(rows, tmp_path):
     old, used = (open_store(rows[:n], 8, tmp_path / "s") for n in (5, 6))
     for store in (old, used):
-        store.pixels
+        store.pixels()
         os.utime(store.path, (0, 0))
-    open_store(rows[:6], 8, tmp_path / "s").pixels  # used again
-    open_store(rows[:7], 8, tmp_path / "s").pixels
+    open_store(rows[:6], 8, tmp_path / "s").pixels()  # used again
+    open_store(rows[:7], 8, tmp_path / "s").pixels()
     assert not old.path.exists() and not old.path.with_suffix(".json").exists() and used.path.exists()
     assert np.array_equal(old[0], plain(rows[:1], 8)[0])  # who maps it keeps it
 
 
 def test_no_rows_and_one_picture_in_many_rows(rows, tmp_path):
     assert len(open_store([], 8, tmp_path
-                          / "s")) == 0 and open_store([], 8, tmp_path / "s").pixels.shape == (0, 8, 8, 3)
+                          / "s")) == 0 and open_store([], 8, tmp_path / "s").pixels().shape == (0, 8, 8, 3)
     (tmp_path / "p/copy.png").write_bytes(Path(rows[0].where).read_bytes())
     (tmp_path / "p/copy.txt").write_text("y")
     both = read_folder(tmp_path / "p")[0]["train"]
     store = open_store(both, 8, tmp_path / "s")
-    assert store.pixels.shape[0] == 30 and len(store) == 31 and np.array_equal(store[0], store[30])
+    assert store.pixels().shape[0] == 30 and len(store) == 31 and np.array_equal(store[0], store[30])
