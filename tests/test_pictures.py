@@ -370,7 +370,7 @@ def test_a_damaged_header_in_the_middle_is_told(tmp_path):
     (sample("b", b"not a picture"), "b.png", "not a picture"),
     (sample("b", saved(PHOTO)[:-30]), "b.png", "cannot be read"),
     (sample("b", caption=""), "b.json", "empty caption"),
-    (sample("b", caption=["x"]), "b.json", "list, not a text"),
+    (sample("b", caption={"x": 1}), "b.json", "dict, not a text"),
     ([sample("b")[0], ("b.json", b"{")], "b.json", "JSON cannot be read"),
     ([sample("b")[0], ("b.json", b"[" * 100000)], "b.json", "JSON cannot"),
     ([sample("b")[0], ("b.txt", b"\xff\xfe\x00")], "b.txt", "not UTF-8"),
