@@ -1,4 +1,4 @@
-"""The emoji pack: what its datasheet says is there, no concept is on two sides, and no picture is known already."""
+"""The emoji pack: what its datasheet says is there, no concept is on two sides, no picture is known already."""
 
 import csv
 import hashlib
@@ -128,7 +128,7 @@ def test_the_pack_is_read_as_any_folder_in_each_of_its_columns():
         assert not rejected and {part: len(part_rows) for part, part_rows in found.items()} == COUNTS
 
 
-@pytest.mark.skipif(not os.environ.get("EMOJI_PACKAGES"), reason="EMOJI_PACKAGES names no folder of the packages")
+@pytest.mark.skipif(not os.environ.get("EMOJI_PACKAGES"), reason="EMOJI_PACKAGES names no folder")
 def test_the_notebook_makes_the_pack_again_bit_for_bit(tmp_path, monkeypatch):
     import matplotlib
     import nbformat

@@ -1,4 +1,5 @@
 "Pictures whole and broken, folders, shards and servers: what can be used is used, and the rest is named."
+import hashlib
 import io
 import json
 import logging
