@@ -78,7 +78,7 @@ def shared_rows(
     "A sentence for every held-out split that has training rows in it."
     of = data.contents or data.uids
     train, out = set(of.get("train", ())), []
-    for split in (s for s in of if s == "valid" or s.startswith("test")):
+    for split in (s for s in of if s in ("valid", "style") or s.startswith("test")):
         both = [uid for uid, row in zip(data.uids[split], of[split]) if row in train]
         if both:
             all_of = "all" if len(both) == len(of[split]) else f"{len(both)}"

@@ -37,7 +37,10 @@ class FlowData(Section):
     source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"
     # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
     captions: Place | None = None
-    column: Named = "caption"  # of tables with a header; the samples have am and group, too
+    # of tables with a header: the captions; None: caption, and of the samples their keywords, too
+    column: Named | None = None
+    # the captions of a picture are read as one text; else each epoch of training draws one of them
+    together: bool = False
     image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
     label_key: Named = "json;txt"
     caption_key: Named = "caption"  # inside a json label
@@ -151,6 +154,8 @@ class FlowLoss(Section):
     # captions left out: without it guidance has nothing to go by
     cfg_dropout_prob: float = Field(0.0, ge=0, lt=1)
     times: Literal["uniform", "logit_normal"] = "uniform"  # where on the path the flow is trained
+    # of logit_normal, before the sigmoid: below 0 nearer to noise, where a caption counts most
+    times_mean: float = Field(0.0, ge=-5, le=5)
     mse_weight: float = Field(0.1, ge=0, le=1e6)  # beside the mean absolute error, which has weight 1
     kl_beta: float = Field(1e-4, ge=0, le=1e6)
     kl_warmup_steps: int = Field(5000, ge=0)  # until kl_beta is reached

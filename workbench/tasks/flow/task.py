@@ -169,7 +169,7 @@ def flow_loss(
                                         ctx.generator if ctx.training else None)
     noise, (time, kept) = batch_noise(z, batch["uid"], ctx, 2)
     if l.times == "logit_normal":
-        time = (1.4142135 * (2 * time.clamp(1e-4, 1 - 1e-4) - 1).erfinv()).sigmoid()
+        time = (l.times_mean + 1.4142135 * (2 * time.clamp(1e-4, 1 - 1e-4) - 1).erfinv()).sigmoid()
     keep = kept >= l.cfg_dropout_prob * ctx.training
     point, velocity = (straight_path if ctx.cfg.model.path == "straight" else cosine_path)(noise, z, time)
     mask = batch["mask"] & keep[:, None]
@@ -300,7 +300,9 @@ def idle(
         without("where instance_noise_std is 0", "loss.instance_noise_decay")
     if "flow" not in objectives:
         without("in a stage that trains no flow (train_diff)", "loss.cfg_dropout_prob", "loss.times",
-                "sample", "model.path")
+                "loss.times_mean", "sample", "model.path")
+    elif l.times == "uniform":
+        without("with loss.times=uniform", "loss.times_mean")
     if cfg.sample.sampler == "adaptive":
         without("with sample.sampler=adaptive, which chooses its steps", "sample.steps")
     return out
