@@ -126,7 +126,7 @@ def token_facts(
         whole = sum(tokens.encode(tokens.decode(row), 1 << 30) == row and tokens.unk not in row for row in ids)
         sizes = sorted(map(len, ids))
         facts[f"tokens_{split}"] = (
-            f"{len(texts):,} captions, {n:,} tokens, {unknown / max(1, n):.2%} unknown; {whole / len(ids):.1%} "
+            f"{len(texts):,} captions, {unknown:,} of {n:,} tokens ({unknown / max(1, n):.2%}) unknown; {whole / len(ids):.1%} "
             f"come back whole; {sizes[len(sizes) // 2]} tokens at the median, {sizes[-1]} at the most"
             + f", {sum(s > length for s in sizes)} cut" * (sizes[-1] > length))
     return facts
