@@ -30,14 +30,22 @@ def nfc(text: str) -> str:
 # %% ../../../nbs/parts/image/30_rows.ipynb #PictureRow
 @dataclass(frozen=True)
 class PictureRow:
-    "A picture and its caption."
+    "A picture and its captions."
     uid: str
-    caption: str
+    caption: str  # the first, of several
     height: int  # pixels, upright
     width: int
     where: str | tuple[str, int, int]  # a path; or shard, first byte, bytes
     digest: str = field(default="", compare=False)  # of its bytes
     fault: str = field(default="", compare=False)  # of its colour profile; empty: none
+    more: tuple[str, ...] = ()  # its other captions
+    group: str = ""  # the concept that it shows; empty: not given
+    style: str = ""  # who drew it; empty: not given
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        "All captions of the picture, each once."
+        return self.caption, *self.more
 
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
