@@ -33,6 +33,7 @@ class CaptionData(Section):
     min_freq: int = Field(1, ge=1, le=1_000_000)  # a rarer word of the training captions is unknown
     vocab: int = Field(8000, ge=64, le=1_000_000)  # most words or pieces; it is as large as there are
     max_length: int = Field(100, ge=4, le=4096)  # tokens of a caption; longer ones are cut
+    together: bool = False  # the captions of a picture are read as one text, some of them at a time in training
     augment: float = Field(0.0, ge=0, le=1)  # how far training pictures are moved, scaled and recoloured
     styles: list[Named] | None = Field(None, min_length=1)  # of a table with a column style: those trained on
     retries: int = Field(5, ge=0, le=100)  # of a read that fails for a passing reason

@@ -27,7 +27,7 @@ class Seen:
 
 def forward(
     nets: dict,
-    batch: dict,
+    batch: dict,  # image [B, 3, H, W], ids [B, S], mask [B, S], labels [B, T]
     both: bool = False,  # decode the caption's latent as well
 ) -> Seen:
     "Encode pictures and captions, decode their latents."
@@ -40,11 +40,10 @@ def forward(
 
 # %% ../../../nbs/tasks/caption/25_latent.ipynb #decoder_input
 def decoder_input(
-    batch: dict,  # ids [B, S], labels [B, S - 1]
-) -> Tensor:  # [B, S - 1]
-    "What stands before each word that is predicted: the start, then the words before it."
-    labels, ids = batch["labels"], batch["ids"]
-    return torch.cat([ids[:, :1], labels[:, :-1].clamp(min=0)], 1)
+    batch: dict,  # ids [B, S], which begin with the start, and labels [B, T]
+) -> Tensor:  # [B, T]
+    "What stands before each word that is written: the start, then the words before it."
+    return torch.cat([batch["ids"][:, :1], batch["labels"][:, :-1].clamp(min=0)], 1)
 
 # %% ../../../nbs/tasks/caption/25_latent.ipynb #losses
 def image_loss(
@@ -75,8 +74,7 @@ def apart(
     "How far each picture is from its caption, summed."
     if kind == "distance":
         return (seen.image_latent - seen.caption_latent).square().mean(1).sum()
-    keys = torch.stack([batch["group"], batch["said"]], 1)
-    return contrastive(seen.image_latent, seen.caption_latent, nets["alignment"](), keys, over_ranks).sum()
+    return contrastive(seen.image_latent, seen.caption_latent, nets["alignment"](), batch["same"], over_ranks).sum()
 
 # %% ../../../nbs/tasks/caption/25_latent.ipynb #caption_loss
 def caption_loss(

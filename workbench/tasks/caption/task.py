@@ -89,10 +89,10 @@ def predict(
     b = nets["caption_encoder"](batch["ids"], batch["mask"])
     made, written = nets["image_decoder"](a), describe(nets, a, ctx)
     pixels = lambda x: (x.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [{"uid": u, "reference": c, "references": list(cs), "hypothesis": h, "group": int(g),
+    return [{"uid": u, "reference": c, "references": list(cs), "hypothesis": h, "group": g,
              "image_latent": x, "caption_latent": y, "made": m, "real": r}
             for u, c, cs, h, g, x, y, m, r in zip(
-                batch["uid"], batch["caption"], batch["captions"], written, batch["group"],
+                batch["uid"], batch["caption"], batch["captions"], written, batch["concept"],
                 a.float().cpu().numpy(), b.float().cpu().numpy(), pixels(made), pixels(batch["image"]))]
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #preview
