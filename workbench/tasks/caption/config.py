@@ -6,7 +6,7 @@
 __all__ = ['Column', 'CaptionData', 'PictureNets', 'CaptionNets', 'CaptionModel', 'CaptionLoss', 'Generate', 'CaptionConfig']
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #imports
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,8 +71,11 @@ class CaptionModel(Section):
     judged = "plan"
     latent_dim: int = Field(1024, ge=4, le=16_384)
     embedding_dim: int = Field(512, ge=8, le=16_384)  # width of a token
-    image_encoder: Named = "own"  # own, or a vision model of the hub or a folder
-    caption_decoder: Named = "own"  # own, or a causal text model of the hub or a folder
+    # own, or a vision model: a name of the hub, a folder, or a model type (vit) built from the params
+    image_encoder: Named = "own"
+    image_encoder_params: dict[str, Any] = {}  # changes to the configuration of that model
+    caption_decoder: Named = "own"  # own, or a causal text model in the same ways
+    caption_decoder_params: dict[str, Any] = {}
     tokenizer: Named = "word"  # word, subword, or a tokenizer of the hub or a folder
     init: Literal["pretrained", "scratch", "auto"] = "auto"  # of the models of the hub
     pictures: PictureNets = PictureNets()
