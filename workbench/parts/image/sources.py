@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ...errors import Refused
 from ...files import samples
-from .rows import PictureRow, read_folder, tables_of
+from .caption_files import tables_of
+from .rows import PictureRow, read_folder
 from .shards import IMAGES, index
 from ..shared.fetch import expand
 
