@@ -142,7 +142,8 @@ def origin(
 ) -> dict:
     "Where the weights came from: pretrained where a model of the hub was."
     found = [net.model.origin for net in nets.values() if hasattr(getattr(net, "model", None), "origin")]
-    return next((o for o in found if o["kind"] == "pretrained"), next(iter(found), {"kind": "scratch"}))
+    known = [o for o in found if o["kind"] == "pretrained"]
+    return (known or found or [{"kind": "scratch", "where": "", "why": "random weights"}])[0]
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #objectives
 def objectives(
