@@ -143,7 +143,7 @@ def origin(
     "Where the weights came from: pretrained where a model of the hub was."
     found = [net.model.origin for net in nets.values() if hasattr(getattr(net, "model", None), "origin")]
     known = [o for o in found if o["kind"] == "pretrained"]
-    return (known or found or [{"kind": "scratch", "where": "", "why": "random weights"}])[0]
+    return (known or found or [{"kind": "random", "where": "", "why": "random weights"}])[0]
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #objectives
 def objectives(
