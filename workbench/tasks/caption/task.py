@@ -19,7 +19,7 @@ from .captions import describe
 from .config import CaptionConfig
 from .data import data
 from .latent import caption_loss, forward
-from .scores import baseline, score
+from .scores import BETTER, baseline, score, scores
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #nets
 def nets(
@@ -209,5 +209,5 @@ def preview(
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #task
 task = Task(config=CaptionConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, settings=("generate",),
-            better={"*_to_*@*": "max", "*recall@*": "max", "identical": "min", "mse": "min"})
+            scores=scores, baseline=baseline, expect=expect, preview=preview, origin=origin,
+            settings=("generate",), better=BETTER)
