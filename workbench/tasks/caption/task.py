@@ -168,7 +168,7 @@ def expect(
 
     seen = forward(nets, batch)
     grey = float((batch["image"] - 0.5).square().mean())
-    out = {"image": (0.7 * grey, 1.3 * grey), "caption": chance_band(seen.logits["image"], batch["labels"])}
+    out = {"image": (0.7 * grey, 1.3 * grey), "caption": chance_band(seen.logits, batch["labels"])}
     return out
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #predict
