@@ -24,7 +24,7 @@ from workbench.tasks.caption.latent import caption_loss
 SMALL = {"latent_dim": 16, "embedding_dim": 16, "init": "scratch",
          "pictures": {"widths": [8, 16], "hidden": 16},
          "captions": {"decoder_layers": 1, "heads": 2, "memory": 2, "hidden": 16}}
-PLAIN = "model.captions.dropout=0 model.captions.word_dropout=0 data.augment=0"
+PLAIN = "loss.from_caption=0 model.captions.dropout=0 model.captions.word_dropout=0 data.augment=0"
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_two_processes_contrast_as_one_does(tmp_path, cuts):
     loss.backward()
     torch.multiprocessing.spawn(contrast_of_rank, (str(tmp_path), cuts), 2)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert sum(f["loss"] for f in found) == pytest.approx(float(loss), rel=1e-6)
+    assert sum(f["loss"] for f in found) == pytest.approx(loss.item(), rel=1e-6)
     for name, whole_gradient in (("a", a.grad), ("b", b.grad)):
         torch.testing.assert_close(torch.cat([f[name] for f in found]), whole_gradient, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(sum(f["scale"] for f in found), scale.log_scale.grad, rtol=1e-5, atol=1e-7)

@@ -93,8 +93,8 @@ class Pictures:
         numbers: dict[str, int],  # of each concept and first caption
         seed: int | None = None,  # of what is drawn in training; None: held-out rows
     ):
-        self.rows, self.store, self.tokens, self.d = rows, store, tokens, d
-        self.numbers, self.seed = numbers, seed
+        self.rows, self.store, self.tokens, self.numbers, self.seed = rows, store, tokens, numbers, seed
+        self.length, self.together, self.augment = d.max_length, d.together, d.augment
 
     def __len__(self):
         return len(self.rows)
@@ -106,13 +106,13 @@ class Pictures:
         i, epoch = at
         row, image = self.rows[i], self.pixels(i)
         drawn = None if self.seed is None else np.random.default_rng([self.seed, epoch, i])
-        read, written = chosen_texts(row.captions, self.d.together, drawn)
-        if drawn is not None and self.d.augment:
-            image = moved(image, self.d.augment, drawn)
+        read, written = chosen_texts(row.captions, self.together, drawn)
+        if drawn is not None and self.augment:
+            image = moved(image, self.augment, drawn)
         return {"uid": row.uid, "caption": written, "captions": row.captions, "read": read,
                 "concept": concept_of(row), "image": image.astype(np.float32).transpose(2, 0, 1) / 255,
-                "ids": self.tokens.encode(read, self.d.max_length),
-                "target": self.tokens.encode(written, self.d.max_length),
+                "ids": self.tokens.encode(read, self.length),
+                "target": self.tokens.encode(written, self.length),
                 "same": (self.numbers[concept_of(row)], self.numbers[row.caption])}
 
 # %% ../../../nbs/tasks/caption/20_data.ipynb #collate
