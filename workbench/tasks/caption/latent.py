@@ -82,7 +82,7 @@ def caption_loss(
     "loss = image × weight + caption × weight + alignment × weight, each a share of the step's mean."
     l, n, chosen = ctx.cfg.loss, ctx.counts["pictures"], None
     if ctx.training and l.from_caption:
-        drawn = torch.rand(len(batch["uid"]), generator=ctx.generator, device=batch["image"].device)
+        drawn = torch.rand(len(batch["image"]), generator=ctx.generator, device=batch["image"].device)
         chosen = drawn < l.from_caption
     seen = forward(nets, batch, chosen)
     parts = {"image": image_loss(seen.made, batch["image"]) / n,
