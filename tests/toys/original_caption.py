@@ -1,8 +1,9 @@
 """A task for tests: pictures and captions in one latent space, as a public project published it.
 
 The document gives totals alone: 108,708,035 parameters, of which 72 tensors with 16.8 M get no gradient. These
-parts add up to both to the last one: five convolutions to 7 x 7 and back, a caption encoder and a caption decoder
-of four layers each, with embeddings and positions of their own. `faults` says what is as published; () mends all.
+parts add up to both, to the last one: five convolutions to 7 x 7 and back, a caption encoder and a caption
+decoder of four layers each, with embeddings and positions of their own. `faults` says what is as published; []
+mends all.
 Shapes: `B` pictures of side `P`, `S` tokens, `D` width, `L` latent, `V` vocabulary.
 """
 import numpy as np
@@ -61,9 +62,9 @@ def image_decoder(cfg):
 class CaptionEncoder(nn.Module):
     "Ids [B, S] and their mask -> [B, L]: of the mean, and of the first place."
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, words):
         super().__init__()
-        self.word, self.place = (nn.Embedding(n, cfg.width) for n in (cfg.vocab_size, cfg.length))
+        self.word, self.place = (nn.Embedding(n, cfg.width) for n in (words, cfg.length))
         self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(
             cfg.width, cfg.heads, cfg.hidden, batch_first=True), cfg.layers, enable_nested_tensor=False)
         self.mean, self.first = (nn.Linear(cfg.width, cfg.latent) for _ in range(2))
@@ -77,13 +78,13 @@ class CaptionEncoder(nn.Module):
 class CaptionDecoder(nn.Module):
     "Latent [B, L] and ids [B, S] -> scores [B, S, V]; as published the transformer is built and never called."
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, words):
         super().__init__()
-        self.word, self.place = (nn.Embedding(n, cfg.width) for n in (cfg.vocab_size, cfg.length))
+        self.word, self.place = (nn.Embedding(n, cfg.width) for n in (words, cfg.length))
         self.memory = nn.Linear(cfg.latent, cfg.width)
         self.transformer = nn.TransformerDecoder(nn.TransformerDecoderLayer(
             cfg.width, cfg.heads, cfg.hidden, batch_first=True), cfg.layers)
-        self.out = nn.Linear(cfg.width, cfg.vocab_size)
+        self.out = nn.Linear(cfg.width, words)
         self.called = "never called" not in cfg.faults
 
     def forward(self, latent, ids):
@@ -97,8 +98,9 @@ class CaptionDecoder(nn.Module):
 
 def nets(cfg, data, load_weights):
     torch.manual_seed(cfg.seed)
-    return {"image_encoder": image_encoder(cfg), "caption_encoder": CaptionEncoder(cfg),
-            "image_decoder": image_decoder(cfg), "caption_decoder": CaptionDecoder(cfg)}
+    words = data.facts["vocabulary"]
+    return {"image_encoder": image_encoder(cfg), "caption_encoder": CaptionEncoder(cfg, words),
+            "image_decoder": image_decoder(cfg), "caption_decoder": CaptionDecoder(cfg, words)}
 
 
 # Data
