@@ -1,9 +1,9 @@
 """A task for tests: pictures and captions in one latent space, as a public project published it.
 
-The document gives totals alone: 108,708,035 parameters, of which 72 tensors with 16.8 M get no gradient. These
-parts add up to both, to the last one: five convolutions to 7 x 7 and back, a caption encoder and a caption
-decoder of four layers each, with embeddings and positions of their own. `faults` says what is as published; []
-mends all.
+The document gives totals alone: 108,708,035 parameters, of which 72 tensors with 16.8 M get no gradient.
+These parts add up to both, to the last one: five convolutions to 7 x 7 and back, a caption encoder and a
+caption decoder of four layers each, with embeddings and positions of their own. `faults` says what is as
+published; [] mends all.
 Shapes: `B` pictures of side `P`, `S` tokens, `D` width, `L` latent, `V` vocabulary.
 """
 import numpy as np
@@ -76,7 +76,8 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionDecoder(nn.Module):
-    "Latent [B, L] and ids [B, S] -> scores [B, S, V]; as published the transformer is built and never called."
+    """Latent [B, L] and ids [B, S] -> scores [B, S, V]; as published the transformer is built and never
+    called."""
 
     def __init__(self, cfg, words):
         super().__init__()
@@ -157,7 +158,8 @@ def latents(nets, batch):
 
 
 def alignment(image, caption, faults):
-    "As published: how large the two are, whichever stand together. Mended: whether a picture finds its caption."
+    """As published: how large the two are, whichever stand together.
+    Mended: whether a picture finds its caption."""
     if "norm penalty" in faults:
         return (image.square().mean(1) + caption.square().mean(1)).sum()
     scores = 10 * normalize(image, dim=1) @ normalize(caption, dim=1).T
@@ -184,7 +186,8 @@ def predict(nets, batch, ctx):
         scores = nets["caption_decoder"](latent, ids)[:, -1, :len(words)]
         ids = torch.cat([ids, scores.argmax(1, keepdim=True)], 1)
     said = [" ".join(words[i] for i in row if i > 3) for row in ids.tolist()]
-    return [{"uid": u, "reference": r, "hypothesis": h} for u, r, h in zip(batch["uid"], batch["caption"], said)]
+    return [{"uid": u, "reference": r, "hypothesis": h}
+            for u, r, h in zip(batch["uid"], batch["caption"], said)]
 
 
 def expect(nets, batch, ctx):
@@ -199,6 +202,7 @@ def objectives(cfg):
 
 
 task = Task(config=OriginalConfig, data=data, nets=nets, objectives=objectives, predict=predict,
-            score=lambda rows, data: {"exact": sum(r["reference"] == r["hypothesis"] for r in rows) / len(rows)},
+            score=lambda rows, data: {
+                "exact": sum(r["reference"] == r["hypothesis"] for r in rows) / len(rows)},
             baseline=lambda data, split: {"exact": 0.0}, expect=expect,
             preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"})

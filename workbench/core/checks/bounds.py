@@ -41,6 +41,7 @@ def check_bounds(
     rows: int,  # whose targets were looked at
 ) -> Check | None:  # None: no bounded output is compared with a target
     "The targets lie within the bounds of the outputs, and not in one half of them alone."
+    met = [m for m in met if (m.low, m.high) != (-float("inf"), float("inf"))]
     for m in met:
         said = (f"an output that lies between {m.low:g} and {m.high:g} is compared with targets of "
                 f"{m.least:.3g} to {m.most:.3g} in {rows} rows")
@@ -49,7 +50,8 @@ def check_bounds(
         width = m.high - m.low
         if width < float("inf") and m.most - m.least > 0.25 * width and (
                 m.least >= m.low + 0.49 * width or m.most <= m.high - 0.49 * width):
-            return Check("bounds", "failed", f"{said}: half of what the output can be is never right, so take "
+            return Check("bounds", "failed", f"{said}: half of what the output can be is never right, so "
+                                             "take "
                                              "a function with the bounds of the targets, or scale these.")
     m = met[0] if met else None
     return m and Check("bounds", "passed", f"an output between {m.low:g} and {m.high:g} is compared with "
@@ -77,7 +79,7 @@ def moved_bounds(
 
 # %% ../../../nbs/core/checks/13_bounds.ipynb #Bounds_mode
 class Bounds(TorchFunctionMode):
-    "Within it, comparisons of bounded outputs with what no net has made are noted."
+    "Within it, comparisons of outputs with what no net has made are noted; without bounds: from -inf to inf."
 
     def __init__(self):
         super().__init__()
@@ -122,8 +124,9 @@ class Bounds(TorchFunctionMode):
         if name not in compared or len(given) < 2 or given[0].shape != given[1].shape:
             return
         a, b = given[:2] if id(given[0]) in self.made else given[1::-1]
-        bounds, foreign = self.made.get(id(a)), id(b) not in self.made and not isinstance(b, torch.nn.Parameter)
-        if bounds and foreign and b.is_floating_point() and b.numel():
+        if id(a) in self.made and id(b) not in self.made and b.is_floating_point() and b.numel() and (
+                not isinstance(b, torch.nn.Parameter)):
+            bounds = self.made[id(a)] or (-float("inf"), float("inf"))
             slack = 0.01 * min(bounds[1] - bounds[0], 1.0)
             beyond = (b < bounds[0] - slack) | (b > bounds[1] + slack)
             self.met.append(Met(*bounds, float(b.min()), float(b.max()), float(beyond.float().mean())))
@@ -137,7 +140,7 @@ def bounds_of(
     "Whether bounded outputs have the range of their targets; nothing where none is compared with one."
     with Bounds() as seen:
         parts_of(setup, batch)
-    if not seen.met:
+    if not check_bounds(seen.met, 0):
         return []
     some = spread(setup.data, rows)
     with Bounds() as seen:

@@ -114,7 +114,8 @@ def counted(
     every: Iterable[str],
     sizes: dict[str, int] = {},  # parameter of the nets -> its numbers; {}: they are not counted
 ) -> str:
-    "How many of all where it is more than one, with their numbers and the two parts at most that they make up."
+    """How many of all where it is more than one, with their numbers and the two parts at most that they make
+    up."""
     every = list(every)
     if len(odd) < 2:
         return ""

@@ -58,12 +58,15 @@ def check_vocabulary(
     if not held:
         return Check("vocabulary", "not proven", f"{reported:,} are reported, and no saved file lists them.")
     if reported > held:
-        return Check("vocabulary", "failed", f"a vocabulary of {reported:,} is reported, and the saved tokenizer "
+        return Check("vocabulary", "failed", f"a vocabulary of {reported:,} is reported, and the saved "
+                                             "tokenizer "
                                              f"holds {held:,}: {reported - held:,} are not there.")
     if classes > 1.5 * held + 256:
-        return Check("vocabulary", "warned", f"{classes:,} classes are scored, and the tokenizer holds {held:,}: "
+        return Check("vocabulary", "warned", f"{classes:,} classes are scored, and the tokenizer holds "
+                                             f"{held:,}: "
                                              f"{classes - held:,} of them have no word.")
-    return Check("vocabulary", "passed", f"{reported:,} are reported, and the saved tokenizer holds {held:,}.")
+    return Check("vocabulary", "passed",
+                 f"{reported:,} are reported, and the saved tokenizer holds {held:,}.")
 
 # %% ../../../nbs/core/checks/11_vocabulary.ipynb #vocabulary_of
 def held_words(
