@@ -52,53 +52,6 @@ def write_tar(path, entries):
     return str(path)
 
 
-# the sample pack
-
-def pack_lines(part):
-    head, *lines = (PACK / f"{part}.tsv").read_text(encoding="utf8").splitlines()
-    assert head.split("\t") == ["image", "caption", "am", "group", "subgroup"]
-    return [line.split("\t") for line in lines]
-
-
-def test_the_pack_is_the_one_that_was_made():
-    lines = (PACK / "SHA256SUMS").read_text(encoding="utf8").splitlines()
-    listed = dict(reversed(line.split("  ")) for line in lines)
-    there = {p.relative_to(PACK).as_posix(): p
-             for p in PACK.rglob("*") if p.is_file() and p.name != "SHA256SUMS"}
-    assert set(there) == set(listed)
-    for name, path in there.items():
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == listed[name], name
-    assert sum(p.stat().st_size for p in there.values()) < 6e6
-
-
-def test_the_pack_says_what_is_there_and_no_caption_is_in_two_splits():
-    sheet, notice = (p.read_text(encoding="utf8")
-                     for p in (PACK / "DATASHEET.md", Path(__file__).parents[1] / "NOTICE"))
-    assert ("workbench/samples/emoji" in notice and "Apache License 2.0" in sheet
-            and "Unicode License V3" in sheet)
-    captions, images = [], []
-    for part, count in {"train": 1336, "valid": 102, "test": 145}.items():
-        lines = pack_lines(part)
-        assert (len(lines) == count and f"| {part} | {count} |" in sheet
-                and all(len(line) == 5 and all(line) for line in lines))
-        captions += [(line[1], part) for line in lines]
-        images += [line[0] for line in lines]
-    assert len(dict(captions)) == len(captions) == len(set(images)) == len(list((PACK / "images").iterdir()))
-    of = dict(captions)
-    for who in ("surfing", "firefighter", "astronaut", "judge", "vampire"):
-        assert len({of[c] for c in of if c.split()[-1] == who}) == 1, who
-
-
-def test_the_pictures_of_the_pack_are_rgb_and_none_of_test_is_nearly_one_of_train():
-    pixels = {part: np.stack([np.asarray(Image.open(PACK / line[0])) for line in pack_lines(part)])
-              for part in ("train", "test")}
-    assert all(p.shape[1:] == (64, 64, 3) and p.dtype == np.uint8 for p in pixels.values())
-    train, test = (pixels[part].reshape(len(pixels[part]), -1).astype(np.float32) / 127.5 - 1
-                   for part in ("train", "test"))
-    near = ((train ** 2).mean(1) + (test ** 2).mean(1)[:, None] - 2 * test @ train.T / train.shape[1]).min()
-    assert near >= 0.0099
-
-
 # pictures
 
 @pytest.mark.parametrize("image, expected", [

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIXELS', 'DAMAGE', 'TURNS', 'RATIOS', 'with_picture', 'orientation', 'upright', 'read_picture', 'upright_size',
-           'size_of', 'examine', 'allowed_sizes', 'nearest_size', 'bucket', 'fit', 'scaled', 'to_pixels', 'grid']
+           'size_of', 'digest_of', 'examine', 'allowed_sizes', 'nearest_size', 'bucket', 'fit', 'scaled', 'to_pixels',
+           'grid']
 
 # %% ../../../nbs/parts/image/10_files.ipynb #8a48ff1a
 import hashlib
@@ -99,6 +100,11 @@ def size_of(
     return with_picture(source, upright_size, name)
 
 # %% ../../../nbs/parts/image/10_files.ipynb #examine
+def digest_of(data: bytes) -> str:
+    "A hash of a file's bytes: equal files are one picture."
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
 def examine(
     data: bytes,
     name: str = "",  # for the sentence
@@ -111,7 +117,7 @@ def examine(
         return *size, fault
 
     height, width, fault = with_picture(data, read, name)
-    return height, width, hashlib.blake2b(data, digest_size=12).hexdigest(), fault
+    return height, width, digest_of(data), fault
 
 # %% ../../../nbs/parts/image/10_files.ipynb #allowed_sizes
 RATIOS = (1, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2)  # long side to short side

@@ -11,7 +11,8 @@ import re
 import tarfile
 from pathlib import PurePosixPath
 
-from .rows import ABOUT, nfc
+from .captions import nfc
+from .rows import ABOUT
 
 # %% ../../../nbs/parts/image/45_members.ipynb #key_and_suffix
 BLOCK = 512  # bytes; the unit of a tar file

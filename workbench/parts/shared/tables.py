@@ -157,9 +157,9 @@ VALID = {"val": "valid", "dev": "valid", "validation": "valid"}
 def split_of(
     stem: str,  # of a table: "train", "Val", "test_shifted"
 ) -> str | None:  # None: no split's name
-    "The split that a table is for: train, valid, test or one whose name begins with test."
+    "The split that a table is for: train, valid, style, test or one whose name begins with test."
     name = VALID.get(stem.lower(), stem.lower())
-    return name if name in ("train", "valid") or name.startswith("test") else None
+    return name if name in ("train", "valid", "style") or name.startswith("test") else None
 
 # %% ../../../nbs/parts/shared/00_tables.ipynb #check_one_split
 def check_one_split(

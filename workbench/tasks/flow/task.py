@@ -15,7 +15,8 @@ from ...core.config.presets import device_kind
 from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores
 from .config import FlowConfig
-from .data import data, in_shards
+from ...parts.image.sources import in_shards
+from .data import data
 from .sampling import batch_noise, encode_latents
 from .use import use
 
