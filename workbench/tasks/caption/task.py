@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['task', 'nets', 'compares_pairs', 'image_encoder', 'caption_encoder', 'caption_decoder', 'hub_model', 'origin',
-           'objectives', 'expect', 'predict', 'preview']
+           'objectives', 'expect', 'predict']
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #imports
 from collections.abc import Callable
@@ -19,7 +19,9 @@ from .captions import describe
 from .config import CaptionConfig
 from .data import data
 from .latent import caption_loss, forward
+from .pictures import previews
 from .scores import baseline, score
+from .use import use
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #nets
 def nets(
@@ -188,26 +190,7 @@ def predict(
                 batch["uid"], batch["caption"], batch["captions"], written, batch["concept"],
                 a.float().cpu().numpy(), b.float().cpu().numpy(), pixels(made), pixels(batch["image"]))]
 
-# %% ../../../nbs/tasks/caption/50_task.ipynb #preview
-def preview(
-    nets: dict,
-    data: Data,
-    ctx,
-) -> dict:
-    "Held-out pictures, what is made of their latents, and how they are described."
-    from workbench.core.step.ranks import device_of, to_device
-    from workbench.parts.image.files import grid
-
-    valid = data.datasets["valid"]
-    batch = to_device(data.collate([valid[i, 0] for i in range(0, len(valid), max(1, len(valid) // 8))][:8]),
-                      device_of(nets))
-    with torch.no_grad():
-        latent = nets["image_encoder"](batch["image"])
-        rows = torch.cat([batch["image"], nets["image_decoder"](latent)]).cpu()
-    return {"pictures": grid(rows * 2 - 1, [*batch["caption"], *describe(nets, latent, ctx)], len(latent),
-                             "held-out pictures with their captions, and what was made and written of them")}
-
 # %% ../../../nbs/tasks/caption/50_task.ipynb #task
 task = Task(config=CaptionConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=preview, origin=origin, settings=("generate",),
+            baseline=baseline, expect=expect, preview=previews, use=use, origin=origin, settings=("generate",),
             better={"*_to_*@*": "max", "*recall@*": "max", "identical": "min", "mse": "min"})
