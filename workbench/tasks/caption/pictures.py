@@ -67,14 +67,14 @@ def drawings_figure(
 def between_figure(
     nets: dict,
     data: Data,
-    pairs: list[tuple[str, str]],  # of captions
+    pairs: list[tuple[dict, dict]],  # from `some_rows`
     ctx,
     steps: int = 8,
 ):  # matplotlib Figure
     "From one caption to another, a row a pair, and how each step is described."
-    ends = caption_latents(nets, data, [text for pair in pairs for text in pair])
+    ends = caption_latents(nets, data, [row["read"] for pair in pairs for row in pair])
     latent = torch.cat([between(a, b, steps) for a, b in zip(ends[::2], ends[1::2])])
-    says = "; ".join(f"{a} → {b}" for a, b in pairs)
+    says = "; ".join(f"{a['caption']} → {b['caption']}" for a, b in pairs)
     return shown(list(draw(nets, latent)), describe(nets, latent, ctx), steps,
                  f"from caption to caption: {says}")
 
@@ -100,8 +100,7 @@ def previews(
 ) -> dict:
     "The four grids."
     rows = some_rows(data, n)
-    captions = [row["caption"] for row in rows]
-    pairs = list(zip(captions[::2], captions[1::2]))[:2]
+    pairs = list(zip(rows[::2], rows[1::2]))[:2]
     return {"pictures": pictures_figure(nets, rows, ctx), "drawings": drawings_figure(nets, data, rows)} | (
         {"between": between_figure(nets, data, pairs, ctx)} if pairs else {}) | {
         "samples": samples_figure(nets, data, ctx)}
