@@ -155,6 +155,10 @@ class Task:
     bootstrap: Callable | None = None
     # (cfg) -> the metrics that `score` can give; None: known when held-out rows are scored
     scores: Callable | None = None
+    # (rows, data) -> {metric: (low, high)}: 95 % intervals of what `score` gives, as `core.data.intervals`
+    # has
+    # them
+    intervals: Callable | None = None
     # (cfg, active objectives) -> {key: why it counts for nothing}: "without `model.ctc`: set it"
     idle: Callable | None = None
     # (nets, data, given, ctx) -> Iterator[Answer], where given is an iterator of texts, paths or Documents;

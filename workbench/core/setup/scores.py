@@ -45,7 +45,7 @@ def other_inputs(
     valid = setup.stage.cfg.valid
     return control(setup.task, setup.nets, setup.data, split, setup.ctx(),
                    valid.batch_size or setup.stage.cfg.train.batch_size, answered, rows, deadline=deadline,
-                   accelerator=setup.accelerator)
+                   accelerator=setup.accelerator, intervals=setup.task.intervals)
 
 # %% ../../../nbs/core/setup/40_scores.ipynb #require_metric
 def require_metric(

@@ -199,9 +199,11 @@ def control(
     most: int = 64,  # rows that are asked
     deadline: float | None = None,  # time.monotonic() after which no further batch begins
     accelerator=None,
+    intervals=None,  # `Task.intervals`; None: none are wanted
 ) -> dict:
     """{"control": scores with the inputs of other rows, "own": scores of the same rows with their own,
-    "rows": how many}, the same on every rank; without scores {"control": {}, "why": a sentence}."""
+    "rows": how many, "intervals": of both}, the same on every rank; without scores {"control": {}, "why": a
+    sentence}."""
     rank, world, _ = shares(accelerator)
     plan = evaluation_plan(data.lengths[split], batch_size, rows, ctx.cfg.seed, data.groups.get(split))
     known, found, why = {r["uid"]: r for r in answered}, [], ""
@@ -224,5 +226,6 @@ def control(
     if whys or not moved:
         return {"control": {}, "why": (whys or ["no row stands beside another one with another reference, or "
                                                 "there are no inputs beside the targets"])[0]}
-    return {"control": task.score(moved, data), "rows": len(moved),
-            "own": task.score([known[r["uid"]] for r in moved], data)}
+    both = {"control": moved, "own": [known[r["uid"]] for r in moved]}
+    reach = {"intervals": {k: intervals(found, data) for k, found in both.items()}} if intervals else {}
+    return {"rows": len(moved), **{k: task.score(found, data) for k, found in both.items()}, **reach}

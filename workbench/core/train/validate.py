@@ -189,5 +189,6 @@ def final_scores(
         save_predictions(training.run / "predictions" / f"{split}.csv", rows)
     return {"rows": len(rows), "of": len(setup.data.datasets[split]),
             "scores": {k: v for k, v in scores.items() if isinstance(v, float)},
+            **({"intervals": setup.task.intervals(rows, setup.data)} if setup.task.intervals else {}),
             "baseline": setup.task.baseline(setup.data, split),
             "control": other.pop("control"), "control_of": other}

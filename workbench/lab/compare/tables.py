@@ -24,7 +24,8 @@ from ...core.run.folder import root, settings, status_of
 from ...files import read_json, write_rows, write_text
 from ..run.chart import Log
 from ..run.plan_tables import judged, of_stage
-from ..show import Table, number, span
+from ..run.results import intervals_of
+from ..show import Table, number, reach, span
 
 # %% ../../../nbs/lab/compare/00_tables.ipynb #all_runs
 def all_runs() -> list[Path]:
@@ -211,6 +212,8 @@ def score_rows(
                                 ("control", ", inputs of other rows")):
                 columns[-1] |= {f"{split} {name}{label}": value
                                 for name, value in (f.get(kind) or {}).items()}
+                columns[-1] |= {f"{split} {name}{label}, 95 % interval": reach(pair)
+                                for name, pair in intervals_of(f, kind).items()}
     return [[name, *(c.get(name) for c in columns)] for name in sorted({n for c in columns for n in c})]
 
 # %% ../../../nbs/lab/compare/00_tables.ipynb #scores_table

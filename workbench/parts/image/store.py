@@ -7,6 +7,7 @@ __all__ = ['log', 'VERSION', 'UNUSED', 'store_name', 'npy_header', 'mapped', 'on
            'write_store', 'forget_old', 'make_store', 'Store', 'open_store']
 
 # %% ../../../nbs/parts/image/52_store.ipynb #store-imports
+import errno
 import fcntl
 import hashlib
 import io
@@ -58,7 +59,6 @@ def mapped(
     "The pixels of a store, without reading them."
     try:
         found = np.load(path, mmap_mode="r")
-        os.utime(path)  # it was used: see `forget_old`
     except (OSError, ValueError, EOFError):
         return None
     return found if found.shape == shape and found.dtype == np.uint8 else None
@@ -71,6 +71,7 @@ def one_maker(
     "Alone with the unfinished file of a store, or with one of its own where the disk knows no locks."
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
         try:
+            os.utime(file.fileno())  # it is in use: see `forget_old`
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.warning("%s is being made by another process: waiting for it", path.name)
@@ -164,12 +165,14 @@ def make_store(
         if (found := mapped(path, shape)) is not None:
             return found
         forget_old(path.parent)
-        need, free = int(np.prod(shape)), shutil.disk_usage(path.parent).free
-        if need - (part.stat().st_size if part.exists() else 0) > free:
-            raise Refused(f"{path.parent}: the pictures at {size[1]} x {size[0]} need {need / 1e9:.1f} GB, "
-                          f"and {free / 1e9:.1f} GB are free: make room, or choose a smaller size.")
-        write_store(part, rows, size, kept_pictures(path, size), read)
-        write_text(path.with_suffix(".json"), json.dumps({"version": VERSION, "digests": list(rows)}))
+        try:
+            write_store(part, rows, size, kept_pictures(path, size), read)
+            write_text(path.with_suffix(".json"), json.dumps({"version": VERSION, "digests": list(rows)}))
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Refused(f"{path.parent}: the disk is full, and the pictures at {size[1]} x {size[0]} need "
+                          f"{np.prod(shape) / 1e9:.1f} GB: make room, and start again.") from e
         os.replace(part, path)
     return mapped(path, shape)
 
@@ -185,27 +188,46 @@ class Store:
         read: Callable = read_member,  # a row's `where` -> the bytes of the file
     ):
         digests = [row.digest or digest_of(read(row.where)) for row in rows]
-        self.rows, self.size, self.read = dict(zip(reversed(digests), reversed(rows))), tuple(size), read
-        self.rows = {digest: self.rows[digest] for digest in digests}  # each once, the first row of it
-        slots = {digest: n for n, digest in enumerate(self.rows)}
-        self.slots = np.array([slots[digest] for digest in digests], int)  # row -> its place
-        self.path = Path(folder) / store_name(list(self.rows), self.size)
+        self.rows: dict[str, PictureRow] = {}  # digest -> its first row
+        for digest, row in zip(digests, rows):
+            self.rows.setdefault(digest, row)
+        places = {digest: n for n, digest in enumerate(self.rows)}
+        self.slots = np.array([places[digest] for digest in digests], int)  # row -> its place
+        self.shape = (len(self.rows), *size, 3)
+        self.read, self.path = read, Path(folder) / store_name(list(self.rows), size)
         self.mapped: np.ndarray | None = None
 
     @property
+    def size(self) -> tuple[int, int]:  # height, width
+        return self.shape[1:3]
+
+    def fits(self) -> bool:
+        "Whether the file is there, or takes at most half of what is free on its disk."
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.path.exists() or 2 * np.prod(self.shape) <= shutil.disk_usage(self.path.parent).free
+
     def pixels(self) -> np.ndarray:  # [N, H, W, 3] uint8, read-only
         "The different pictures, mapped; made first where they are not there. Raises `Refused`."
         if self.mapped is None:
-            shape = (len(self.rows), *self.size, 3)
-            found = mapped(self.path, shape) if self.rows else np.empty(shape, np.uint8)
+            found = mapped(self.path, self.shape) if self.rows else np.empty(self.shape, np.uint8)
             self.mapped = make_store(self.path, self.rows, self.size, self.read) if found is None else found
+            with suppress(OSError):  # no file, or not ours
+                os.utime(self.path)  # it is in use: see `forget_old`
         return self.mapped
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    def __getitem__(self, i) -> np.ndarray:
-        return np.array(self.pixels[self.slots[i]])  # a copy, which a caller may change
+    def __getitem__(
+        self,
+        i,  # a row, or several
+    ) -> np.ndarray:  # a copy, which a caller may change
+        "Raises `Refused` for a picture that cannot be read, or a full disk."
+        if self.mapped is not None or self.fits():
+            return np.array(self.pixels()[self.slots[i]])
+        found = [small_picture(row, digest, self.size, self.read)
+                 for digest, row in (list(self.rows.items())[n] for n in np.atleast_1d(self.slots[i]))]
+        return np.stack(found) if np.ndim(self.slots[i]) else found[0]
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"mapped": None}  # the place, and no pixels

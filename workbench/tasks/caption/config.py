@@ -92,7 +92,7 @@ class CaptionLoss(Section):
     # contrastive: pairs are told from all others of the batch; distance: the mean squared difference alone
     kind: Literal["contrastive", "distance"] = "contrastive"
     temperature: float = Field(0.07, gt=0, le=10)  # of the contrastive loss, to begin with; it is learnt
-    from_caption: float = Field(0.5, ge=0, lt=1)  # share of both decoders' losses from the caption's latent
+    from_caption: float = Field(0.5, ge=0, lt=1)  # share of the training rows whose caption's latent is decoded
     smoothing: float = Field(0.0, ge=0, lt=1)  # of the caption's words
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #Generate

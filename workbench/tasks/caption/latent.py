@@ -14,29 +14,26 @@ from torch import Tensor
 
 from ...parts.shared.contrastive import contrastive
 
-# %% ../../../nbs/tasks/caption/25_latent.ipynb #forward
+# %% ../../../nbs/tasks/caption/25_latent.ipynb #forward-code
 @dataclass(frozen=True)
 class Seen:
     "What the nets make of pictures and captions."
     image_latent: Tensor  # [B, L]
     caption_latent: Tensor  # [B, L]
-    # from which latent -> what was made of it: "image", and "caption" where that is asked for
-    images: dict[str, Tensor]  # [B, 3, H, W] in (0, 1)
-    logits: dict[str, Tensor]  # [B, S, V]
+    made: Tensor  # [B, 3, H, W] in (0, 1)
+    logits: Tensor  # [B, T, V]
 
 
 def forward(
     nets: dict,
     batch: dict,  # image [B, 3, H, W], ids [B, S], mask [B, S], labels [B, T]
-    both: bool = False,  # decode the caption's latent as well
+    from_caption: Tensor | None = None,  # [B] true: decode the caption's latent; None: every picture's
 ) -> Seen:
-    "Encode pictures and captions, decode their latents."
+    "Encode pictures and captions, decode a latent of each row."
     a = nets["image_encoder"](batch["image"])
     b = nets["caption_encoder"](batch["ids"], batch["mask"])
-    latents = {"image": a, "caption": b} if both else {"image": a}
-    given = decoder_input(batch)
-    return Seen(a, b, {name: nets["image_decoder"](z) for name, z in latents.items()},
-                {name: nets["caption_decoder"](z, given) for name, z in latents.items()})
+    z = a if from_caption is None else torch.where(from_caption[:, None], b, a)
+    return Seen(a, b, nets["image_decoder"](z), nets["caption_decoder"](z, decoder_input(batch)))
 
 # %% ../../../nbs/tasks/caption/25_latent.ipynb #decoder_input
 def decoder_input(
@@ -83,16 +80,13 @@ def caption_loss(
     ctx,
 ) -> dict:
     "loss = image × weight + caption × weight + alignment × weight, each a share of the step's mean."
-    l, n, words = ctx.cfg.loss, ctx.counts["pictures"], ctx.counts["tokens"]
-    seen = forward(nets, batch, l.from_caption > 0)
-    share = {"image": 1 - l.from_caption, "caption": l.from_caption}
-    smoothing = l.smoothing if ctx.training else 0.0
-    image = sum(share[name] * image_loss(made, batch["image"]) for name, made in seen.images.items()) / n
-    caption = sum(share[name] * word_loss(logits, batch["labels"], smoothing)
-                  for name, logits in seen.logits.items()) / words
-    parts = {"image": image, "caption": caption}
-    total = l.image * image + l.caption * caption
-    if l.alignment:
+    l, n, chosen = ctx.cfg.loss, ctx.counts["pictures"], None
+    if ctx.training and l.from_caption:
+        drawn = torch.rand(len(batch["image"]), generator=ctx.generator, device=batch["image"].device)
+        chosen = drawn < l.from_caption
+    seen = forward(nets, batch, chosen)
+    parts = {"image": image_loss(seen.made, batch["image"]) / n,
+             "caption": word_loss(seen.logits, batch["labels"], l.smoothing * ctx.training) / ctx.counts["tokens"]}
+    if l.alignment:  # all processes compare with each other in training; each held-out batch stands alone
         parts["alignment"] = apart(nets, seen, batch, l.kind, ctx.training and torch.is_grad_enabled()) / n
-        total = total + l.alignment * parts["alignment"]
-    return {"loss": total} | parts
+    return {"loss": sum(getattr(l, name) * value for name, value in parts.items())} | parts

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['task', 'nets', 'compares_pairs', 'image_encoder', 'caption_encoder', 'caption_decoder', 'hub_model', 'origin',
-           'objectives', 'expect', 'predict']
+           'objectives', 'expect', 'predict', 'idle']
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #imports
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,7 +20,7 @@ from .config import CaptionConfig
 from .data import data
 from .latent import caption_loss, forward
 from .pictures import previews
-from .scores import baseline, score
+from .scores import BETTER, baseline, intervals, score, scores
 from .use import use
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #nets
@@ -170,7 +170,7 @@ def expect(
 
     seen = forward(nets, batch)
     grey = float((batch["image"] - 0.5).square().mean())
-    out = {"image": (0.7 * grey, 1.3 * grey), "caption": chance_band(seen.logits["image"], batch["labels"])}
+    out = {"image": (0.7 * grey, 1.3 * grey), "caption": chance_band(seen.logits, batch["labels"])}
     return out
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #predict
@@ -190,7 +190,30 @@ def predict(
                 batch["uid"], batch["caption"], batch["captions"], written, batch["concept"],
                 a.float().cpu().numpy(), b.float().cpu().numpy(), pixels(made), pixels(batch["image"]))]
 
+# %% ../../../nbs/tasks/caption/50_task.ipynb #idle
+def idle(
+    cfg,
+    objectives: Sequence[str],  # active ones
+) -> dict[str, str]:
+    "Keys that count for nothing, and why."
+    m, l, out = cfg.model, cfg.loss, {}
+    without = lambda why, *keys: out.update(dict.fromkeys(keys, why))
+    if m.image_encoder != "own":
+        without("beside `model.image_encoder`, which has layers of its own",
+                *(f"model.pictures.{k}" for k in ("blocks", "pool", "dropout")))
+    if m.caption_decoder != "own":
+        without("beside `model.caption_decoder`, which has layers of its own", "model.captions.decoder_layers")
+    if m.tokenizer != "word":
+        without(f"with model.tokenizer={m.tokenizer}: it is of words", "data.min_freq")
+    if m.captions.encoder_layers:
+        without("with model.captions.encoder_layers above 0: it is of the mean of words", "model.captions.word_dropout")
+    if not l.alignment:
+        without("where loss.alignment is 0", "loss.kind")
+    if not compares_pairs(l):
+        without("without loss.kind=contrastive", "loss.temperature")
+    return out
+
 # %% ../../../nbs/tasks/caption/50_task.ipynb #task
 task = Task(config=CaptionConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
-            baseline=baseline, expect=expect, preview=previews, use=use, origin=origin, settings=("generate",),
-            better={"*_to_*@*": "max", "*recall@*": "max", "identical": "min", "mse": "min"})
+            scores=scores, intervals=intervals, baseline=baseline, expect=expect, preview=previews, use=use,
+            origin=origin, idle=idle, settings=("generate",), better=BETTER)
