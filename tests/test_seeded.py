@@ -29,6 +29,9 @@ TASKS = ("pairs", "voice", "draw", "faulty")
 BLIND = ("empty inputs", "one input for all", "inputs in thousands", "validation with noise",
          "blind in training")
 ABSENT = {  # fault -> the tasks that cannot have it, and a word of why
+    "a vocabulary larger than it is": (TASKS, "reports no vocabulary"),
+    "a part that compares nothing": (TASKS, "compares two inputs"),
+    "outputs that cannot reach their targets": (["pairs", "faulty"], "no output is compared with numbers"),
     "a row with NaN": (["pairs"], "no field is a floating point number"),
     "inputs in thousands": (["pairs", "voice"], "no input is a floating point number"),
     "masks that hide nothing": (["draw"], "nothing is padded"),

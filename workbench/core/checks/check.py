@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from . import (
-    accumulation, answers, apart, causality, coverage, data, draws, overfit, pairs, questions, reads, reload,
-    splits, steps, told, unread_keys, updates, values, watch)
+    accumulation, answers, apart, bounds, causality, compared, coverage, data, draws, overfit, pairs,
+    questions, reads, reload, splits, steps, told, unread_keys, updates, values, vocabulary, watch)
 from .overfit import deep
 from .result import Check, Question, as_row
 from .quick import quick
@@ -27,9 +27,9 @@ from ...files import read_json, write_json
 # %% ../../../nbs/core/checks/80_check.ipynb #every_question
 def every_question() -> dict[str, Question]:
     "The question behind every check, by its name, in the order in which they are asked."
-    rooms = (data, values, draws, splits, pairs, questions, apart, told, causality, coverage, steps, updates,
-             accumulation,
-             reload, answers, unread_keys, overfit, watch, reads)
+    rooms = (data, values, draws, splits, pairs, questions, vocabulary, compared, bounds, apart, told,
+             causality,
+             coverage, steps, updates, accumulation, reload, answers, unread_keys, overfit, watch, reads)
     return {name: question for room in rooms for name, question in room.asks.items()}
 
 # %% ../../../nbs/core/checks/80_check.ipynb #demand

@@ -11,6 +11,8 @@ from pathlib import Path
 from .accumulation import accumulation
 from .answers import check_answers
 from .apart import check_rows
+from .bounds import bounds_of
+from .compared import compared_of
 from .costs import FewRows
 from .data import check_data
 from .few_rows import batch_of, spread
@@ -21,6 +23,7 @@ from .told import told_of
 from .steps import check_gradients_again, check_steps, gradients_of
 from .real_steps import untouched
 from .unread_keys import check_keys
+from .vocabulary import vocabulary_of
 from ..setup.state import Setup
 from ..step.evaluate import batches_of
 from ..step.optim import named_parameters
@@ -54,6 +57,7 @@ def quick(
         if len(losses) < 3:  # nothing or not finite, or noise in evaluation mode
             return found
         few = FewRows(setup, rows)
+        found += vocabulary_of(setup, batch) + compared_of(setup, batch) + bounds_of(setup, batch)
         found += check_rows(few) + told_of(setup)
     with untouched(setup) as before_steps, setup.reads.during(setup.stage):
         found += check_steps(setup, batch, before_steps.weights, gradients)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .at_rest import buffers_at_rest
-from .coverage import all_alike, check_coverage, forgotten
+from .coverage import all_alike, check_coverage, forgotten, prefixes
 from .forward import kept_state
 from .real_steps import fresh_objectives, one_step
 from .result import Check, Question
@@ -73,6 +73,7 @@ def check_gradients(
     # those with one dimension: a loss may be blind to a shift (a critic's last bias)
     vectors: Iterable[str] = (),
     replaced: Iterable[str] = (),  # parameters of the optimisers that are no longer those of the nets
+    sizes: dict[str, int] = {},  # parameter of the nets -> its numbers, to say how much is odd
 ) -> Check:
     """Every trained tensor gets a finite gradient that is not zero in all steps (LoRA's A is zero in the
     first)."""
@@ -89,7 +90,7 @@ def check_gradients(
                       (zero, "has a gradient of zero in both steps: nothing that it does reaches the loss")):
         if odd:
             state = "warned" if odd is zero and set(zero) <= set(vectors) else "failed"
-            return Check("gradients", state, f"`{odd[0]}` {says}{counted(odd, largest)}.")
+            return Check("gradients", state, f"`{odd[0]}` {says}{counted(odd, largest, sizes)}.")
     by_net = {}
     for n, g in largest.items():
         net = n.split(".")[0]
@@ -111,9 +112,17 @@ def check_gradients(
 def counted(
     odd: list[str],
     every: Iterable[str],
+    sizes: dict[str, int] = {},  # parameter of the nets -> its numbers; {}: they are not counted
 ) -> str:
-    "How many of all, where it is more than one."
-    return f" ({len(odd)} of {len(list(every))} tensors)" if len(odd) > 1 else ""
+    """How many of all where it is more than one, with their numbers and the two parts at most that they make
+    up."""
+    every = list(every)
+    if len(odd) < 2:
+        return ""
+    numbers, parts = sum(sizes.get(n, 0) for n in odd), prefixes(odd, set(every) - set(odd))
+    share = f", {numbers:,} of {sum(sizes.values()):,} numbers" if numbers else ""
+    whole = f", all of `{'` and `'.join(parts)}`" if numbers and len(parts) < 3 else ""
+    return f" ({len(odd)} of {len(every)} tensors){share}{whole}"
 
 # %% ../../../nbs/core/checks/30_steps.ipynb #check_frozen
 def check_frozen(
@@ -184,7 +193,8 @@ def check_steps(
     now = named_parameters(setup.nets)
     replaced = [n for a in active for o in a.optimizers.values() for n, p in o.parameters.items()
                 if not any(p is q for q in now.values()) or largest[n] and first.get(n, 0) is None]
-    found = check_gradients(largest, [n for n in largest if params[n].dim() < 2], replaced)
+    sizes = {n: p.numel() for n, p in first_names(params).items()}
+    found = check_gradients(largest, [n for n in largest if params[n].dim() < 2], replaced, sizes)
     # fp16 skips such steps by design
     if found.state == "failed" and setup.accelerator.scaler and "infinity" in found.says:
         found = Check("gradients", "not proven", found.says)

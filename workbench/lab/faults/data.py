@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['data_faults', 'Tagged', 'Rows', 'rebatched', 'placed', 'fitted', 'transplanted', 'targets_of', 'own_lengths',
            'ends_at', 'other_targets', 'inputs_in', 'given', 'retargeted', 'neighbour', 'drawn', 'middle', 'changed',
-           'with_nan', 'restless', 'shared_rows', 'full_masks', 'counted_labels']
+           'with_nan', 'restless', 'shared_rows', 'full_masks', 'counted_labels', 'overstated']
 
 # %% ../../../nbs/lab/faults/10_data.ipynb #data_faults-imports
 from collections.abc import Callable, Iterable
@@ -293,6 +293,14 @@ def counted_labels(healthy: Healthy):
         raise NotHere("no label is -100")
     return changed(healthy, labels, lambda field, tags: field.masked_fill(field == -100, 0))
 
+# %% ../../../nbs/lab/faults/10_data.ipynb #overstated
+def overstated(healthy: Healthy):
+    "The vocabulary is reported six times as large as it is."
+    size = healthy.data.facts.get("vocabulary")
+    if not isinstance(size, int) or not healthy.data.save:
+        raise NotHere("the task reports no vocabulary that it saves")
+    return with_data(healthy.job, lambda data: replace(data, facts=data.facts | {"vocabulary": 6 * size}))
+
 # %% ../../../nbs/lab/faults/10_data.ipynb #data_faults-faults
 data_faults = (
     Fault("targets of other rows", "data", "in training each row has the targets of another row of like "
@@ -315,6 +323,8 @@ data_faults = (
           ("splits",), partial(shared_rows, True)),
     Fault("training rows under other ids", "data", "validation rows are training rows, under other ids",
           ("splits",), partial(shared_rows, False)),
+    Fault("a vocabulary larger than it is", "data", "six times as many words are reported as there are",
+          ("vocabulary",), overstated),
     Fault("masks that hide nothing", "data", "masks are true for padding as well", ("padding",),
           full_masks),
     Fault("labels of padding count", "data", "labels of -100 are 0", ("padding",),

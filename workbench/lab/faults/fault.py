@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...core.checks.bounds import Bounds, Met
 from ...core.checks.few_rows import batch_of, spread
 from ...core.checks.real_steps import untouched
 from ...core.setup.outline import trained_names
@@ -57,6 +58,7 @@ class Healthy:
     silent: bool = False  # whether the last output is zero at the beginning
     modes: bool = True  # whether the loss differs between training mode and evaluation mode
     answers: Sequence[dict] = ()  # of `predict`, for two validation rows
+    faced: Sequence[Met] = ()  # the targets that outputs are compared with as numbers
 
     @property
     def inner(self) -> str:
@@ -182,7 +184,8 @@ def healthy_of(
     with untouched(setup):
         on = freeze(nets, setup.model.trainable, stage.freeze, stage.unfreeze)
         moving, params = set(trained_names(stage, objectives, on)), named_parameters(nets)
-        still = training_loss(setup, batch, False)  # first: a state that moves in training stays
+        with Bounds() as seen:
+            still = training_loss(setup, batch, False)  # first: a state that moves in training stays
         noted = ReadFields(batch)
         parts, ended = calls_of(nets, lambda: training_loss(setup, noted, True))
         mine = {prefix.split(".")[0] for prefix in objectives[stage.objectives[0]].trains}
@@ -196,7 +199,7 @@ def healthy_of(
              and module_of(nets, n).running_mean is not None
              and not any(t.startswith(f"{n}.") for t in moving)],
             sorted(noted.read), weights, bool(called) and not any(t.any() for t in ended[called[-1]]),
-            float(parts["loss"].detach()) != float(still["loss"].detach()), answers_of(setup))
+            float(parts["loss"].detach()) != float(still["loss"].detach()), answers_of(setup), seen.met)
 
 # %% ../../../nbs/lab/faults/00_fault.ipynb #answers_of
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['loss_faults', 'connected', 'detached', 'constant', 'negative', 'scaled', 'stale', 'for_ever', 'in_training',
-           'rolled_targets', 'blinded', 'own_counts', 'rows_in', 'by_rows', 'still']
+           'rolled_targets', 'blinded', 'own_counts', 'rows_in', 'by_rows', 'unmet', 'still']
 
 # %% ../../../nbs/lab/faults/20_losses.ipynb #loss_faults-imports
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import torch
 
 from .data import inputs_in, other_targets, targets_of, transplanted
 from .fault import Fault, Healthy, NotHere, on_output, with_data, with_loss
+from ...core.checks.compared import compares
 from ...core.checks.few_rows import rolled
 
 # %% ../../../nbs/lab/faults/20_losses.ipynb #loss_faults-connected
@@ -123,6 +124,25 @@ def by_rows(healthy: Healthy):
         raise NotHere("the losses are divided by the number of rows alone")
     return with_data(healthy.job, lambda data: replace(data, counts=rows(data)))
 
+# %% ../../../nbs/lab/faults/20_losses.ipynb #unmet
+def unmet(healthy: Healthy):
+    "A part that compares two inputs costs its mean over all rows that the last one may come from."
+    job, padding = healthy.job, healthy.data.padding
+    first = job.task.objectives(job.stages[0].cfg)[job.stages[0].objectives[0]]
+    parts = [n for n in healthy.weights if n in first.in_batch or compares.search(n)]
+    if not parts or len(fields := inputs_in(healthy)) < 2:
+        raise NotHere("no part of the loss compares two inputs")
+    name, moved = parts[0], [f for f in (fields[-1], padding.get(fields[-1])) if f]
+
+    def around(loss, nets, batch, ctx):
+        out, other, total = loss(nets, batch, ctx), batch, 0.0
+        for _ in range(rows_in(batch)):
+            other = rolled(other, moved)
+            total = total + loss(nets, other, ctx)[name]
+        mean = total / rows_in(batch)
+        return out | {name: mean, "loss": out["loss"] + healthy.weights[name] * (mean - out[name])}
+    return with_loss(job, around)
+
 # %% ../../../nbs/lab/faults/20_losses.ipynb #still
 def still(healthy: Healthy):
     "The nets stay in evaluation mode."
@@ -156,6 +176,9 @@ loss_faults = (
           lambda h: scaled(h, 0.0)),
     Fault("a part that hardly counts", "loss", "a part of the loss is multiplied by 1e-9",
           ("gradients", "parts", "update"), lambda h: scaled(h, 1e-9)),
+    Fault("a part that compares nothing", "loss",
+          "a part is its mean over all ways in which rows' inputs meet",
+          ("compared",), unmet),
     Fault("a mean in place of a share", "loss", "parts are divided by the counts of the micro-batch",
           ("accumulation", "reduction"), lambda h: with_loss(h.job, own_counts, True)),
     Fault("divided by the rows", "loss", "parts are divided by the number of rows, not by what they sum",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['net_faults', 'never_called', 'shorter', 'left_out', 'half_frozen', 'moving_statistics', 'decaying', 'unsaved',
-           'mixed', 'noisy', 'enlarged', 'on_both_sides', 'rounded']
+           'mixed', 'noisy', 'enlarged', 'bounded', 'on_both_sides', 'rounded']
 
 # %% ../../../nbs/lab/faults/30_nets.ipynb #net_faults-imports
 from collections.abc import Callable
@@ -130,6 +130,14 @@ def enlarged(healthy: Healthy):
         raise NotHere("the last output is zero at the beginning")
     return on_output(healthy.job, healthy.last, lambda t, module: 200 * t)
 
+# %% ../../../nbs/lab/faults/30_nets.ipynb #bounded
+def bounded(healthy: Healthy):
+    "The last output lies between bounds that are not those of its targets."
+    if not healthy.faced:
+        raise NotHere("no output is compared with numbers")
+    squash = torch.sigmoid if healthy.faced[0].least < -0.1 else torch.tanh
+    return on_output(healthy.job, healthy.last, lambda t, module: squash(t))
+
 # %% ../../../nbs/lab/faults/30_nets.ipynb #on_both_sides
 def on_both_sides(
     path: str,  # of a module
@@ -172,6 +180,9 @@ net_faults = (
           ("evaluation",), lambda h: on_output(h.job, h.last, noisy)),
     Fault("outputs 200 times too large", "nets", "the last output is multiplied by 200", ("first loss",),
           enlarged),
+    Fault("outputs that cannot reach their targets", "nets",
+          "the last output goes through a tanh, or a sigmoid where targets are below zero", ("bounds",),
+          bounded),
     Fault("frozen statistics move", "nets", "a frozen part stays in training mode", ("frozen", "evaluation"),
           moving_statistics),
     Fault("a frozen part that decays", "nets", "what is frozen shrinks by a thousandth in each step",

@@ -97,8 +97,7 @@ def read(
     "What an input is."
     if path is None:
         return word, check_words(data, word)
-    picture = read_picture(path)
-    return fit(picture, data.own.size, data.own.size), f"{picture.width} × {picture.height}"
+    return fit(read_picture(path), data.own.size, data.own.size), ""
 
 # %% ../../../nbs/tasks/caption/40_use.ipynb #use
 def use(
@@ -127,5 +126,5 @@ def use(
             if i in why:
                 yield Answer(word, refused=why[i])
             else:
-                says = f"{data.own.size} × {data.own.size}" if i in texts else found[i][1]
-                yield Answer(word, made[i], took, says=says, note=found[i][1] if i in texts else "")
+                says = f"{data.own.size} × {data.own.size}" if i in texts else ""  # a caption stands alone
+                yield Answer(word, made[i], took, says=says, note=found[i][1])
