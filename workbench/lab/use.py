@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Opened', 'changed', 'with_settings', 'open_run', 'as_path', 'inputs', 'listed', 'decoded', 'several', 'Shown', 'png',
-           'spelt_out', 'short_options', 'use']
+           'spelt_out', 'answers', 'short_options', 'use']
 
 # %% ../../nbs/lab/60_use.ipynb #imports
 import argparse
@@ -227,6 +227,15 @@ def spelt_out(
         over = merge(over, tree)
     return over
 
+# %% ../../nbs/lab/60_use.ipynb #answers
+def answers(
+    opened: Opened,
+    given: Iterable,  # inputs as the task takes them: no list is opened, and `-` is a text
+) -> Iterator[Shown]:
+    "What an opened run makes of its inputs. Raises `Refused` for what is wrong with the run."
+    return (Shown(**vars(answer))
+            for answer in opened.task.use(opened.nets, opened.data, given, opened.ctx))
+
 # %% ../../nbs/lab/60_use.ipynb #short_options
 def short_options(
     words: list[str],  # of the command line
@@ -261,6 +270,4 @@ def use(
         overrides = spelt_out(options, overrides, name.options, str(folder))
     opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
               else open_run(run, checkpoint, overrides, seed))
-    words = inputs(given, documents=opened.task.documents)
-    answers = opened.task.use(opened.nets, opened.data, words, opened.ctx)
-    return (Shown(**vars(answer)) for answer in answers)
+    return answers(opened, inputs(given, documents=opened.task.documents))
