@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Opened', 'changed', 'with_settings', 'open_run', 'as_path', 'inputs', 'listed', 'decoded', 'several', 'Shown', 'png',
-           'spelt_out', 'answers', 'short_options', 'use']
+           'spelt_out', 'answers', 'short_options', 'opened_for', 'use']
 
 # %% ../../nbs/lab/60_use.ipynb #imports
 import argparse
@@ -253,6 +253,22 @@ def short_options(
         return {}
 
 # %% ../../nbs/lab/60_use.ipynb #use
+def opened_for(
+    run,  # a run folder, or an `Opened`
+    overrides: str | dict = "",  # how it is used: "speak.speed=0.9 speak.vocoder=griffin_lim"
+    checkpoint: str = "best",  # best | last | a checkpoint's name
+    seed: int | None = None,  # of what is drawn at random; None: the run's
+    **options,  # short for overrides, as the run's task names them: to="am"
+) -> Opened:
+    "A run with the settings that are asked for. Raises `Refused`."
+    if options:
+        name, folder = (run.task, run.run) if isinstance(run,
+                                                         Opened) else (get(config_of(Path(run)).task), run)
+        overrides = spelt_out(options, overrides, name.options, str(folder))
+    return (with_settings(run, overrides, seed) if isinstance(run, Opened)
+            else open_run(run, checkpoint, overrides, seed))
+
+
 def use(
     run,  # a run folder, or an `Opened`
     *given: str,  # texts or paths; `-`: the lines of standard input; a .txt file: its lines
@@ -264,10 +280,5 @@ def use(
     """What a trained run makes of its inputs, each answer as soon as it is made.
     Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
     `refused`."""
-    if options:
-        name, folder = (run.task, run.run) if isinstance(run,
-                                                         Opened) else (get(config_of(Path(run)).task), run)
-        overrides = spelt_out(options, overrides, name.options, str(folder))
-    opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
-              else open_run(run, checkpoint, overrides, seed))
+    opened = opened_for(run, overrides, checkpoint, seed, **options)
     return answers(opened, inputs(given, documents=opened.task.documents))

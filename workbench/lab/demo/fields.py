@@ -32,8 +32,8 @@ class Field:
 
     @property
     def name(self) -> str:
-        "The key in words: num beams."
-        return self.key.rpartition(".")[2].replace("_", " ")
+        "The key in words: Num beams."
+        return self.key.rpartition(".")[2].replace("_", " ").capitalize()
 
 # %% ../../../nbs/lab/demo/10_fields.ipynb #bounds
 WIDEST = 2**63 - 1  # of whole numbers: the bound of a key that has none
@@ -45,12 +45,12 @@ def bounds(
     "The bounds of a number in words."
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    least = f"from {low:g}" if low not in (None, -WIDEST - 1) else f"above {above:g}" if above is not None else ""
-    most = f"up to {high:g}" if high not in (None, WIDEST) else f"below {below:g}" if below is not None else ""
+    least = f"from {low:,}" if low not in (None, -WIDEST - 1) else f"above {above:,}" if above is not None else ""
+    most = f"to {high:,}" if high not in (None, WIDEST) else f"below {below:,}" if below is not None else ""
     return " ".join(filter(None, (least, most)))
 
 
-assert bounds({"minimum": 1, "maximum": 256}) == "from 1 up to 256"
+assert bounds({"minimum": 1, "maximum": 256}) == "from 1 to 256"
 assert bounds({"exclusiveMinimum": 0.2, "exclusiveMaximum": 5}) == "above 0.2 below 5"
 assert bounds({"minimum": 0, "maximum": WIDEST}) == "from 0" and not bounds({})
 
@@ -85,8 +85,8 @@ def field_of(
         return Field(key, "choice", value, says, choices, empty and not known) if len(choices) > 1 else None
     if len(several) - empty > 1 or one.get("type") not in KINDS:
         return None
-    said = ", ".join(filter(None, (says, bounds(one))))
-    return Field(key, KINDS[one["type"]], value, said, (), empty)
+    limits = f"({bounds(one)})" if bounds(one) else ""
+    return Field(key, KINDS[one["type"]], value, f"{says} {limits}".strip(), (), empty)
 
 # %% ../../../nbs/lab/demo/10_fields.ipynb #counts
 def idle_note(
