@@ -47,11 +47,11 @@ def bounds(
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
     least = f"from {low:,}" if low not in (None, -WIDEST - 1) else f"above {above:,}" if above is not None else ""
     most = f"to {high:,}" if high not in (None, WIDEST) else f"below {below:,}" if below is not None else ""
-    return " ".join(filter(None, (least, most)))
+    return (" and " if above is not None or below is not None else " ").join(filter(None, (least, most)))
 
 
 assert bounds({"minimum": 1, "maximum": 256}) == "from 1 to 256"
-assert bounds({"exclusiveMinimum": 0.2, "exclusiveMaximum": 5}) == "above 0.2 below 5"
+assert bounds({"exclusiveMinimum": 0.2, "exclusiveMaximum": 5}) == "above 0.2 and below 5"
 assert bounds({"minimum": 0, "maximum": WIDEST}) == "from 0" and not bounds({})
 
 # %% ../../../nbs/lab/demo/10_fields.ipynb #names_a_file
@@ -145,7 +145,7 @@ def changes(
         if field.key == "seed":
             if value is not None and type(value) is not int:
                 raise Refused(f"seed is {value!r}: write a whole number.")
-            seed = value
+            seed = None if value == field.value else value
         elif value != field.value or field.kind == "choice":
             out[field.key] = value
     return tree(out), seed

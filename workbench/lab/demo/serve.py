@@ -22,17 +22,18 @@ from .given import MOST_MEGABYTES
 from .page import Demo, build, demo_of
 from ..docs.serve import open_browser
 from ..flowchart.headless import attended
-from ..show import in_notebook, plainly
+from ..show import in_notebook, plainly, show
 from ..use import opened_for
 
 # %% ../../../nbs/lab/demo/60_serve.ipynb #application
 STYLE = """
 .gradio-container {max-width: 72rem !important; margin: auto}
 #head h1 {font-size: 1.5rem; font-weight: 650; margin: .2rem 0}
-#head, #said {padding: 0}
+#head *, #said * {padding-left: 0}
+.gradio-container {--block-info-text-color: #6b7280}
 #head p, #said p {margin: .2rem 0}
 #head .facts, #said .took {opacity: .7; font-size: .9rem}
-#said .refused {border-left: 4px solid #c2410c; padding: .4rem .8rem; background: var(--background-fill-secondary)}
+#said .refused {border-left: 4px solid #c2410c; padding: .5rem .8rem; background: var(--background-fill-secondary)}
 #pictures img {image-rendering: pixelated}
 textarea {unicode-bidi: plaintext; text-align: start}
 """
@@ -127,7 +128,7 @@ class Served:
             with served(*how) as (self.server, self.address, own):
                 self.ready.set()
                 self.server.run([own])
-        except BaseException as e:  # of the thread: raised again where the page was asked for
+        except Exception as e:  # of the thread: raised again where the page was asked for
             self.failed = e
         finally:
             self.ready.set()
@@ -156,10 +157,11 @@ def demo(
     port: int = 0,  # on 127.0.0.1; 0: a free one
     seed: int | None = None,  # of what is drawn at random; None: the run's
     **options,  # short for overrides, as the run's task names them: to="am"
-) -> Served | str:
+) -> Served | None:
     "The page of a run, under the cell; a sentence where no person sits in front. Raises `Refused`."
     if in_notebook() and not attended():
-        return f"In a browser this cell opens a page for the run; in a terminal: workbench demo {run}"
+        show(f"In a browser this cell opens a page on which the run is used; in a terminal: workbench demo {run}")
+        return None
     before = pages.pop(Path(run).resolve(), None)
     if before:
         before.close()
