@@ -335,6 +335,9 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
         monkeypatch.setattr(serve.webbrowser, "open", lambda address: True)
         (here.folder / "_docs").mkdir()
         (here.folder / "_docs/index.html").touch()
+    if words[0] == "demo":
+        monkeypatch.setattr(pytest.importorskip("uvicorn").Server, "run", lambda self, sockets: None)
+        monkeypatch.setattr(serve.webbrowser, "open", lambda address: True)
     code = cli.main(words)
     out, err = capsys.readouterr()
     assert code == 0, out + err
@@ -342,6 +345,7 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
                 "runs": "finished", "stop": "is not running", "resume": "Scores of step_00000003",
                 "use": "\n",  # a line for each answer
                 "say": "Good morning.", "check-model": "t5-small", "docs": "http://127.0.0.1:",
+                "demo": "http://127.0.0.1:",
                 "prepare": "rows of en-am", "bootstrap": "The new model"}
     assert expected[words[0]] in out
     if "--out" in words and words[0] == "use":

@@ -1,6 +1,6 @@
 "The workbench. `import workbench` is cheap: torch and transformers load when a run or a model is asked for."
 __version__ = "0.1.0"
-__all__ = ["train", "resume", "load", "use"]
+__all__ = ["train", "resume", "load", "use", "demo"]
 
 
 def train(
@@ -60,3 +60,16 @@ def use(
 
     permit(task_from)
     return use(run, *given, overrides=overrides, checkpoint=checkpoint, seed=seed)
+
+
+def demo(
+    run: str,  # a run folder
+    task_from: str = "",  # a module or a .py file that may be the run's task
+    **how,  # overrides, checkpoint, port, seed, options: see `workbench.lab.demo.serve.demo`
+):
+    "A page of this machine on which a trained run is used, under the cell of a notebook. Raises `Refused`."
+    from workbench.core.config.modules import permit
+    from workbench.lab.demo.serve import demo
+
+    permit(task_from)
+    return demo(run, **how)

@@ -97,6 +97,11 @@ class Data:
     text_pairs: Callable | None = None
     # of such a task: (names of pairs of languages, int array [N]: the pair of each training row)
     kinds: tuple[Sequence[str], Any] | None = None
+    # split -> what `use` may be given of each row: texts, paths, tuples of paths that are one input; a
+    # mapping among them holds the settings that belong to the row: {"generate.tgt": "am"}
+    inputs: dict[str, Sequence[Sequence]] = field(default_factory=dict)
+    # keys of `Task.settings` -> the values that this run knows for them: {"generate.tgt": ["am", "de"]}
+    choices: dict[str, Sequence[str]] = field(default_factory=dict)
     # what decides the batches -> (epoch -> its steps), once made
     plans: dict[tuple, Callable] = field(default_factory=dict)
 
@@ -169,6 +174,7 @@ class Task:
     # their
     # size, where it is told another; None: the row is the same then}
     told: Callable | None = None
+    takes: Sequence[str] = ("text",)  # what `use` can be given: "text", and the suffixes of files
     settings: Sequence[str] = ()  # sections of the configuration that `use` reads: "generate"
     # short options of `use` -> their keys: {"to": "generate.tgt"} for `--to am`
     options: dict[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Opened', 'changed', 'with_settings', 'open_run', 'as_path', 'inputs', 'listed', 'decoded', 'several', 'Shown', 'png',
-           'spelt_out', 'short_options', 'use']
+           'spelt_out', 'answers', 'short_options', 'opened_for', 'use']
 
 # %% ../../nbs/lab/60_use.ipynb #imports
 import argparse
@@ -227,6 +227,15 @@ def spelt_out(
         over = merge(over, tree)
     return over
 
+# %% ../../nbs/lab/60_use.ipynb #answers
+def answers(
+    opened: Opened,
+    given: Iterable,  # inputs as the task takes them: no list is opened, and `-` is a text
+) -> Iterator[Shown]:
+    "What an opened run makes of its inputs. Raises `Refused` for what is wrong with the run."
+    return (Shown(**vars(answer))
+            for answer in opened.task.use(opened.nets, opened.data, given, opened.ctx))
+
 # %% ../../nbs/lab/60_use.ipynb #short_options
 def short_options(
     words: list[str],  # of the command line
@@ -244,6 +253,22 @@ def short_options(
         return {}
 
 # %% ../../nbs/lab/60_use.ipynb #use
+def opened_for(
+    run,  # a run folder, or an `Opened`
+    overrides: str | dict = "",  # how it is used: "speak.speed=0.9 speak.vocoder=griffin_lim"
+    checkpoint: str = "best",  # best | last | a checkpoint's name
+    seed: int | None = None,  # of what is drawn at random; None: the run's
+    **options,  # short for overrides, as the run's task names them: to="am"
+) -> Opened:
+    "A run with the settings that are asked for. Raises `Refused`."
+    if options:
+        name, folder = (run.task, run.run) if isinstance(run,
+                                                         Opened) else (get(config_of(Path(run)).task), run)
+        overrides = spelt_out(options, overrides, name.options, str(folder))
+    return (with_settings(run, overrides, seed) if isinstance(run, Opened)
+            else open_run(run, checkpoint, overrides, seed))
+
+
 def use(
     run,  # a run folder, or an `Opened`
     *given: str,  # texts or paths; `-`: the lines of standard input; a .txt file: its lines
@@ -255,12 +280,5 @@ def use(
     """What a trained run makes of its inputs, each answer as soon as it is made.
     Raises `Refused` for what is wrong with the run; an input that cannot be used is an answer with
     `refused`."""
-    if options:
-        name, folder = (run.task, run.run) if isinstance(run,
-                                                         Opened) else (get(config_of(Path(run)).task), run)
-        overrides = spelt_out(options, overrides, name.options, str(folder))
-    opened = (with_settings(run, overrides, seed) if isinstance(run, Opened)
-              else open_run(run, checkpoint, overrides, seed))
-    words = inputs(given, documents=opened.task.documents)
-    answers = opened.task.use(opened.nets, opened.data, words, opened.ctx)
-    return (Shown(**vars(answer)) for answer in answers)
+    opened = opened_for(run, overrides, checkpoint, seed, **options)
+    return answers(opened, inputs(given, documents=opened.task.documents))

@@ -58,6 +58,7 @@ class Section(BaseModel):
     # when all readers of the keys have been called; never: later uses read them
     judged: ClassVar[Literal["plan", "checks", "never"]] = "checks"
     unread: ClassVar[dict[str, str]] = {}  # key -> why nothing reads it, where that can be
+    only_training: ClassVar[tuple[str, ...]] = ()  # keys that no use of a trained run reads
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):

@@ -268,7 +268,8 @@ def data(
         # a stage that only reconstructs has no inputs beside its targets
         targets=("image",) if cfg.loss.train_diff else ("image", "ids"), padding={"ids": "mask"},
         show=show, save=save, rejected=rejected, facts=facts, assets=stage.assets, own=own, groups=groups,
-        blocks=blocks, contents={k: [r.digest for r in s.rows] for k, s in sets.items()})
+        blocks=blocks, contents={k: [r.digest for r in s.rows] for k, s in sets.items()},
+        inputs={k: [(r.caption,) for r in s.rows] for k, s in sets.items()})
 
 # %% ../../../nbs/tasks/flow/10_data.ipynb #show
 def show(

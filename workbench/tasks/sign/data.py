@@ -145,7 +145,7 @@ def data(
     rows, rejected, clips, fingerprint, held = read_rows(cfg.data, cfg.seed, statistics.get("fps"))
     texts = {split: [r.text for r in part] for split, part in rows.items()}
     tok, origin = text_tokenizer(cfg, stage.assets, texts["train"])
-    said = read_texts(cfg, tok, origin, texts)
+    said, poses = read_texts(cfg, tok, origin, texts), tables(cfg.data)[1]
     d, datasets, lengths = cfg.data, {}, {}
     for split, part in rows.items():
         datasets[split] = PoseRows(part, clips, d.step_frames, d.max_frames, cfg.data.augment.model_dump()
@@ -172,7 +172,9 @@ def data(
         targets=("labels", "targets", "target_lengths"), padding={"frames": "frame_lengths"}, texts=texts,
         save=save, rejected=rejected, facts=facts, assets=stage.assets, own=own,
         contents={k: [(r.text, tuple(clips.contents.get(c, c) for c in r.clips)) for r in v]
-                  for k, v in rows.items()})
+                  for k, v in rows.items()},
+        inputs={k: [(tuple(c if c == "_" else poses / c for c in r.clips),) for r in v]
+                for k, v in rows.items() if k != "train"})
     out.show = lambda batch: show(batch, out)
     return out
 

@@ -20,6 +20,7 @@ from .config import SignConfig
 from .data import data, strip_of
 from .translation import blank_id, forward, translate
 from .use import use
+from ...parts.pose.files import SUFFIXES
 from ...parts.text.translator import origin
 
 # %% ../../../nbs/tasks/sign/30_task.ipynb #nets
@@ -205,4 +206,4 @@ def idle(
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, settings=("generate",),            better={"ce": "min", "ctc": "min"})
+            use=use, takes=SUFFIXES, settings=("generate",), better={"ce": "min", "ctc": "min"})

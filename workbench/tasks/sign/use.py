@@ -21,16 +21,18 @@ from .translation import translate
 
 # %% ../../../nbs/tasks/sign/28_use.ipynb #clips_of
 def clips_of(
-    named: str,  # a pose file, a folder, or a table
+    named: str | Path | tuple,  # a pose file, a folder, or a table; or the pose files of one text, in order
 ) -> Iterator[tuple[str, list[str | Path]]]:
     "(what to call it, its pose files in order; `_` is a pause). Raises `Refused` for what is not there."
     from workbench.parts.pose.files import SUFFIXES
 
+    if isinstance(named, tuple):
+        yield "+".join(Path(clip).stem for clip in named), list(named)
+        return
     path = Path(named).expanduser()
-    if not named.strip() or not os.path.exists(path):
-        raise Refused(f"there is no file or folder {named!r}: name a pose file ({', '.join(SUFFIXES[:3])}), "
-                      "a "
-                      "folder of them, or a table with a column `pose` or `uid`.")
+    if not str(named).strip() or not os.path.exists(path):
+        raise Refused(f"there is no file or folder {str(named)!r}: name a pose file "
+                      f"({', '.join(SUFFIXES[:3])}), a folder of them, or a table with a column `pose` or `uid`.")
     if path.suffix.lower() in (".csv", ".tsv"):
         yield from clips_in_table(path)
         return
@@ -86,7 +88,7 @@ def frames_of(
 
 # %% ../../../nbs/tasks/sign/28_use.ipynb #readable
 def readable(
-    given: Iterable[str],
+    given: Iterable[str | Path | tuple],
     data: Data,
     cfg,
 ) -> Iterator[tuple[str, np.ndarray | str]]:
@@ -99,13 +101,13 @@ def readable(
                 except Refused as e:
                     yield name, str(e)
         except Refused as e:
-            yield named, str(e)
+            yield str(named), str(e)
 
 # %% ../../../nbs/tasks/sign/28_use.ipynb #use
 def use(
     nets: dict,
     data: Data,
-    given: Iterable[str],  # pose files, folders, tables
+    given: Iterable[str | Path | tuple],  # pose files, folders, tables
     ctx,
 ) -> Iterator[Answer]:
     "The text of each file, in the order in which they were given."

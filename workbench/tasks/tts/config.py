@@ -124,6 +124,7 @@ class TtsLoss(Section):
 class Speak(Section):
     "How speech is made and judged."
     judged = "never"  # a run speaks later, too
+    only_training = ("f0", "asr", "sentences")
     vocoder: Named = "griffin_lim"  # or hifigan:<folder or hub name>
     speed: float = Field(1.0, gt=0.2, lt=5)  # times as fast
     speaker: str | None = None  # who speaks, where the recordings have several; None: the first

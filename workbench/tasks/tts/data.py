@@ -172,7 +172,9 @@ def data(
         datasets=sets, collate=collate, lengths={k: s.lengths() for k, s in sets.items()}, counts=count,
         uids={k: [r.uid for r in part] for k, part in rows.items()},
         targets=("mel", "mel_lengths", *optional), padding={"text_ids": "text_lengths", "mel": "mel_lengths"},
-        texts=texts, save=save, rejected=rejected, facts=facts, assets=stage.assets, own=own)
+        texts=texts, save=save, rejected=rejected, facts=facts, assets=stage.assets, own=own,
+        inputs={k: [(text,) for text in part] for k, part in texts.items()},
+        choices={"speak.speaker": list(speakers)})
     out.show = lambda batch: show(batch, out)
     return out
 
