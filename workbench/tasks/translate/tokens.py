@@ -103,7 +103,8 @@ def frame_of(
     if kind == "prompt":
         said = prompt.format(source=name_in_english(source), target=name_in_english(target))
         return Frame(tuple(contents(tok, [said], False)[0]), end, (), end)
-    return Frame((), end, (), end)
+    before = tuple(i for i in tok("").input_ids if i != tok.eos_token_id)  # BART's <s>
+    return Frame(before, end, before, end)
 
 # %% ../../../nbs/tasks/translate/15_tokens.ipynb #marian_token
 def marian_token(
