@@ -165,7 +165,8 @@ def test_generation_agrees_with_teacher_forcing(family, beams):
 def written(model, hidden, mask, longest, beams=1, first=None):
     "The best text of each source, without its end."
     begin = torch.full((len(mask), 1), seq2seq.start_id(model))
-    return [texts[0].ids for texts in search(model, hidden, mask, begin, Settings(beams, longest), first=first)]
+    found = search(model, hidden, mask, begin, Settings(beams, longest), first=first)
+    return [texts[0].ids for texts in found]
 
 
 @pytest.mark.parametrize("family", ["mbart", "m2m100", "nllb"])

@@ -11,7 +11,6 @@ import textwrap
 from dataclasses import dataclass
 
 from ...errors import Refused
-from ..decoding.steps import Steps
 from ..shared import hub
 from . import lora, pretrained, seq2seq
 from . import tokenizer as text
@@ -54,7 +53,7 @@ LANGUAGES = {"mbart": "en_XX", "m2m_100": "en, or eng_Latn for NLLB"}
 def try_embeddings(
     config: dict,  # keys of config.json
 ) -> Finding:
-    "Encode and decode shapes, fed with embeddings, at once and as a search does."
+    "Encode and decode shapes, fed with embeddings."
     import torch
     from torch._subclasses import fake_tensor
 
@@ -66,9 +65,7 @@ def try_embeddings(
             return Finding("network", "warn", f"cannot be tried on shapes alone: {error}")
         try:
             x, mask = torch.ones(2, 8, seq2seq.embed_width(net)), torch.ones(2, 8)
-            hidden, ids = seq2seq.encode(net, x, mask), torch.ones(2, 4, dtype=torch.long)
-            seq2seq.decode(net, hidden, mask, ids)
-            Steps(net, hidden, mask)(ids)
+            seq2seq.decode(net, seq2seq.encode(net, x, mask), mask, torch.ones(2, 4, dtype=torch.long))
         except values as error:
             return Finding("network", "warn", f"cannot be tried on shapes alone, asks for values: {error}")
         except Exception as error:  # whatever a foreign forward raises is the finding

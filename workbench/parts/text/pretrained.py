@@ -104,16 +104,17 @@ def keep_only_token_ids(
 
     old, config = model.generation_config, model.config
     if lost := [key for key in UNSEARCHED if getattr(old, key, None)]:
-        raise Refused(f"{lost[0]} stands in the generation settings of this {config.model_type}, and the search "
-                      "here does not know it: take it out of generation_config.json, or take another model.")
+        raise Refused(f"{lost[0]} stands in the generation settings of this {config.model_type}, and the "
+                      "search here does not know it: take it out of generation_config.json, or take another "
+                      "model.")
     ids = {}
     for role in ("decoder_start", "pad", "eos", "bos", "forced_bos", "forced_eos"):
         found = [getattr(place, f"{role}_token_id", None) for place in (old, config)]
         ids[f"{role}_token_id"] = found[0] if found[0] is not None else found[1]
     if isinstance(ends := ids["eos_token_id"], list):
         if len(ends) != 1:
-            raise Refused(f"eos_token_id of this {config.model_type} is {ends}, and a text here ends with one "
-                          "token: write that one into generation_config.json.")
+            raise Refused(f"eos_token_id of this {config.model_type} is {ends}, and a text here ends with "
+                          "one token: write that one into generation_config.json.")
         ids["eos_token_id"] = ends[0]
     ids |= {"bad_words_ids": old.bad_words_ids, "suppress_tokens": old.suppress_tokens}
     model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if v is not None})
