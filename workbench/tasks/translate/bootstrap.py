@@ -82,7 +82,7 @@ def bootstrap(
     source, theirs, where = source_of(cfg)
     say(f"{where['why']}: a {source.family} of width {source.table.shape[1]}")
     fresh = cfg.model_copy(update={"model": m.model_copy(update={"start": None})})
-    tokens = tokens_of(fresh, None, corpus_of(cfg))
+    tokens = tokens_of(fresh, None, lambda: corpus_of(cfg))
     if tokens.vocabulary is None:
         raise Refused(f"model.name is {m.name}, which has a tokenizer of its own: a bootstrap fills a "
                       "universal "

@@ -8,7 +8,7 @@ __all__ = ['RunTokens', 'own_tokens', 'kept', 'same_vocabulary', 'languages_in',
 
 # %% ../../../nbs/tasks/translate/12_vocabulary.ipynb #vocabulary-imports
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def learnt(
 def tokens_of(
     cfg,
     assets: Path | None,  # of the run
-    corpus,
+    corpus: Callable,  # () -> the corpus: it is opened where a vocabulary is learnt
 ) -> RunTokens:
     "The tokens of a run. Raises `Refused`."
     from workbench.parts.text.run_tokenizer import new_tokenizer
@@ -178,7 +178,7 @@ def tokens_of(
     if folder:
         return own_tokens(Vocabulary.load(Path(folder).expanduser()), {"kind": "packs", "where": folder})
     made = []
-    tok, origin = new_tokenizer(m.name, lambda: made.append(learnt(cfg, corpus)), m.init, device_kind(),
+    tok, origin = new_tokenizer(m.name, lambda: made.append(learnt(cfg, corpus())), m.init, device_kind(),
                                 m.revision)
     return own_tokens(made[0], origin
                       | {"why": "packs learnt from the training texts"}) if made else RunTokens(tok, origin)
