@@ -63,7 +63,7 @@ def test_a_language_that_a_model_lacks_is_told_before_texts_are_prepared(own_run
     (raw / "texts.en-mr.tsv").write_text("One house.\tएक घर.\n" * 4, encoding="utf8")
     tok = train_tokenizer(["One house."], "char", languages=("eng_Latn", "pes_Arab"))
     monkeypatch.setattr(data, "tokens_of", lambda cfg, assets, corpus: RunTokens(tok, {"kind": "hub"}))
-    monkeypatch.setattr(data, "corpus_of", lambda cfg: pytest.fail("texts were prepared"))
+    monkeypatch.setattr(data, "corpus_of", lambda cfg, assets: pytest.fail("texts were prepared"))
     for more in ("", " data.pairs=[en-mr]"):
         with pytest.raises(Refused, match=r"no language token 'mr'"):
             data.data(load("nllb_600m", f"data.source={raw}{more}"), types.SimpleNamespace(assets=None))

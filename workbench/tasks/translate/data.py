@@ -87,7 +87,7 @@ def data(
     stage,
 ) -> Data:
     "Rows, tokens and mixing. Raises `Refused` for anything a user can mend."
-    d, opened = cfg.data, cache(partial(corpus_of, cfg))
+    d, opened = cfg.data, cache(partial(corpus_of, cfg, assets=stage.assets))
     tokens = tokens_of(cfg, stage.assets, opened)
     names = {} if tokens.vocabulary else cfg.model.languages  # packs have our own codes
     framed = partial(frame_of, tokens.tokenizer, names=names, prompt=cfg.model.prompt)
