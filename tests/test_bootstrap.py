@@ -229,6 +229,11 @@ def test_a_start_that_does_not_fit_is_refused_by_name(given):
     setup = SimpleNamespace(at=SimpleNamespace(step=0), stage=SimpleNamespace(begin_from=None), nets={},
                             task=SimpleNamespace(origin=lambda nets: facts["weights"]))
     assert not from_scratch(setup)  # a first loss outside its band is then a warning
+    same = merged(given, model={"start": str(given.models)})  # the configuration of the bootstrap, as it is
+    assert plan(load("universal_tiny", same))["weights"]["kind"] == "bootstrapped"
+    same["model"]["vocab_size"] = 900
+    with pytest.raises(Refused, match="is 900, and the vocabulary of model.start was learnt with 700"):
+        plan(load("universal_tiny", same))
     wide = given.overrides["model"]["params"] | {"d_model": 32}
     with pytest.raises(Refused, match="d_model = 24, and this model has 32"):
         plan(load("universal_tiny", beginning(given, params=wide)))

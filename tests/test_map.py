@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import index_lists
@@ -43,18 +44,19 @@ def fenced(language):
 # The tree and the links
 
 def test_the_tree_is_that_of_the_repository():
-    drawn, above = set(), []
+    drawn, above = [], []
     for line in fenced_tree():
         name = line.split()[0]
         depth = (len(line) - len(line.lstrip())) // 2
         above = [*above[:depth], name]
-        drawn.add("".join(above).rstrip("/"))
+        drawn.append("".join(above).rstrip("/"))
+    assert not [name for name, lines in Counter(drawn).items() if lines > 1], "a line is drawn twice"
     files = subprocess.run(["git", "ls-files"], cwd=home, capture_output=True, text=True, check=True)
     folders = {p.as_posix() for f in files.stdout.splitlines() for p in Path(f).parents} - {"."}
     # a folder for each pack, each model and each run
     inside = re.compile(r"(workbench/(samples|architectures)|tests/old_runs)/")
     same = {f for f in folders if f.startswith("nbs/") and f"workbench/{f[4:]}" in folders}
-    assert drawn == {f for f in folders - same if not inside.match(f)} | {"nbs/samples"}
+    assert {*drawn} == {f for f in folders - same if not inside.match(f)} | {"nbs/samples"}
 
 
 def fenced_tree():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from workbench.errors import Refused
+from workbench.parts.decoding.search import Settings, search
 from workbench.parts.shared import hub
 from workbench.parts.text import model_config, pretrained, seq2seq
 
@@ -148,30 +149,32 @@ def test_generation_agrees_with_teacher_forcing(family, beams):
     x, mask, _ = batch(model)
     with torch.no_grad():
         hidden = seq2seq.encode(model, x, mask)
-        ids = seq2seq.generate(model, hidden, mask, max_new_tokens=8, num_beams=beams, no_repeat_ngram_size=0)
-        assert ids.shape[0] == 2 and 1 <= ids.shape[1] <= 8
-        again = seq2seq.generate(model, hidden, mask, max_new_tokens=8, num_beams=beams,
-                                 no_repeat_ngram_size=0)
-        assert torch.equal(ids, again)
-        if beams > 1:
-            return
-        out = seq2seq.decode(model, hidden, mask, seq2seq.shift_right(model, ids))
-    end, forced = model.generation_config.eos_token_id, model.generation_config.forced_eos_token_id
-    for row, best in zip(ids.tolist(), out, strict=True):
-        n = row.index(end) + 1 if end in row else len(row)
-        n -= n == 8 and forced is not None  # Pegasus and Marian end by force at the longest length
+        texts = written(model, hidden, mask, 8, beams)
+        assert len(texts) == 2 and texts == written(model, hidden, mask, 8, beams)
+        end, forced = model.generation_config.eos_token_id, model.generation_config.forced_eos_token_id
         forbidden = [i[0] for i in model.generation_config.bad_words_ids or []]
-        best[:, forbidden] = -math.inf
-        assert best.argmax(-1).tolist()[:n] == row[:n]
+        for i, ids in enumerate(texts if beams == 1 else []):
+            whole = torch.tensor([[*ids, end][:8]])
+            best = seq2seq.decode(model, hidden[i:i + 1], mask[i:i + 1], seq2seq.shift_right(model, whole))
+            best[..., forbidden] = -math.inf
+            # Pegasus and Marian end by force at the longest length
+            n = whole.shape[1] - (len(ids) >= 7 and forced is not None)
+            assert best[0].argmax(-1).tolist()[:n] == whole[0, :n].tolist()
+
+
+def written(model, hidden, mask, longest, beams=1, first=None):
+    "The best text of each source, without its end."
+    begin = torch.full((len(mask), 1), seq2seq.start_id(model))
+    found = search(model, hidden, mask, begin, Settings(beams, longest), first=first)
+    return [texts[0].ids for texts in found]
 
 
 @pytest.mark.parametrize("family", ["mbart", "m2m100", "nllb"])
 def test_the_language_token_is_forced(family):
     model = make(family).eval()
     x, mask, _ = batch(model)
-    hidden = seq2seq.encode(model, x, mask)
-    ids = seq2seq.generate(model, hidden, mask, max_new_tokens=4, forced_bos_token_id=13)
-    assert ids[:, 0].tolist() == [13, 13]
+    texts = written(model, seq2seq.encode(model, x, mask), mask, 4, beams=5, first=13)
+    assert [ids[0] for ids in texts] == [13, 13]
 
 
 def test_the_first_mbart_wraps_its_language_token():
@@ -271,4 +274,4 @@ def test_vocabulary_is_fitted_to_a_tokenizer(family):
     starts = {"t5": 0, "t5-v1.1": 0, "mt5": 0, "pegasus": 0, "marian": 0, "bert-gpt2": 3}
     assert seq2seq.start_id(model) == starts.get(family, 1)
     x, mask = torch.randn(1, 4, D), torch.ones(1, 4)
-    assert seq2seq.generate(model, seq2seq.encode(model, x, mask), mask, max_new_tokens=3).shape[0] == 1
+    assert len(written(model, seq2seq.encode(model, x, mask), mask, 3)) == 1

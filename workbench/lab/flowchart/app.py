@@ -18,7 +18,7 @@ from ..backup.panel import BackupPanel
 from .choices import recent_runs
 from .session import (
     Session, answer_from_run, answered, buttons_of, card_html, configure, find_card, find_keys, has_passed,
-    keep_requests, marks_of, watch_run)
+    keep_requests, look_again, marks_of, watch_run)
 from .stations import last_used, named, path_to, source_mark, why_blocked
 from .widgets import FlowchartWidgets, mistake, valid
 from .worker import Worker
@@ -259,10 +259,8 @@ def tick(
         answered(session, done["station"])
         if done["state"] == "failed":
             stop_after_failure(app, done["station"], done["says"])
-    if app.ticks % 4 == 0 and (mark := source_mark()) != session.source:
-        session.source = mark
-        if session.cfg:
-            find_keys(session)
+    if app.ticks % 4 == 0:
+        look_again(session)
     if app.ticks % 20 == 0:
         list_runs(app)
     before = session.status.get("state")

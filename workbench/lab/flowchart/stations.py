@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['bookkeeping', 'length', 'scheme', 'not_of_data', 'not_of_bootstrap', 'explanations', 'stations', 'named', 'charted',
-           'Station', 'check_code', 'station', 'boxes_of', 'source_mark', 'key_of', 'flowchart_folder', 'result_folder',
-           'why_blocked', 'path_to', 'last_used', 'note_use', 'evaluated', 'exported']
+           'Station', 'check_code', 'station', 'boxes_of', 'source_mark', 'made_mark', 'key_of', 'flowchart_folder',
+           'result_folder', 'why_blocked', 'path_to', 'last_used', 'note_use', 'evaluated', 'exported']
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #imports
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -157,6 +158,18 @@ def source_mark() -> str:
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #key_of
+def made_mark(
+    cfg,  # a complete configuration
+    apart: tuple[str, ...] = (),  # patterns of keys that do not matter
+) -> dict[str, list[int]]:  # key -> size and time of the report in the folder that it names
+    "Changes when a folder that was made for this configuration is made again: a start, a corpus."
+    named = {k: os.path.join(os.path.expanduser(v), "report.json")
+             for k, v in flat(cfg.model_dump(mode="json")).items()
+             if isinstance(v, str) and k != "bootstrap.out" and not any(fnmatchcase(k, p) for p in apart)}
+    return {k: [(s := os.stat(path)).st_size, s.st_mtime_ns]
+            for k, path in named.items() if os.path.isfile(path)}
+
+
 def key_of(
     station: Station,
     cfg,  # a complete configuration
@@ -165,6 +178,8 @@ def key_of(
     "What a result of the station depends on, as 16 digits."
     kept = {k: v for k, v in flat(cfg.model_dump(mode="json")).items()
             if not any(fnmatchcase(k, p) for p in station.apart)}
+    if made := made_mark(cfg, station.apart):
+        kept["made"] = made
     return hashlib.sha256(json.dumps([source, kept], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #flowchart_folder

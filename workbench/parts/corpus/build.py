@@ -52,6 +52,7 @@ def build(
     plan: Plan = Plan(),
     workers: int = 1,  # processes; 0: one for each core
     progress: Callable = lambda done: None,  # see `share_done`
+    waits: Callable = lambda sentence: None,  # is told that another process makes it
 ) -> Corpus:
     """Make a corpus of raw files; one that was made of the same files and settings is opened as it is.
     Raises `Refused` for a file that cannot be read, and where too many rows are faulty."""
@@ -63,7 +64,10 @@ def build(
         return there
     listed = folder.with_name(folder.name + "-rejected.csv")
     chunks_of = inputs_of(found, asdict(plan.filters))
-    with journal(folder.with_name(f".{folder.name}.work"), chunks_of) as work:
+    with journal(folder.with_name(f".{folder.name}.work"), chunks_of, waits) as work:
+        if is_corpus(folder) and (there := open_corpus(folder)).inputs == inputs:
+            clear(work)  # another process has made it
+            return there
         try:
             chunks = read_all(work, found, plan.filters, workers, share_done(found, progress))
         except Refused as e:

@@ -30,9 +30,10 @@ VERSION = 1  # of what the filters do: another number, and nothing kept is used 
 def inputs_of(
     found: list[Raw],
     *settings,  # what the result depends on, as JSON knows it
+    version: int | None = VERSION,  # None: a hash that stays when the filters change
 ) -> str:
     "A hash of what a preparation reads and how. Raises `Refused` for a file that cannot be read."
-    digest = hashlib.sha256(json.dumps([VERSION, *settings]).encode())
+    digest = hashlib.sha256(json.dumps([version, *settings]).encode())
     for raw in found:
         digest.update(repr((raw.name, raw.pair, raw.split, raw.synthetic)).encode())
         for path in raw.paths():
@@ -50,17 +51,19 @@ def inputs_of(
 def journal(
     folder: Path,  # beside the corpus that is to be
     inputs: str,  # see `inputs_of`
+    waits: Callable = lambda sentence: None,  # is told that another process works in it
 ) -> Iterator[Path]:
-    "The folder, with the chunks of the same inputs. Raises `Refused` where another process works in it."
+    """The folder, with the chunks of the same inputs. Where another process works in it, it is waited for: its
+    end and its death both let go of the folder."""
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
         lock.acquire(timeout=0)
-    except Timeout as e:
-        raise Refused(f"{folder.parent}: another process prepares this corpus: wait for it, or give another "
-                      "folder.") from e
+    except Timeout:
+        waits(f"another process prepares this corpus in {folder.parent}: waiting for it")
+        lock.acquire()
     with lock:
         if folder.is_dir() and read_json(folder / "inputs.json", {}).get("inputs") != inputs:
             shutil.rmtree(folder)

@@ -16,11 +16,12 @@ def model_rules(
     longest: int,  # tokens after the beginning, the end included
     begun: int = 1,  # tokens of the beginning
     no_repeat_ngram: int = 0,  # tokens that may not come twice in a row; 0: off
+    first: int | None = None,  # token that every text starts with, at no cost; None: the model's own
 ) -> list[Callable]:
     "The rules of a model, and no n-gram twice."
     from transformers import (
-        ForcedEOSTokenLogitsProcessor, NoBadWordsLogitsProcessor, NoRepeatNGramLogitsProcessor,
-        SuppressTokensLogitsProcessor)
+        ForcedBOSTokenLogitsProcessor, ForcedEOSTokenLogitsProcessor, NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor)
 
     net, found = base(model), []
     ids, device = net.generation_config, str(net.device)
@@ -28,6 +29,8 @@ def model_rules(
         found.append(NoRepeatNGramLogitsProcessor(no_repeat_ngram))
     if ids.bad_words_ids:
         found.append(NoBadWordsLogitsProcessor(ids.bad_words_ids, ids.eos_token_id))
+    if (first := ids.forced_bos_token_id if first is None else first) is not None:
+        found.append(ForcedBOSTokenLogitsProcessor(first))  # where the start token alone stands before it
     if ids.forced_eos_token_id is not None:
         found.append(ForcedEOSTokenLogitsProcessor(begun + longest, ids.forced_eos_token_id, device))
     if ids.suppress_tokens:

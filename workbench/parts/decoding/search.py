@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'search']
 
 # %% ../../../nbs/parts/decoding/35_search.ipynb #imports
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .beams import Found, beams, one_each
@@ -39,6 +39,8 @@ def search(
     beginnings: Sequence[Sequence[int]] | None = None,  # tokens that each text starts with
     phrases: Sequence[Sequence[Sequence[int]]] | None = None,  # of each source: token ids of what must appear
     generator=None,  # torch.Generator on the same device, of what is drawn
+    first: int | None = None,  # token that every text starts with and that counts as written: a language's
+    more: Sequence[Callable] = (),  # rules after the model's own: (tokens, scores, rows) -> scores
 ) -> list[list[Found]]:  # of each source, the best first
     "The texts of each source. Raises ValueError for more texts than beams, or phrases without beams."
     import torch
@@ -49,9 +51,10 @@ def search(
         raise ValueError(f"{how.n_best} texts of {how.num_beams} beams: raise num_beams, or draw them")
     eos, limit = base(model).generation_config.eos_token_id, max_positions(base(model).config)[1]
     longest = min(how.longest, limit - begin.shape[1]) if limit else how.longest
-    rules = model_rules(model, longest, begin.shape[1], how.no_repeat_ngram)
+    rules = model_rules(model, longest, begin.shape[1], how.no_repeat_ngram, first)
     if beginnings and any(beginnings):
         rules.append(forced(beginnings, begin.shape[1]))
+    rules += more
     with torch.no_grad():
         if how.num_beams > 1 and not how.sample:
             steps, k = Steps(model, hidden, mask, how.num_beams), how.num_beams

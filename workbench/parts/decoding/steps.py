@@ -6,6 +6,7 @@
 __all__ = ['Steps']
 
 # %% ../../../nbs/parts/decoding/00_steps.ipynb #imports
+from ...errors import Refused
 from ..text.seq2seq import base
 
 # %% ../../../nbs/parts/decoding/00_steps.ipynb #Steps
@@ -29,12 +30,15 @@ class Steps:
         self,
         ids,  # [R, n] long: the tokens that are new since the last call
     ):  # [R, V] float32
-        "Logits of the token that comes next."
+        "Logits of the token that comes next. Raises `Refused` for a model that keeps no past here."
         from transformers.modeling_outputs import BaseModelOutput
 
         out = self.net(encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
                        attention_mask=self.mask,
                        decoder_input_ids=ids, past_key_values=self.past, use_cache=True)
+        if not self.past.get_seq_length():
+            raise Refused(f"{type(self.net).__name__} keeps what it has written in a form of its own, so no "
+                          "text can be searched for with it: take a T5, BART, Marian, M2M100 …")
         return out.logits[:, -1].float()
 
     def keep(

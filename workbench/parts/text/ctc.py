@@ -104,7 +104,7 @@ def prefix_total(
 
 # %% ../../../nbs/parts/text/30_ctc.ipynb #JointScores
 class JointScores:
-    "A logits processor for one `generate` call: the weighted sum of decoder scores and CTC prefix scores."
+    "A rule of one `parts.decoding.search`: the weighted sum of decoder scores and CTC prefix scores."
 
     def __init__(
         self,
@@ -120,44 +120,43 @@ class JointScores:
             raise ValueError(f"The weight of CTC is a number from 0 to 1, not {weight}.")
         self.logp, self.state = prefix_start(logits, lengths, blank)
         self.eos, self.weight, self.blank, self.free, self.candidates = eos, weight, blank, free, candidates
-        self.unspelled, self.ids = sorted({blank, eos, *free}), None
+        self.unspelled, self.tokens = sorted({blank, eos, *free}), None
 
     def start(
         self,
-        ids: Tensor,  # [N, start tokens]
+        rows: Tensor,  # [N] source of each hypothesis
     ):
         "Empty prefixes for N hypotheses."
-        k = len(ids) // len(self.logp)
-        self.logp, self.state = self.logp.repeat_interleave(k, 0), self.state.repeat_interleave(k, 0)
-        self.rows = torch.arange(len(ids), device=ids.device) // k
-        self.last = torch.full_like(ids[:, 0], -1)
+        self.state, self.last = self.state[rows], torch.full_like(rows, -1)
         self.psi = torch.zeros_like(self.state[:, 0, 0])
 
     def extend(
         self,
-        ids: Tensor,  # [N, tokens so far]
+        tokens: Tensor,  # [N, tokens so far]
+        rows: Tensor,  # [N]
     ):
         "Find the hypothesis of the step before that each one extends, and copy its state."
-        same = (ids[:, None, :-1] == self.ids[None]).all(-1) & (self.rows[:, None] == self.rows[None])
+        same = (tokens[:, None, :-1] == self.tokens[None]).all(-1) & (rows[:, None] == self.rows[None])
         parent = same.int().argmax(1)
-        match = self.scored[parent] == ids[:, -1:]
+        match = self.scored[parent] == tokens[:, -1:]
         label, slot = match.any(1), match.int().argmax(1)
         self.state = torch.where(label[:, None, None], self.states[parent, slot], self.state[parent])
         self.psi = torch.where(label, self.psis[parent, slot], self.psi[parent])
-        self.last = torch.where(label, ids[:, -1], self.last[parent])
+        self.last = torch.where(label, tokens[:, -1], self.last[parent])
 
     def __call__(
         self,
-        ids: Tensor,  # [N, tokens so far]
+        tokens: Tensor,  # [N, tokens so far]
         scores: Tensor,  # [N, V] log-probabilities of the decoder
+        rows: Tensor,  # [N] source of each hypothesis
     ) -> Tensor:  # [N, V]
         "The joint scores of the next token."
-        self.start(ids) if self.ids is None else self.extend(ids)
+        self.start(rows) if self.tokens is None else self.extend(tokens, rows)
         labels = scores.clone()
         labels[:, self.unspelled] = -torch.inf
         width = min(self.candidates, labels.shape[1] - len(self.unspelled))
-        self.ids, self.scored = ids, labels.topk(width, 1).indices
-        self.psis, self.states = prefix_step(self.logp, self.state, self.last, self.scored, self.blank)
+        self.tokens, self.rows, self.scored = tokens, rows, labels.topk(width, 1).indices
+        self.psis, self.states = prefix_step(self.logp[rows], self.state, self.last, self.scored, self.blank)
         ctc = torch.full_like(scores, -torch.inf).scatter(1, self.scored, self.psis.to(scores.dtype))
         ctc[:, self.eos] = prefix_total(self.state).to(scores.dtype)
         ctc = torch.where(self.psi[:, None] == -torch.inf, -torch.inf, ctc - self.psi[:, None])

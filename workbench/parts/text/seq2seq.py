@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNLIMITED', 'base', 'embed_width', 'hidden_width', 'max_positions', 'embed_rms', 'encode', 'start_id', 'shift_right',
-           'decode', 'token_loss', 'generate']
+           'decode', 'token_loss']
 
 # %% ../../../nbs/parts/text/40_seq2seq.ipynb #seq2seq-imports
 from ...errors import Refused
@@ -117,37 +117,3 @@ def token_loss(
     flat = labels.reshape(-1)
     logits = logits.float().reshape(len(flat), -1)
     return cross_entropy(logits, flat, reduction="sum", label_smoothing=smoothing), (flat != -100).sum()
-
-# %% ../../../nbs/parts/text/40_seq2seq.ipynb #generate
-def generate(
-    model,  # a text-to-text model
-    hidden,  # [B, S, H], from `encode`
-    mask,  # [B, S], 1 where the source is real
-    max_new_tokens: int = 128,  # end token included
-    num_beams: int = 5,  # 1: greedy
-    length_penalty: float = 0.6,  # exponent on the length in a beam's score: below 1 prefers shorter texts
-    no_repeat_ngram_size: int = 3,  # 0: off
-    forced_bos_token_id: int | None = None,  # language token that every text starts with
-    **more,  # any other argument of transformers' generate
-):  # [B, ≤ max_new_tokens] long: without the start token, padded
-    "The best text for every source, by beam search; the same input gives the same ids."
-    from transformers import DynamicCache, EncoderDecoderCache
-    from transformers.modeling_outputs import BaseModelOutput
-
-    net = base(model)
-    # T5's own cache is as deep as its encoder
-    if getattr(net.config, "num_decoder_layers", 0) > getattr(net.config, "num_layers", float("inf")):
-        more = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())} | more
-    limit = max_positions(net.config)[1]
-    longest = min(max_new_tokens, limit - 1) if limit else max_new_tokens
-    settings = {"max_new_tokens": longest, "do_sample": False, "num_beams": num_beams,
-                "no_repeat_ngram_size": no_repeat_ngram_size}
-    if num_beams > 1:
-        settings["length_penalty"] = length_penalty
-    if forced_bos_token_id is not None:
-        settings["forced_bos_token_id"] = forced_bos_token_id
-        if start_id(model) is None:
-            settings["decoder_start_token_id"] = forced_bos_token_id
-    ids = net.generate(encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask,
-                       **{**settings, **more})
-    return ids[:, 1:]

@@ -32,18 +32,24 @@ def translate(
     ctx,
 ) -> list[str]:
     "Texts by beam search; with a CTC head its prefix scores vote too (Watanabe et al. 2017)."
+    import torch
+
+    from workbench.parts.decoding.search import Settings, search
     from workbench.parts.text.ctc import JointScores
-    from workbench.parts.text.seq2seq import encode, generate
+    from workbench.parts.text.seq2seq import encode, start_id
     from workbench.parts.text.targets import decode_texts
 
-    model, g, own, more = nets["translator"], ctx.cfg.generate, ctx.data.own, {}
+    model, g, own, more = nets["translator"], ctx.cfg.generate, ctx.data.own, []
     embeds, mask, lengths = nets["reader"](batch["frames"], batch["frame_lengths"])
     hidden, tok = encode(model, embeds, mask), own.tokenizer
     if "ctc" in nets and g.ctc > 0:
         free = tuple(i for i in tok.all_special_ids if i not in (tok.eos_token_id, blank_id(model)))
-        more["logits_processor"] = [JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc,
-                                                blank_id(model), free)]
+        more.append(JointScores(nets["ctc"](hidden), lengths, tok.eos_token_id, g.ctc, blank_id(model), free))
     forbidden = own.no_repeat_ngram if g.no_repeat_ngram is None else g.no_repeat_ngram
-    ids = generate(model, hidden, mask, g.max_length, g.num_beams, g.length_penalty, forbidden,
-                   own.language_id, **more)
-    return decode_texts(tok, ids)
+    how = Settings(g.num_beams, g.max_length, g.length_penalty, no_repeat_ngram=forbidden)
+    start, first = start_id(model), own.language_id
+    if start is None:  # the first mBART: its language stands in the start's place
+        start, first = first, None
+    begin = mask.new_full((len(mask), 1), start, dtype=torch.long)
+    found = search(model, hidden, mask, begin, how, first=first, more=more)
+    return decode_texts(tok, [texts[0].ids for texts in found])

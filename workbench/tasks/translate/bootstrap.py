@@ -82,7 +82,7 @@ def bootstrap(
     source, theirs, where = source_of(cfg)
     say(f"{where['why']}: a {source.family} of width {source.table.shape[1]}")
     fresh = cfg.model_copy(update={"model": m.model_copy(update={"start": None})})
-    tokens = tokens_of(fresh, None, corpus_of(cfg))
+    tokens = tokens_of(fresh, None, lambda: corpus_of(cfg))
     if tokens.vocabulary is None:
         raise Refused(f"model.name is {m.name}, which has a tokenizer of its own: a bootstrap fills a "
                       "universal "
@@ -102,7 +102,7 @@ def bootstrap(
         "source": where | {"family": source.family}, "choice": b.model_dump(exclude={"out"}),
         "seed": cfg.seed,
         "pieces": {"same string": made[1], "mean of several": made[2], "drawn": made[0]},
-        "parts": parts, "notes": notes})
+        "parts": parts, "notes": notes}, m.vocab_size)
 
 # %% ../../../nbs/tasks/translate/30_bootstrap.ipynb #write_start
 def write_start(
@@ -110,6 +110,7 @@ def write_start(
     model,
     vocabulary,  # parts.vocabulary.Vocabulary
     report: dict,
+    asked: int,  # tokens that the vocabulary was asked to have
 ) -> dict:  # the report, and where it is
     "Write both halves, the vocabulary and the report."
     from workbench.parts.text.pretrained import config_dict
@@ -121,7 +122,8 @@ def write_start(
     for name in sorted(state):
         mark.update(name.encode() + state[name].numpy().tobytes())
     report |= {"id": mark.hexdigest()[:16], "vocabulary": {
-        "checksum": vocabulary.checksum, "version": vocabulary.version, "tokens": len(vocabulary)}}
+        "checksum": vocabulary.checksum, "version": vocabulary.version, "tokens": len(vocabulary),
+        "asked": asked}}
     config, index = config_dict(model), {}
     for half, name in HALVES.items():
         mine = {n: t for n, t in state.items() if half_of(n) in (half, "both")}

@@ -8,7 +8,7 @@ __all__ = ['collate', 'count', 'TranslateOwn', 'mixing_facts', 'cut_facts', 'ask
 # %% ../../../nbs/tasks/translate/20_data.ipynb #data-imports
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from ...core.data.rows import check_rejected
 from ...core.task import Data
 from ...errors import Refused
 from ...parts.vocabulary.dropout import split_pieces
-from .preparing import corpus_of
+from .preparing import corpus_of, pairs_ahead
 from .rows import Column, Rows, chosen, index_of, rows_of
 from .scores import pair_signatures, pair_tokenizers
 from .tokens import Frame, frame_of, languages_of
@@ -94,11 +94,15 @@ def data(
     stage,
 ) -> Data:
     "Rows, tokens and mixing. Raises `Refused` for anything a user can mend."
-    d, corpus = cfg.data, corpus_of(cfg)
-    pairs = chosen(corpus.pairs, d.pairs, d.both_ways)
-    tokens = tokens_of(cfg, stage.assets, corpus)
+    d, opened = cfg.data, cache(partial(corpus_of, cfg, assets=stage.assets))
+    tokens = tokens_of(cfg, stage.assets, opened)
     names = {} if tokens.vocabulary else cfg.model.languages  # packs have our own codes
-    frames = [frame_of(tokens.tokenizer, p, names, cfg.model.prompt) for p in pairs]
+    framed = partial(frame_of, tokens.tokenizer, names=names, prompt=cfg.model.prompt)
+    if not tokens.vocabulary:  # a language that a model lacks is told before texts are prepared
+        any(map(framed, pairs_ahead(cfg)))
+    corpus = opened()
+    pairs = chosen(corpus.pairs, d.pairs, d.both_ways)
+    frames = [framed(p) for p in pairs]
     splits, rejected, total = {}, [], 0
     for split in ("train", "valid", "test"):
         stored = corpus.rows(split)

@@ -7,12 +7,10 @@ __all__ = ['task', 'nets', 'translate_loss', 'objectives', 'predict', 'score', '
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #task-imports
 from collections.abc import Sequence
-from pathlib import Path
 
 from ...core.config.presets import device_kind
 from ...core.task import Data, Objective, Task
 from ...errors import Refused
-from ...files import read_json, write_json
 from .bootstrap import begin_with, bootstrap
 from .config import TranslateConfig
 from .data import data
@@ -36,30 +34,25 @@ def nets(
     "{translator}. Raises `Refused` for a model that will not do."
     import torch
 
-    from workbench.parts.text.pretrained import fp16_unsafe
-    from workbench.parts.text.translator import build_model, check_positions, find_model
+    from workbench.parts.text.translator import find_model, translator_of
 
-    m, tok, kept = cfg.model, data.own.tokenizer, data.assets
+    m, own = cfg.model, data.own
     torch.manual_seed(cfg.seed)
-    if load_weights:
-        config, origin = find_model(m.name, m.init, device_kind(), tok, m.params, m.dropout, m.revision)
+
+    def find():
+        config, origin = find_model(m.name, m.init, device_kind(), own.tokenizer, m.params, m.dropout,
+                                    m.revision)
         if m.start:
-            origin = begin_with(m.start, config, data.own.tokens.key)
-        if origin["kind"] == "pretrained" and data.own.tokens.vocabulary is not None:
+            origin = begin_with(m.start, config, own.tokens.key)
+        if origin["kind"] == "pretrained" and own.tokens.vocabulary is not None:
             raise Refused(f"the weights of {m.name} are pretrained with another vocabulary than these packs: "
                           "leave data.vocabulary out, or set model.init=scratch.")
-    else:
-        config, origin = read_json(kept / "architecture.json"), read_json(kept / "weights.json")
-    if cfg.train.precision == "fp16" and (why := fp16_unsafe(config["model_type"])):
-        raise Refused(f"train.precision is fp16: {why}.")
-    check_positions(config, cfg.data.max_length, max(cfg.data.max_length, cfg.generate.max_length),
-                    "lower data.max_length")
-    bits = 8 if m.load_in_8bit else 4 if m.load_in_4bit else None
-    model = build_model(config, origin, load_weights, tok, bits, m.lora.model_dump() if m.lora else None,
-                        m.freeze_encoder, m.freeze_decoder, m.gradient_checkpointing, embeds=False)
-    if load_weights and kept:
-        write_json(kept / "architecture.json", model.kept_config)
-        write_json(kept / "weights.json", origin)
+        return config, origin
+
+    longest = max(cfg.data.max_length, cfg.generate.max_length)
+    model = translator_of(find, data.assets, load_weights, own.tokenizer, cfg.data.max_length, longest,
+                          "lower data.max_length", cfg.train.precision == "fp16", embeds=False,
+                          **m.building())
     return {"translator": model} | teacher_of(cfg, data, load_weights)
 
 # %% ../../../nbs/tasks/translate/50_task.ipynb #loss
@@ -155,11 +148,7 @@ def idle(
     objectives: Sequence[str],  # active ones
 ) -> dict[str, str]:
     "Keys that count for nothing, and why."
-    m, out = cfg.model, {}
-    if m.load_in_8bit:
-        out["model.load_in_4bit"] = "beside `model.load_in_8bit`: leave one out"
-    if Path(m.name).expanduser().is_dir():
-        out["model.revision"] = "where `model.name` is a folder"
+    out = cfg.model.idle()
     if not cfg.loss.teacher:
         out |= dict.fromkeys(("loss.alpha", "loss.temperature"),
                              "without `loss.teacher`: set that, or leave it out")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ...errors import Refused
+from ...parts.corpus.codes import code_among
 
 # %% ../../../nbs/tasks/translate/15_tokens.ipynb #Frame
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ def language_token(
     language: str,  # ours: am
     names: dict[str, str],  # model.languages: ours -> the tokenizer's own
 ) -> int:
-    "The id of a language's token. Raises `Refused` with the nearest codes and the key to set."
-    from workbench.parts.text.tokenizer import language_id
+    """The id of a language's token: what `names` says, or the code that means the same.
+    Raises `Refused` with the nearest codes and the key to set."""
+    from workbench.parts.text.tokenizer import language_id, language_tokens
 
-    own = names.get(language, language)
+    known = [t.strip("_") for t in language_tokens(tok)]
+    own = names.get(language) or (None if language in known else code_among(language, known)) or language
     try:
         return language_id(tok, own)
     except Refused as e:
@@ -103,15 +106,17 @@ def frame_of(
     if kind == "prompt":
         said = prompt.format(source=name_in_english(source), target=name_in_english(target))
         return Frame(tuple(contents(tok, [said], False)[0]), end, (), end)
-    return Frame((), end, (), end)
+    before = tuple(i for i in tok("").input_ids if i != tok.eos_token_id)  # BART's <s>
+    return Frame(before, end, before, end)
 
 # %% ../../../nbs/tasks/translate/15_tokens.ipynb #marian_token
 def marian_token(
     tok,
-    language: str,  # the tokenizer's own code: deu, de, cmn_Hans
+    language: str,  # the tokenizer's own code, or one that means the same: deu, de, cmn_Hans
 ) -> int:
     "The token of the language that a Marian of several is to write. Raises `Refused` with those it has."
     known = [t.strip("<>") for t in tok.supported_language_codes]
+    language = language if language in known else code_among(language, known) or language
     if language not in known:
         raise Refused(f"this Marian writes {', '.join(known[:12])}{' …' * (len(known) > 12)}, and no "
                       f"`{language}`. Say what it calls it: model.languages={{{language}: CODE}}.")

@@ -29,10 +29,9 @@ def source_mask(
     batch: dict,
 ):  # [B, S] long, 1 where a token is real
     "Where the sources are real."
-    import torch
+    from workbench.parts.shared.sequences import frame_mask
 
-    at = torch.arange(batch["source"].shape[1], device=batch["source"].device)
-    return (at < batch["source_lengths"][:, None]).long()
+    return frame_mask(batch["source_lengths"], batch["source"].shape[1]).long()
 
 # %% ../../../nbs/tasks/translate/25_translation.ipynb #terms
 def read_glossary(
