@@ -54,7 +54,7 @@ def test_raw_texts_are_prepared_by_a_form(folder, tmp_path):
         page.get_by_label("out", exact=True).fill("corpora/own")
         page.get_by_role("button", name="Prepare").click()
         page.get_by_text("rows of en-de").first.wait_for(timeout=60_000)
-        page.locator("tr", has_text="repeat").first.wait_for()  # the table of the filters
+        page.locator("tr", has_text="duplicate").first.wait_for()  # the table of the filters
         page.locator(".jp-OutputArea-output img").first.wait_for()
         pictured(page, "prepare_done")
         assert "Traceback" not in page.content()
