@@ -72,7 +72,8 @@ def settings(folder):
     params = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
               "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     return " ".join([f"data.source={folder}/raw data.pairs=[en-de] model.vocab_size=700",
-                     f"bootstrap.source={folder}/bert bootstrap.out={folder}/models", *(f"model.params.{k}={v}" for k, v in params.items())])
+                     f"bootstrap.source={folder}/bert bootstrap.out={folder}/models",
+                     *(f"model.params.{k}={v}" for k, v in params.items())])
 
 
 def test_a_model_is_bootstrapped_on_its_page(folder, settings, tmp_path):
