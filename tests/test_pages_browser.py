@@ -54,6 +54,8 @@ def test_raw_texts_are_prepared_by_a_form(folder, tmp_path):
         page.get_by_label("out", exact=True).fill("corpora/own")
         page.get_by_role("button", name="Prepare").click()
         page.get_by_text("rows of en-de").first.wait_for(timeout=60_000)
+        page.locator("tr", has_text="duplicate").first.wait_for()  # the table of the filters
+        page.locator(".jp-OutputArea-output img").first.wait_for()
         pictured(page, "prepare_done")
         assert "Traceback" not in page.content()
     assert (folder / "corpora/own/rejected.csv").is_file()
@@ -70,7 +72,8 @@ def settings(folder):
     params = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
               "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     return " ".join([f"data.source={folder}/raw data.pairs=[en-de] model.vocab_size=700",
-                     f"bootstrap.source={folder}/bert bootstrap.out={folder}/models", *(f"model.params.{k}={v}" for k, v in params.items())])
+                     f"bootstrap.source={folder}/bert bootstrap.out={folder}/models",
+                     *(f"model.params.{k}={v}" for k, v in params.items())])
 
 
 def test_a_model_is_bootstrapped_on_its_page(folder, settings, tmp_path):

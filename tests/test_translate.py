@@ -326,7 +326,8 @@ def test_every_translation_begins_with_its_language(good, families, monkeypatch)
     ("mbart", ["no language token 'eng'", "en_XX"])])
 def test_a_language_that_a_model_calls_otherwise_is_one_sentence(good, families, family, words):
     cfg = family_config(good, families, family)
-    message = refusal(cfg.model_copy(update={"model": cfg.model.model_copy(update={"languages": {"en": "eng"}})}))
+    model = cfg.model.model_copy(update={"languages": {"en": "eng"}})
+    message = refusal(cfg.model_copy(update={"model": model}))
     assert all(word in message for word in words) and message.count("\n") == 0
 
 

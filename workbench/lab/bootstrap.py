@@ -12,7 +12,7 @@ from ..core.config.tasks import systems
 from ..core.task import get
 from ..errors import Refused
 from .run.parameters import check_names, injected, text
-from .show import Loud, Table, amount, part_colours, plainly, show
+from .show import Table, amount, part_colours, plainly, show
 
 # %% ../../nbs/lab/64_bootstrap.ipynb #bootstrap
 def bootstraps(
@@ -79,7 +79,7 @@ def report_lines(
     report: dict,
 ) -> list:  # for `show`
     "The table, what does not reach the new model as it was, and how a training begins with it."
-    return [share_table(report), *(Loud(note) for note in report["notes"]),
+    return [share_table(report), *(f"Note: {note}." for note in report["notes"]),
             f"Written to {report['folder']}. A training begins with it: model.start={report['folder']}"]
 
 

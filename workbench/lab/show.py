@@ -173,7 +173,8 @@ def show(
         return print(printable("\n".join(map(str, things))), flush=True)
     from IPython.display import display
 
-    display(*things)
+    for thing in things:
+        print(thing) if isinstance(thing, str) else display(thing)
 
 # %% ../../nbs/lab/15_show.ipynb #plainly
 def plainly(

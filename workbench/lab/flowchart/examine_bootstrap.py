@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..bootstrap import bootstrap as made, percent, share_chart, share_table
-from .cards import file, loud, of_table, words
+from .cards import file, of_table, words
 
 # %% ../../../nbs/lab/flowchart/17_examine_bootstrap.ipynb #bootstrap
 def bootstrap(
@@ -26,6 +26,7 @@ def bootstrap(
     says = (f"{percent(whole['pretrained'])} pretrained, {percent(whole['adapted'])} adapted, "
             f"{percent(whole['random'])} random. Written to {report['folder']}.")
     return ("passed" if whole["random"] < 1 else "warned"), says, [
-        of_table(share_table(report)), file(picture.name, "Shares"), *map(loud, report["notes"]),
+        of_table(share_table(report)), file(picture.name, "Shares"), 
+        words("\n".join(report["notes"]) or "nothing", "What does not reach the new model as it was"),
         words(f"model.start={report['folder']}",
               "Write this into the overrides: a training then begins with it")]

@@ -190,7 +190,8 @@ def card_html(
         elif card:
             stale = "<p><b>↻ stale: this is the result of another configuration or another source.</b></p>"
             out.append(stale * (not fresh) + Card(card, folder)._repr_html_())
-    return "".join(out) or "<p>Not run yet.</p>"
+    # or a widget sets the lines as far apart as its buttons are high
+    return f'<div style="line-height:1.4">{"".join(out) or "<p>Not run yet.</p>"}</div>'
 
 # %% ../../../nbs/lab/flowchart/42_session.ipynb #Buttons
 @dataclass(frozen=True)

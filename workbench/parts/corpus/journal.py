@@ -53,8 +53,8 @@ def journal(
     inputs: str,  # see `inputs_of`
     waits: Callable = lambda sentence: None,  # is told that another process works in it
 ) -> Iterator[Path]:
-    """The folder, with the chunks of the same inputs. Where another process works in it, it is waited for: its
-    end and its death both let go of the folder."""
+    """The folder, with the chunks of the same inputs. Where another process works in it, it is waited for:
+    its end and its death both let go of the folder."""
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
