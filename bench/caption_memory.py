@@ -3,8 +3,8 @@ original model says: about 12, 20, 35 and 65 GB for 8, 16, 32 and 64 rows.
 
     python bench/caption_memory.py > bench/results/caption_memory.md
 
-No GPU is needed: the steps run on fake tensors. The rows are made up: captions of 100 tokens of a vocabulary of
-8,000, and pictures of the preset's size, and of twice as many pixels a side.
+No GPU is needed: the steps run on fake tensors. The rows are made up: captions of 100 tokens of a vocabulary
+of 8,000, and pictures of the preset's size, and of twice as many pixels a side.
 """
 import os
 import sys
@@ -17,15 +17,15 @@ import numpy as np
 SAID = {8: 12, 16: 20, 32: 35, 64: 65}  # rows -> GB
 ROWS, WORDS = 80, 100
 REASONS = """
-What the document says lies on a line: 4.4 GB, and 0.95 GB a row. The planner's line is lower, for two reasons.
+What the document says lies on a line: 4.4 GB, and 0.95 GB a row. The planner's is lower, for two reasons.
 
-- *A row.* The document does not say how large its pictures are. What a row needs grows with their area: at 1024 ×
-  1024 the same widths in fp32 need what the document says, but for a tenth. Its number of parameters fits 512 ×
-  512, though, where a row of this network keeps a quarter of that: the encoder halves the sides in its first
-  layer. Captions hardly matter: 100 tokens of 8,000 words are 3 MB of logits.
+- *A row.* The document does not say how large its pictures are. What a row needs grows with their area: at
+  1024 × 1024 the same widths in fp32 need what the document says, but for a tenth. Its number of parameters
+  fits 512 × 512, though, where a row of this network keeps a quarter of that: the encoder halves the sides in
+  its first layer. Captions hardly matter: 100 tokens of 8,000 words are 3 MB of logits.
 - *What does not grow.* Weights, gradients and AdamW's two moments. The planner predicts
-  `torch.cuda.max_memory_allocated`; `nvidia-smi`, by which most people go, also counts the CUDA context and what
-  the allocator keeps for later.
+  `torch.cuda.max_memory_allocated`; `nvidia-smi`, by which most people go, also counts the CUDA context and
+  what the allocator keeps for later.
 
 Nothing of this was measured on a GPU.
 """
@@ -78,8 +78,8 @@ def main():
         slope = (peaks[64].total - peaks[8].total) / 56
         for n, peak in peaks.items():
             fixed = peak.parameters + peak.gradients + peak.optimizer
-            lines.append([f"{size} × {size}", low, n, SAID[n], f"{peak.total / 1e9:.1f}", f"{fixed / 1e9:.1f}",
-                          f"{slope / 1e9:.2f}"])
+            lines.append([f"{size} × {size}", low, n, SAID[n], f"{peak.total / 1e9:.1f}",
+                          f"{fixed / 1e9:.1f}", f"{slope / 1e9:.2f}"])
     print("# GPU memory of caption_full\n\n"
           + ", ".join(f"{n:,} parameters at {size} × {size}" for size, n in counts.items())
           + "; GB of 10⁹ bytes. By `python bench/caption_memory.py`.\n")
