@@ -2,6 +2,7 @@
 intervals hold what they should. How caption_scores.json was made: bench/caption_scores.py."""
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ import torch
 from workbench.core.data.intervals import intervals, mean
 from workbench.core.data.text_statistics import bleu_statistics, distinct_statistic
 from workbench.core.data.metrics import distinct
+from workbench.core.step.evaluate import control, evaluation_plan, predict_rows
+from workbench.core.task import Ctx, Data
 from workbench.errors import Refused
+from workbench.files import write_json
+from workbench.lab.compare.tables import score_rows
+from workbench.lab.run.results import scores
 from workbench.parts.image.scores import RandomFeatures, frechet, frechet_influence, mse, psnr, retrieval
 from workbench.parts.image.scores import ssim
 from workbench.parts.shared.retrieval import chance, cosines, hits, same_things
@@ -197,3 +203,45 @@ def test_concepts_are_drawn_together():
     assert np.allclose(intervals({"x": mean(np.repeat(values, 10))}, np.repeat(np.arange(50), 10))["x"],
                        alone)
     assert intervals({"x": mean([1.0])}) == {} == intervals({"x": mean([1.0, 2])}, ["a", "a"])
+
+
+class Lines:
+    def __len__(self): return 10
+    def __getitem__(self, at): return float(at[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_control_has_intervals_of_as_many_rows_as_it_says(seed):
+    "Also where a short batch comes first: 4, 4 and 2 rows in a random order."
+    data = Data(datasets={"valid": Lines()}, uids={"valid": range(10)}, lengths={"valid": np.ones(10, int)},
+                collate=lambda xs: {"x": torch.tensor(xs)[:, None], "uid": [int(x) for x in xs]}, counts=dict)
+    right = lambda rows: [float(r["reference"] == r["hypothesis"]) for r in rows]
+    task = SimpleNamespace(
+        predict=lambda nets, b, ctx: [{"uid": u, "reference": str(u), "hypothesis": f"{float(x):.0f}"}
+                                      for u, x in zip(b["uid"], b["x"])],
+        score=lambda rows, data: {"exact": float(np.mean(right(rows)))})
+    ctx = Ctx(cfg=SimpleNamespace(seed=seed), data=data)
+    nets = {"m": torch.nn.Linear(1, 1)}
+    rows = predict_rows(task, nets, data, "valid", ctx, 4)
+    spread = lambda rows, data: intervals({"exact": mean(right(rows))})
+    for most in (5, 64):
+        found = control(task, nets, data, "valid", ctx, 4, rows, most=most, intervals=spread)
+        sizes, wanted = [len(b) for b in evaluation_plan(data.lengths["valid"], 4, None, seed)], 0
+        for size in sizes:  # a row alone has no other one to take the input of
+            some = min(size, most - wanted)
+            wanted += some if some > 1 else 0
+        assert found["rows"] == wanted, sizes
+        assert found["intervals"] == {"control": {"exact": (0, 0)}, "own": {"exact": (1, 1)}}
+
+
+def test_intervals_stand_in_the_tables(tmp_path):
+    (tmp_path / "config.yaml").write_text("task: caption\n", encoding="utf8")
+    split = {"rows": 9, "of": 9, "scores": {"cider": 0.5}, "intervals": {"cider": [0.4, 0.6]},
+             "baseline": {"cider": 0.1}, "control": {"cider": 0.2},
+             "control_of": {"rows": 9, "own": {"cider": 0.5}, "intervals": {"own": {"cider": [0.4, 0.6]},
+                                                                           "control": {"cider": [0.1, 0.3]}}}}
+    write_json(tmp_path / "results.json", {"checkpoint": "step_1", "step": 1, "splits": {"style": split}})
+    table = scores(tmp_path)
+    assert table.rows == [["cider", 0.5, "0.400 to 0.600", 0.1, 0.2, "0.100 to 0.300"]]
+    assert "of other rows are apart for cider." in table.note
+    assert ["style cider, inputs of other rows, 95 % interval", "0.100 to 0.300"] in score_rows([tmp_path])

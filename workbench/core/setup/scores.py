@@ -42,10 +42,11 @@ def other_inputs(
     deadline: float | None = None,  # time.monotonic() after which no further batch is generated
 ) -> dict:
     "What some rows score with the inputs of other rows and with their own: see `core.step.evaluate.control`."
-    valid = setup.stage.cfg.valid
+    valid, intervals = setup.stage.cfg.valid, setup.task.intervals
+    most = 256 if intervals else 64  # the intervals of few rows always meet
     return control(setup.task, setup.nets, setup.data, split, setup.ctx(),
                    valid.batch_size or setup.stage.cfg.train.batch_size, answered, rows, deadline=deadline,
-                   accelerator=setup.accelerator, intervals=setup.task.intervals)
+                   accelerator=setup.accelerator, intervals=intervals, most=most)
 
 # %% ../../../nbs/core/setup/40_scores.ipynb #require_metric
 def require_metric(

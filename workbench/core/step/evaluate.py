@@ -207,11 +207,13 @@ def control(
     rank, world, _ = shares(accelerator)
     plan = evaluation_plan(data.lengths[split], batch_size, rows, ctx.cfg.seed, data.groups.get(split))
     known, found, why = {r["uid"]: r for r in answered}, [], ""
+    # the last of them may be the first
+    before = [sum(map(len, plan[:number])) for number in range(len(plan))]
     set_modes(nets, False)
     for number in range(rank, len(plan), world):
-        if number * batch_size >= most or number >= world and deadline and time.monotonic() > deadline:
+        if before[number] >= most or number >= world and deadline and time.monotonic() > deadline:
             break
-        items = plan[number][:most - number * batch_size]
+        items = plan[number][:most - before[number]]
         own = [known[u] for u in (data.uids[split][i] for i, _ in items) if u in known]
         if len(own) == len(items) > 1:
             batch = data.collate([data.datasets[split][at] for at in items])

@@ -39,6 +39,7 @@ def control_notes(
         of = found.get("control_of", {})
         if of.get("rows"):
             own = ", ".join(f"{k} {v:.3g}" for k, v in of["own"].items() if of["rows"] < found["rows"])
+            own = own if len(of["own"]) <= 12 else ""  # many of them stand in results.json
             out.append(f"Inputs of other rows: {of['rows']:,} rows of {split}"
                        f"{f', which score {own} with their own' if own else ''}.")
         elif of:
@@ -68,8 +69,9 @@ def apart_notes(
         both = {k: (pair, of["control"][k]) for k, pair in of["own"].items() if k in of["control"]}
         apart = [k for k, (a, b) in both.items() if a[0] > b[1] or b[0] > a[1]]
         rest = [k for k in both if k not in apart]
+        named = ", ".join(rest) if len(both) <= 12 else f"{len(rest)} more"
         out.append(f"95 % intervals of {split} with own inputs and with those of other rows are apart for "
-                   f"{', '.join(apart) or 'no score'}{f', and meet for ' if rest else ''}{', '.join(rest)}.")
+                   f"{', '.join(apart) or 'no score'}{f', and meet for {named}' if rest else ''}.")
     return out
 
 # %% ../../../nbs/lab/run/40_results.ipynb #scores
