@@ -5,9 +5,9 @@
     python bench/pictures.py --clock cpu              # processor seconds, where others use the machine, too
 
 The photographs are made of noise. Both give batches of 64 as float32 [64, 3, H, W] in [0, 1], every picture
-once an epoch, in random order. The plain one opens, converts and resizes in `__getitem__`, as the tutorials do.
-The epochs of the two take turns in one process; the first of each, in which the store is made, is reported apart
-and counts for nothing else. Writes results/pictures.csv beside this file.
+once an epoch, in random order. The plain one opens, converts and resizes in `__getitem__`, as tutorials do.
+The epochs of the two take turns in one process; the first of each, in which the store is made, is reported
+apart and counts for nothing else. Writes results/pictures.csv beside this file.
 """
 import argparse
 import csv

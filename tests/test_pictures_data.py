@@ -373,13 +373,15 @@ def test_a_full_disk_ends_in_a_sentence_and_room_lets_it_go_on(rows, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(stores, "write_store", full)
-        with pytest.raises(Refused, match="the disk is full, and the pictures at 8 x 8 need 0.0 GB: make room"):
+        with pytest.raises(Refused,
+                           match="the disk is full, and the pictures at 8 x 8 need 0.0 GB: make room"):
             open_store(rows, 8, tmp_path / "s")[0]
     assert np.array_equal(open_store(rows, 8, tmp_path / "s")[4], plain(rows, 8)[4])
 
 
 def test_a_store_that_has_no_room_decodes_each_time(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * 30 * 8 * 8 * 3 - 1))
+    monkeypatch.setattr(stores.shutil, "disk_usage",
+                        lambda path: SimpleNamespace(free=2 * 30 * 8 * 8 * 3 - 1))
     store = open_store(rows, 8, tmp_path / "s")
     assert np.array_equal(store[range(30)], plain(rows, 8)) and np.array_equal(store[3], plain(rows, 8)[3])
     assert not list((tmp_path / "s").glob("*.npy"))
