@@ -46,7 +46,7 @@ def gathered(
         if answer.refused:
             made = replace(made, refused=(*made.refused, plain_names(answer.refused, path)))
         elif type(answer.made) in SUFFIXES:
-            file = write_one(answer, folder / f"{slug(answer.given)}{SUFFIXES[type(answer.made)]}")
+            file = write_one(answer, folder / f"{slug(str(answer.given))}{SUFFIXES[type(answer.made)]}")
             if isinstance(answer.made, Sound):
                 made = replace(made, sound=file)
             else:

@@ -49,7 +49,10 @@ def demo_of(
     files: Path,
     which: str = "best",  # the checkpoint that it was opened with
 ) -> Demo:
-    "What the page of a run needs. Raises `Refused` for a run without a checkpoint."
+    "What the page of a run needs. Raises `Refused` for a task that does not say what it can be given."
+    if not opened.task.takes:
+        raise Refused(f"the task `{opened.ctx.cfg.task}` does not say what its `use` can be given: set "
+                      "`takes` of its Task, as takes=(\"text\",) or takes=(\".png\", \".jpg\").")
     head = head_html(opened.run.resolve().name, preset_says(opened), head_facts(opened, which))
     return Demo(opened, files, head, fields_of(opened), ways(opened.task.takes), examples(opened))
 
@@ -74,10 +77,10 @@ def respond(
     "What has been made so far, and whether that is all; what is wrong is a sentence of it."
     made, path = Made(), None
     try:
-        one = given()
-        path = one if isinstance(one, Path) else None
         overrides, seed = changes(demo.fields, values)
         used = with_settings(demo.opened, overrides, seed)
+        one = given()
+        path = one if isinstance(one, Path) else None
         for made in gathered(answers(used, [one]), folder, one):
             yield made, False
     except Refused as e:
