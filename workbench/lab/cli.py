@@ -380,7 +380,8 @@ def main(
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
                 "bootstrap": bootstrap, "presets": presets,
                 "runs": runs, "stop": stop,
-                "check-model": check_model, "use": use, "demo": demo, "say": say, "docs": docs, "average": average}
+                "check-model": check_model, "use": use, "demo": demo, "say": say, "docs": docs,
+                "average": average}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit
     from workbench.errors import Failed, Refused

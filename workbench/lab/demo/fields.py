@@ -45,7 +45,8 @@ def bounds(
     "The bounds of a number in words."
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    least = f"from {low:,}" if low not in (None, -WIDEST - 1) else f"above {above:,}" if above is not None else ""
+    least = f"from {low:,}" if low not in (None, -WIDEST
+                                           - 1) else f"above {above:,}" if above is not None else ""
     most = f"to {high:,}" if high not in (None, WIDEST) else f"below {below:,}" if below is not None else ""
     return (" and " if above is not None or below is not None else " ").join(filter(None, (least, most)))
 

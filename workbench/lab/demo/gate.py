@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 # %% ../../../nbs/lab/demo/30_gate.ipynb #refusal
 HERE = ("127.0.0.1", "localhost")
 ROUTES = re.compile(r"/(config|theme\.css|favicon\.ico|manifest\.json|((assets|static)/.*)"
-                    r"|gradio_api/(upload|upload_progress|startup-events|cancel|reset|app_id|theme\.css|file=.*"
+                    r"|gradio_api/(upload|upload_progress|startup-events|cancel|reset|file=.*"
                     r"|queue/(join|data)|heartbeat/\w+)/?)?")
-POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
+          "'unsafe-inline'; "
           "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "
           "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'none'; "
           "frame-ancestors http://127.0.0.1:* http://localhost:*")
@@ -57,7 +58,8 @@ def names_address(
 
 
 assert names_address({"data": ["a", {"path": "https://example.org/a.png"}]})
-assert not names_address({"data": ["see https://example.org", {"path": "/uploads/a", "url": "http://127.0.0.1:1/a"}]})
+assert not names_address({"data": ["see https://example.org",
+                                   {"path": "/uploads/a", "url": "http://127.0.0.1:1/a"}]})
 
 # %% ../../../nbs/lab/demo/30_gate.ipynb #Gate
 class Gate:

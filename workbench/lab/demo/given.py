@@ -48,7 +48,8 @@ def text_given(
     if not isinstance(text, str) or not text.strip():
         raise Refused("there is no text: write one.")
     if len(text) > MOST_LETTERS:
-        raise Refused(f"the text has {len(text):,} characters, and the page takes {MOST_LETTERS:,}: give longer ones "
+        raise Refused(f"the text has {len(text):,} characters, and the page takes {MOST_LETTERS:,}: give "
+                      "longer ones "
                       "to `workbench use` as a .txt file.")
     check_tree({"text": text}, "the page")
     path = as_path(text)
@@ -115,7 +116,8 @@ def examples(
     "Held-out rows, evenly spaced: of `test` where there is one, else of `valid`."
     data = opened.data
     split = next((s for s in ("test", "valid") if len(data.inputs.get(s, ()))), None)
-    found = [] if split is None else [e for i in spaced(len(data.inputs[split]), most) for e in of_row(data, split, i)]
+    found = [] if split is None else [e for i in spaced(len(data.inputs[split]), most)
+                                      for e in of_row(data, split, i)]
     return list({e.label: e for e in found}.values())
 
 

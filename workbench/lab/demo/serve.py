@@ -33,7 +33,8 @@ STYLE = """
 .gradio-container {--block-info-text-color: #6b7280}
 #head p, #said p {margin: .2rem 0}
 #head .facts, #said .took {opacity: .7; font-size: .9rem}
-#said .refused {border-left: 4px solid #c2410c; padding: .5rem .8rem; background: var(--background-fill-secondary)}
+#said .refused {border-left: 4px solid #c2410c; padding: .5rem .8rem;
+  background: var(--background-fill-secondary)}
 #pictures img {image-rendering: pixelated}
 textarea {unicode-bidi: plaintext; text-align: start}
 """
@@ -49,8 +50,10 @@ def application(
     from fastapi import FastAPI
 
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    app = gr.mount_gradio_app(FastAPI(openapi_url=None), build(demo), "/", server_name="127.0.0.1", footer_links=[],
-                              run_history=False, allowed_paths=[], max_file_size=f"{MOST_MEGABYTES}mb", ssr_mode=False,
+    app = gr.mount_gradio_app(FastAPI(openapi_url=None), build(demo), "/", server_name="127.0.0.1",
+                              footer_links=[],
+                              run_history=False, allowed_paths=[], max_file_size=f"{MOST_MEGABYTES}mb",
+                              ssr_mode=False,
                               enable_monitoring=False, pwa=False, mcp_server=False, show_error=False,
                               theme=gr.themes.Base(font=sans, font_mono=mono), css=STYLE)
     return Gate(app, demo.files)
@@ -67,7 +70,8 @@ def listen(
         own.listen()
     except (OSError, OverflowError) as e:
         own.close()
-        raise Refused(f"port {port} cannot be used ({getattr(e, 'strerror', None) or e}): leave --port out, and a free one "
+        raise Refused(f"port {port} cannot be used ({getattr(e, 'strerror', None) or e}): leave --port out, "
+                      "and a free one "
                       "is taken.") from e
     return own
 
@@ -140,7 +144,8 @@ class Served:
 
     def _repr_html_(self) -> str:
         return (f'<a href="{self.address}" target="_blank">{self.address}</a><br>'
-                f'<iframe src="{self.address}" width="100%" height="640" style="border:1px solid #8884"></iframe>')
+                f'<iframe src="{self.address}" width="100%" height="640" style="border:1px solid '
+                '#8884"></iframe>')
 
     def __repr__(self):
         return f"The page is at {self.address} until the kernel ends."
@@ -160,7 +165,8 @@ def demo(
 ) -> Served | None:
     "The page of a run, under the cell; a sentence where no person sits in front. Raises `Refused`."
     if in_notebook() and not attended():
-        show(f"In a browser this cell opens a page on which the run is used; in a terminal: workbench demo {run}")
+        show("In a browser this cell opens a page on which the run is used; in a terminal: workbench demo "
+             f"{run}")
         return None
     before = pages.pop(Path(run).resolve(), None)
     if before:
