@@ -50,16 +50,19 @@ def train(home, kind):
         source = phrases.corpus(home / "texts", ["en-de", "en-am"])
         over = (f'pipeline=null model.vocab_size=1500 "model.params={tiny}" data.max_length=30 '
                 "generate.max_length=12")
-        return workbench.train("universal_tiny", f"{BRIEF} {over} train.batch_tokens=null data.source={source}",
+        return workbench.train("universal_tiny",
+                               f"{BRIEF} {over} train.batch_tokens=null data.source={source}",
                                run_dir=home / "run"), "the red house sleeps."
     if kind == "tts":
         return workbench.train("tts_tiny", f"{VOICE} data.source={folder_of(home / 'mine', ('Ann', 'Ben'))}",
                                run_dir=home / "run"), "Good morning. Thank them."
     if kind == "sign":
-        return workbench.train("t5_tiny", f"{BRIEF} {SMALL['sign']} data.source={signs.good_folder(home / 'mine')}",
+        return workbench.train("t5_tiny", f"{BRIEF} {SMALL['sign']} "
+                                          f"data.source={signs.good_folder(home / 'mine')}",
                                run_dir=home / "run"), home / "mine/poses/isr/s0.pose"
-    ends = " ".join(f"pipeline.steps.{s}.train.max_steps=2" for s in ("vae", "vae_on", "flow"))
-    return workbench.train("flow_tiny", f"{BRIEF} {SMALL['flow']} {ends} data.source={pictures(home / 'mine')}",
+    ends = " ".join(f"pipeline.steps.{s}.train.max_steps=2" for s in ("vae_off", "vae_on", "flow"))
+    return workbench.train("flow_tiny", f"{BRIEF} {SMALL['flow']} {ends} "
+                                        f"data.source={pictures(home / 'mine')}",
                            run_dir=home / "run"), "a red apple"
 
 
@@ -131,7 +134,8 @@ def test_each_task_has_its_page(used, tmp_path):
         elif kind == "tts":
             use_into(opened, [given], tmp_path / "x.wav")
             page.wait_for_selector("#sound")
-            url = page.evaluate("[...document.querySelectorAll('#sound a, #sound audio')].map(e => e.href || e.src)"
+            url = page.evaluate("[...document.querySelectorAll('#sound a, #sound audio')].map(e => e.href || "
+                                "e.src)"
                                 ".find(u => u && u.includes('file='))")
             wave, rate = soundfile.read(io.BytesIO(fetched(page, url)), dtype="int16")
             wanted, its = soundfile.read(tmp_path / "x.wav", dtype="int16")
@@ -149,7 +153,8 @@ def test_each_task_has_its_page(used, tmp_path):
 def test_an_example_and_a_wrong_setting(used):
     kind, opened, _ = used
     section = {"tts": "speak", "flow": "sample"}.get(kind, "generate")
-    name, key = {"tts": ("Speed", "speed"), "flow": ("Guidance", "guidance")}.get(kind, ("Num beams", "num_beams"))
+    name, key = {"tts": ("Speed", "speed"),
+                 "flow": ("Guidance", "guidance")}.get(kind, ("Num beams", "num_beams"))
     with shown(opened) as (page, *_):
         page.get_by_role("button", name=re.compile("^More settings")).click()
         page.get_by_role("gridcell").or_(page.locator(".gallery-item")).first.click()
@@ -220,12 +225,20 @@ def test_pictures_wrong_files_and_large_ones(toy, tmp_path, monkeypatch):
         pick = lambda name: page.set_input_files("input[type=file]", str(tmp_path / name))
         run_it(page)
         assert refused(page) == "there is no file: choose one (.png, .jpg)."
+        page.locator(".gallery-item").first.click()  # the example
+        page.wait_for_selector("[data-testid=image] img, .image-frame img")
+        run_it(page)
+        answered(page)
+        assert page.locator("#text textarea").input_value() == "12 wide <b>&"
+        page.reload()
+        page.wait_for_selector("button:has-text('Run')")
         pick("good.png")
         page.wait_for_selector("button[aria-label='Clear'], button[title='Clear'], .image-frame img")
         run_it(page)
         answered(page)
         assert page.locator("#text textarea").input_value() == "30 wide <b>&"
-        for name, why in (("broken.png", "not a picture of a kind that is known"), ("huge.png", "90000000 pixels|10000 x 9000")):
+        for name, why in (("broken.png", "not a picture of a kind that is known"),
+                          ("huge.png", "90000000 pixels|10000 x 9000")):
             page.reload()
             page.wait_for_selector("button:has-text('Run')")
             pick(name)
@@ -294,9 +307,11 @@ def test_the_page_gives_away_nothing(toy, tmp_path):
         assert ask(served.address, "/", Origin="http://example.org")[0] == 403
         question = json.dumps({"data": [{"path": "https://example.org/a.png"}], "fn_index": 0,
                                "session_hash": "a"}).encode()
-        assert ask(served.address, "/gradio_api/queue/join", question, **{"Content-Type": "application/json"})[0] == 403
+        assert ask(served.address, "/gradio_api/queue/join",
+                   question, **{"Content-Type": "application/json"})[0] == 403
         port = int(served.address.rstrip("/").rpartition(":")[2])
-        others = {a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
+        others = {a[4][0]
+                  for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
         for other in others:
             with pytest.raises(OSError):
                 socket.create_connection((other, port), 2)
@@ -309,9 +324,11 @@ def test_the_command(used, tmp_path):
     kind, opened, _ = used
     if kind != "sign":
         pytest.skip("one task is enough")
-    command = [sys.executable, "-m", "workbench.lab.cli", "demo", str(opened.run), "--no-browser", "--checkpoint", "last"]
+    command = [sys.executable, "-m", "workbench.lab.cli", "demo", str(opened.run), "--no-browser",
+               "--checkpoint", "last"]
     around = os.environ | {"WORKBENCH_RUNS": str(opened.run.parent / "runs"), "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=around) as running:
         line = running.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
         assert address, running.communicate(timeout=10)
@@ -322,7 +339,8 @@ def test_the_command(used, tmp_path):
         _, errors = running.communicate(timeout=30)
     assert running.returncode == 130 and "Traceback" not in errors, errors
     assert not list(tmp_path.glob("workbench-demo-*"))
-    wrong = subprocess.run([*command, "--overrides", "generate.num_beams=0"], capture_output=True, text=True, env=around)
+    wrong = subprocess.run([*command, "--overrides", "generate.num_beams=0"], capture_output=True, text=True,
+                           env=around)
     assert wrong.returncode == 2 and "generate.num_beams" in wrong.stderr
 
 

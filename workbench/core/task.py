@@ -174,7 +174,7 @@ class Task:
     # their
     # size, where it is told another; None: the row is the same then}
     told: Callable | None = None
-    takes: Sequence[str] = ("text",)  # what `use` can be given: "text", and the suffixes of files
+    takes: Sequence[str] = ()  # what `use` can be given: "text", and the suffixes of files
     settings: Sequence[str] = ()  # sections of the configuration that `use` reads: "generate"
     # short options of `use` -> their keys: {"to": "generate.tgt"} for `--to am`
     options: dict[str, str] = field(default_factory=dict)

@@ -311,6 +311,6 @@ def idle(
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline,
             expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,
-            idle=idle, use=use, settings=("sample",),
+            idle=idle, use=use, takes=("text",), settings=("sample",),
             better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max",
                     "retrieval_rank": "min"})

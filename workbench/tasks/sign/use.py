@@ -32,7 +32,8 @@ def clips_of(
     path = Path(named).expanduser()
     if not str(named).strip() or not os.path.exists(path):
         raise Refused(f"there is no file or folder {str(named)!r}: name a pose file "
-                      f"({', '.join(SUFFIXES[:3])}), a folder of them, or a table with a column `pose` or `uid`.")
+                      f"({', '.join(SUFFIXES[:3])}), a folder of them, or a table with a column `pose` or "
+                      "`uid`.")
     if path.suffix.lower() in (".csv", ".tsv"):
         yield from clips_in_table(path)
         return

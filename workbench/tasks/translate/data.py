@@ -158,7 +158,8 @@ def whole(
         show=show,
         inputs={s: column(rows, lambda i, s=s: (sources[s][i], asked(named[s][i])))
                 for s, rows in splits.items()},
-        choices={key: list(dict.fromkeys(asked(p)[key] for p in train.pairs)) for key in asked(train.pairs[0])})
+        choices={key: list(dict.fromkeys(asked(p)[key] for p in train.pairs))
+                 for key in asked(train.pairs[0])})
 
 # %% ../../../nbs/tasks/translate/20_data.ipynb #some_of
 def some_of(

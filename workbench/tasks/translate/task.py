@@ -157,6 +157,7 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            told=told, prepare=report, bootstrap=bootstrap, use=use, documents=True, settings=("generate",),
+            told=told, prepare=report, bootstrap=bootstrap, use=use, takes=("text",),
+            documents=True, settings=("generate",),
             options={"to": "generate.tgt", "from": "generate.src"},
             better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})

@@ -201,7 +201,7 @@ def idle(
 # %% ../../../nbs/tasks/tts/50_task.ipynb #task
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, settings=("speak",),
+            use=use, takes=("text",), settings=("speak",),
             options={"speed": "speak.speed", "vocoder": "speak.vocoder", "speaker": "speak.speaker"},
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
                                   "voicing_error", "asr_wer",
