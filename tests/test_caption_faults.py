@@ -108,13 +108,19 @@ def test_a_run_of_it_ends_before_its_first_step(tmp_path):
     assert not (run.folder / "metrics.jsonl").exists() and read_json(run.folder / "checks.json")
 
 
-NEW = {"a vocabulary larger than it is": "vocabulary", "outputs that cannot reach their targets": "bounds"}
+NEW = {"a vocabulary larger than it is": "vocabulary", "outputs that cannot reach their targets": "bounds",
+       "a part that compares nothing": "compared"}
 
 
-def test_the_faults_are_seeded_into_the_mended_one_and_caught_by_name():
+@pytest.mark.parametrize("cfg", [config([]), "caption_tiny"], ids=["mended", "caption_tiny"])
+def test_the_faults_are_seeded_and_caught_by_name(cfg):
     named = {f.name: f for f in seeded_faults()}
-    tried = list(trial(config([]), [named[n] for n in NEW], seconds=0))
-    assert [(t.result, t.check) for t in tried] == [("by name", check) for check in NEW.values()], tried
+    cfg = complete(cfg) if isinstance(cfg, str) else cfg
+    tried = list(trial(cfg, [named[n] for n in NEW], seconds=0))
+    assert [t.check for t in tried] == list(NEW.values())
+    # untrained convolutions of the original hardly tell pictures apart, so that its last one is not proven
+    sure = tried if cfg.task == "caption" else tried[:2]
+    assert {t.result for t in sure} == {"by name"}, tried
 
 
 # What an alignment may be

@@ -30,7 +30,7 @@ BLIND = ("empty inputs", "one input for all", "inputs in thousands", "validation
          "blind in training")
 ABSENT = {  # fault -> the tasks that cannot have it, and a word of why
     "a vocabulary larger than it is": (TASKS, "reports no vocabulary"),
-    "a part that compares nothing": (TASKS, "compares two inputs"),
+    "a part that compares nothing": (TASKS, "is there to compare"),
     "outputs that cannot reach their targets": (["pairs", "faulty"], "no output is compared with numbers"),
     "a row with NaN": (["pairs"], "no field is a floating point number"),
     "inputs in thousands": (["pairs", "voice"], "no input is a floating point number"),

@@ -126,13 +126,14 @@ def by_rows(healthy: Healthy):
 
 # %% ../../../nbs/lab/faults/20_losses.ipynb #unmet
 def unmet(healthy: Healthy):
-    "A part that compares two inputs costs its mean over all rows that the last one may come from."
+    "A part that compares two sides costs its mean over all rows that its first input may come from."
     job, padding = healthy.job, healthy.data.padding
     first = job.task.objectives(job.stages[0].cfg)[job.stages[0].objectives[0]]
     parts = [n for n in healthy.weights if n in first.in_batch or compares.search(n)]
-    if not parts or len(fields := inputs_in(healthy)) < 2:
-        raise NotHere("no part of the loss compares two inputs")
-    name, moved = parts[0], [f for f in (fields[-1], padding.get(fields[-1])) if f]
+    if not parts:
+        raise NotHere("no part of the loss is there to compare")
+    name, first = parts[0], inputs_in(healthy)[0]
+    moved = [f for f in (first, padding.get(first)) if f]
 
     def around(loss, nets, batch, ctx):
         out, other, total = loss(nets, batch, ctx), batch, 0.0
