@@ -156,9 +156,10 @@ def described(
                          f"{len({c for r in part for c in r.captions}):,} captions")
     styles = {split: Counter(r.style for r in part if r.style) for split, part in rows.items()}
     faults = [f"{r.uid}: {r.fault}" for part in rows.values() for r in part if r.fault]
+    several = any(styles.values())
     return {"pictures": {split: each(part) for split, part in rows.items()},
             **({"styles": {split: ", ".join(f"{n:,} {style}" for style, n in found.most_common())
-                           for split, found in styles.items() if found}} if any(styles.values()) else {}),
+                           for split, found in styles.items() if found}} if several else {}),
             **({"taken_as_srgb": f"{len(faults)} pictures: {'; '.join(faults[:3])}{' …' * (len(faults) > 3)}"}
                if faults else {})}
 
