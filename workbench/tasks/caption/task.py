@@ -106,7 +106,8 @@ def caption_decoder(
 
     from workbench.parts.image.hub_nets import HubCaptionDecoder, crosses
 
-    changes = lambda config: {"vocab_size": len(tokens)} | (
+    ends = {"bos_token_id": tokens.start, "eos_token_id": tokens.end, "pad_token_id": tokens.pad}
+    changes = lambda config: {"vocab_size": len(tokens)} | ends | (
         {"add_cross_attention": True, "is_decoder": True} if crosses(config) else {})
     model = hub_model("caption_decoder", AutoModelForCausalLM, cfg, data, load_weights, changes)
     net = HubCaptionDecoder(model, m.latent_dim, c.memory, c.hidden)
