@@ -22,7 +22,8 @@ def moved(
     right, down = strength * drawn.uniform(-0.25, 0.25, 2) * (w, h)
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     x, y = (w - 1) / 2, (h - 1) / 2
-    ways = (cos, sin, x - cos * (x + right) - sin * (y + down), -sin, cos, y + sin * (x + right) - cos * (y + down))
+    a, b = x + right, y + down
+    ways = (cos, sin, x - cos * a - sin * b, -sin, cos, y + sin * a - cos * b)
     picture = Image.fromarray(pixels).transform((w, h), Image.Transform.AFFINE, ways,
                                                 Image.Resampling.BILINEAR, fillcolor=ground)
     gain = 1 + strength * drawn.uniform(-0.3, 0.3, 3)  # of each colour, towards the ground

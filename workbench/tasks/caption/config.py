@@ -30,7 +30,8 @@ class CaptionData(Section):
     min_freq: int = Field(1, ge=1, le=1_000_000)  # a rarer word of the training captions is unknown
     vocab: int = Field(8000, ge=64, le=1_000_000)  # most words or pieces; it is as large as there are
     max_length: int = Field(100, ge=4, le=4096)  # tokens of a caption; longer ones are cut
-    together: bool = False  # the captions of a picture are read as one text, some of them at a time in training
+    # the captions of a picture are read as one text, in training some of its phrases; else one is drawn
+    together: bool = False
     augment: float = Field(0.0, ge=0, le=1)  # how far training pictures are moved, scaled and recoloured
     styles: list[Named] | None = Field(None, min_length=1)  # of a table with a column style: those trained on
     retries: int = Field(5, ge=0, le=100)  # of a read that fails for a passing reason
@@ -85,14 +86,15 @@ class CaptionModel(Section):
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #CaptionLoss
 class CaptionLoss(Section):
-    "What is minimised: image × reconstruction + caption × cross-entropy + alignment × how far pairs are apart."
+    "What is minimised: reconstruction, cross-entropy of the words, and how far pairs are apart."
     image: float = Field(1.0, ge=0, le=1e6)
     caption: float = Field(1.0, ge=0, le=1e6)
     alignment: float = Field(0.5, ge=0, le=1e6)
     # contrastive: pairs are told from all others of the batch; distance: the mean squared difference alone
     kind: Literal["contrastive", "distance"] = "contrastive"
     temperature: float = Field(0.07, gt=0, le=10)  # of the contrastive loss, to begin with; it is learnt
-    from_caption: float = Field(0.5, ge=0, lt=1)  # share of the training rows whose caption's latent is decoded
+    # share of the training rows whose caption's latent is decoded in place of the picture's
+    from_caption: float = Field(0.5, ge=0, lt=1)
     smoothing: float = Field(0.0, ge=0, lt=1)  # of the caption's words
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #Generate
@@ -102,7 +104,8 @@ class Generate(Section):
     num_beams: int = Field(1, ge=1, le=256)  # 1: greedy
     max_length: int = Field(30, ge=1, le=4096)  # tokens
     length_penalty: float = Field(1.0, ge=-100, le=100)  # of beams: the exponent on the length of a caption
-    repetition_penalty: float = Field(1.0, gt=0, le=100)  # above 1: words that are there already are less likely
+    # above 1: words that are there already are less likely
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
     no_repeat_ngram: int = Field(0, ge=0, le=1000)  # so many tokens in a row never come twice; 0: off
     sample: bool = False  # draw the words instead of choosing the best
     temperature: float = Field(1.0, gt=0, le=1000)  # of what is drawn: below 1 keeps to what is likely

@@ -71,7 +71,8 @@ def apart(
     "How far each picture is from its caption, summed."
     if kind == "distance":
         return (seen.image_latent - seen.caption_latent).square().mean(1).sum()
-    return contrastive(seen.image_latent, seen.caption_latent, nets["alignment"](), batch["same"], over_ranks).sum()
+    scale = nets["alignment"]()
+    return contrastive(seen.image_latent, seen.caption_latent, scale, batch["same"], over_ranks).sum()
 
 # %% ../../../nbs/tasks/caption/25_latent.ipynb #caption_loss
 def caption_loss(
@@ -85,8 +86,8 @@ def caption_loss(
         drawn = torch.rand(len(batch["image"]), generator=ctx.generator, device=batch["image"].device)
         chosen = drawn < l.from_caption
     seen = forward(nets, batch, chosen)
-    parts = {"image": image_loss(seen.made, batch["image"]) / n,
-             "caption": word_loss(seen.logits, batch["labels"], l.smoothing * ctx.training) / ctx.counts["tokens"]}
+    words = word_loss(seen.logits, batch["labels"], l.smoothing * ctx.training)
+    parts = {"image": image_loss(seen.made, batch["image"]) / n, "caption": words / ctx.counts["tokens"]}
     if l.alignment:  # all processes compare with each other in training; each held-out batch stands alone
         parts["alignment"] = apart(nets, seen, batch, l.kind, ctx.training and torch.is_grad_enabled()) / n
     return {"loss": sum(getattr(l, name) * value for name, value in parts.items())} | parts

@@ -37,7 +37,8 @@ def nets(
     torch.manual_seed(cfg.seed)
     out = {"image_encoder": image_encoder(cfg, data, load_weights),
            "caption_encoder": caption_encoder(cfg, len(data.own.tokens)),
-           "image_decoder": PictureDecoder(p.widths[::-1], m.latent_dim, cfg.data.size // 2 ** len(p.widths), p.hidden),
+           "image_decoder": PictureDecoder(p.widths[::-1], m.latent_dim, cfg.data.size // 2 ** len(p.widths),
+                                           p.hidden),
            "caption_decoder": caption_decoder(cfg, data, load_weights)}
     for name in ("image_encoder", "image_decoder"):
         out[name].to(memory_format=torch.channels_last)  # convolutions are faster so, on CPUs and GPUs
@@ -68,8 +69,8 @@ def image_encoder(
 
     from workbench.parts.image.hub_nets import HubPictureEncoder
 
-    return HubPictureEncoder(hub_model("image_encoder", AutoModel, cfg, data, load_weights, lambda config: {}),
-                             m.latent_dim)
+    model = hub_model("image_encoder", AutoModel, cfg, data, load_weights, lambda config: {})
+    return HubPictureEncoder(model, m.latent_dim)
 
 
 def caption_encoder(
@@ -81,8 +82,11 @@ def caption_encoder(
     from workbench.parts.text.encoder import CaptionEncoder
 
     m, c = cfg.model, cfg.model.captions
-    reader = (CaptionEncoder(vocab, m.embedding_dim, c.encoder_layers, c.heads, cfg.data.max_length, c.dropout)
-              if c.encoder_layers else WordTable(vocab, m.embedding_dim, c.word_dropout))
+    if c.encoder_layers:
+        reader = CaptionEncoder(vocab, m.embedding_dim, c.encoder_layers, c.heads, cfg.data.max_length,
+                                c.dropout)
+    else:
+        reader = WordTable(vocab, m.embedding_dim, c.word_dropout)
     return CaptionLatent(reader, m.latent_dim, c.hidden, c.dropout)
 
 # %% ../../../nbs/tasks/caption/50_task.ipynb #caption_decoder
@@ -102,7 +106,8 @@ def caption_decoder(
 
     from workbench.parts.image.hub_nets import HubCaptionDecoder, crosses
 
-    changes = lambda config: {"vocab_size": len(tokens)} | (
+    ends = {"bos_token_id": tokens.start, "eos_token_id": tokens.end, "pad_token_id": tokens.pad}
+    changes = lambda config: {"vocab_size": len(tokens)} | ends | (
         {"add_cross_attention": True, "is_decoder": True} if crosses(config) else {})
     model = hub_model("caption_decoder", AutoModelForCausalLM, cfg, data, load_weights, changes)
     net = HubCaptionDecoder(model, m.latent_dim, c.memory, c.hidden)
@@ -152,9 +157,9 @@ def objectives(
     cfg,
 ) -> dict[str, Objective]:
     "One objective that trains everything."
-    l = cfg.loss
-    contrastive = compares_pairs(l)
-    trains = ["image_encoder", "caption_encoder", "image_decoder", "caption_decoder"] + ["alignment"] * contrastive
+    l, contrastive = cfg.loss, compares_pairs(cfg.loss)
+    trains = ["image_encoder", "caption_encoder", "image_decoder", "caption_decoder",
+              *["alignment"] * contrastive]
     return {"caption": Objective(trains, caption_loss,
                                  parts=("loss", "image", "caption") + ("alignment",) * (l.alignment > 0),
                                  in_batch=("alignment",) * contrastive)}
@@ -202,11 +207,13 @@ def idle(
         without("beside `model.image_encoder`, which has layers of its own",
                 *(f"model.pictures.{k}" for k in ("blocks", "pool", "dropout")))
     if m.caption_decoder != "own":
-        without("beside `model.caption_decoder`, which has layers of its own", "model.captions.decoder_layers")
+        without("beside `model.caption_decoder`, which has layers of its own",
+                "model.captions.decoder_layers")
     if m.tokenizer != "word":
         without(f"with model.tokenizer={m.tokenizer}: it is of words", "data.min_freq")
     if m.captions.encoder_layers:
-        without("with model.captions.encoder_layers above 0: it is of the mean of words", "model.captions.word_dropout")
+        without("with model.captions.encoder_layers above 0: it is of the mean of words",
+                "model.captions.word_dropout")
     if not l.alignment:
         without("where loss.alignment is 0", "loss.kind")
     if not compares_pairs(l):
