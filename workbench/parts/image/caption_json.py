@@ -53,7 +53,8 @@ def joined(tree: dict) -> list:
     images = {i.get("id"): i for i in tree["images"] if isinstance(i, dict)}
     notes = [n for n in tree["annotations"] if isinstance(n, dict)]
     lone = [images[i] for i in images.keys() - {n.get("image_id") for n in notes}]
-    return [{**images.get(n.get("image_id"), {}), **n} for n in notes] + sorted(lone, key=lambda i: str(i.get("id")))
+    return [{**images.get(n.get("image_id"), {}), **n}
+            for n in notes] + sorted(lone, key=lambda i: str(i.get("id")))
 
 
 def objects_of(
@@ -91,7 +92,8 @@ def list_in(tree) -> list:
         return lists[0]
     if any(name in tree for name in IMAGE_COLUMNS):
         return [tree]  # JSON lines with a single line
-    return [{**v, "image": name} if isinstance(v, dict) else {"image": name, "": v} for name, v in tree.items()]
+    return [{**v, "image": name} if isinstance(v, dict) else {"image": name, "": v}
+            for name, v in tree.items()]
 
 # %% ../../../nbs/parts/image/25_caption_json.ipynb #json_lines
 def json_lines(
@@ -108,14 +110,17 @@ def json_lines(
                 raise Refused(o if isinstance(o, str) else f"it is {type(o).__name__}, not an object")
             image = next((str(o[name]) for name in IMAGE_COLUMNS if name in o), "")
             if not image:
-                raise Refused(f"no image; it has {', '.join(map(str, o)) or 'nothing'}: call the name of the file image")
-            texts = [t for key in ([""] if "" in o else column.split(",")) for t in captions_in(o, key.strip())]
+                raise Refused(f"no image; it has {', '.join(map(str, o)) or 'nothing'}: call the name of the "
+                              "file image")
+            texts = [t for key in ([""] if "" in o else column.split(","))
+                     for t in captions_in(o, key.strip())]
         except NoCaption as e:
             fault, silent = str(e), silent or str(e)
         except Refused as e:
             fault = str(e)
         named = o if isinstance(o, dict) else {}
-        found.append(line_of(n, image, texts, fault, str(named.get("group", "")), str(named.get("style", ""))))
+        found.append(line_of(n, image, texts, fault, str(named.get("group", "")),
+                             str(named.get("style", ""))))
     if silent and not any(line.captions for line in found):
         raise Refused(f"{path}: {silent}.")
     return found

@@ -66,7 +66,8 @@ def table_lines(
     at = header or {"": 0, "caption": 1}
     wanted = [at[name] for name in names_in(column)] if header else [1]
     kept, width = list(rows if header else chain([first], rows)), len(first[1]) if header else 2
-    check_one_split(path, (cells[at["split"]] for _, cells in kept if "split" in at and at["split"] < len(cells)))
+    check_one_split(path,
+                    (cells[at["split"]] for _, cells in kept if "split" in at and at["split"] < len(cells)))
     for n, cells in kept:
         def cell(i):
             return cells[i] if i is not None and i < len(cells) else ""
@@ -74,4 +75,5 @@ def table_lines(
         # a caption that contains the separator, without quotation marks around it
         fault = fault or (f"{len(cells)} columns, not {width}" if len(cells) > width and cell(at[""]) else "")
         image = NUMBERED.sub(r"\1", cell(at[""]).strip())
-        yield line_of(n, image, [cell(i) for i in wanted], fault, cell(at.get("group")), cell(at.get("style")))
+        yield line_of(n, image, [cell(i) for i in wanted], fault, cell(at.get("group")),
+                      cell(at.get("style")))

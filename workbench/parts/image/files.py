@@ -13,6 +13,7 @@ import io
 import math
 import struct
 import textwrap
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,7 +27,8 @@ from .colours import over_white, profile_fault
 from ..shared.fonts import set_title
 
 # %% ../../../nbs/parts/image/10_files.ipynb #with_picture
-PIXELS = 89_478_485  # Pillow's own bound: above it Pillow warns
+PIXELS = 89_478_485  # Pillow's own bound, above which it warns: `with_picture` refuses such a picture
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error,
           zlib.error, Image.DecompressionBombError)  # what Pillow raises for broken files
 

@@ -46,7 +46,8 @@ def caption_of(
         line = line_of(1, suffix, [text])
     else:
         value = parse_json(text)
-        texts, named = captions_in(value, caption_key, "data.caption_key"), value if isinstance(value, dict) else {}
+        texts, named = captions_in(value, caption_key,
+                                   "data.caption_key"), value if isinstance(value, dict) else {}
         line = line_of(1, suffix, texts, "", str(named.get("group", "")), str(named.get("style", "")))
     if line.fault:
         raise Refused(line.fault)
