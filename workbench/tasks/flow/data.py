@@ -73,8 +73,11 @@ class Pictures:
         folder: Path,  # of stores
         retries: int = 5,
         wait: float = 5.0,
+        first: float | None = None,  # share of the epochs with the first of several; None: all are alike
+        seed: int | None = None,  # of the caption of an epoch; None: a held-out row, always the first
     ):
         self.rows, self.sizes, self.ids = rows, sizes, ids
+        self.first, self.seed = first, seed
         self.stores, self.places = {}, np.zeros(len(rows), int)  # size -> store; the row's place in it
         for size in sorted(set(sizes)):
             here = [i for i, s in enumerate(sizes) if s == size]
@@ -92,9 +95,23 @@ class Pictures:
         "Raises `Refused` naming a picture that cannot be read."
         return self.stores[self.sizes[i]][self.places[i]]
 
+    def caption(
+        self,
+        i: int,
+        epoch: int,
+    ) -> str:
+        "One of the captions of a row. In training it is drawn anew in each epoch."
+        told = self.rows[i].captions
+        if self.seed is None or len(told) == 1:
+            return told[0]
+        drawn = np.random.default_rng([self.seed, epoch, i])
+        if self.first is None:
+            return told[int(drawn.integers(len(told)))]
+        return told[0] if drawn.random() < self.first else told[int(drawn.integers(1, len(told)))]
+
     def __getitem__(self, at):
-        row = self.rows[at[0]]
-        return {"uid": row.uid, "caption": row.caption, "ids": self.ids[row.caption],
+        caption = self.caption(*at)
+        return {"uid": self.rows[at[0]].uid, "caption": caption, "ids": self.ids[caption],
                 "image": scaled(self.pixels(at[0]))}
 
 # %% ../../../nbs/tasks/flow/10_data.ipynb #collate
@@ -119,7 +136,8 @@ def read_rows(
     d,  # the section data
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:
     "(split -> rows, rejected). Raises `Refused`."
-    column = {"column": d.column} if has_table(d.source, d.captions) else {}  # else no column is read
+    told = d.column or ("caption,keywords" if d.source == "samples" else "caption")
+    column = {"column": told} if has_table(d.source, d.captions) else {}  # else no column is read
     rows, rejected = read_pictures(d.source, d.captions, cache_folder(), **column,
                                    image_key=d.image_key, label_key=d.label_key, caption_key=d.caption_key,
                                    retries=d.retries, wait=d.retry_wait)
@@ -194,7 +212,8 @@ def with_prefix(
     prefix: str,
 ) -> list[PictureRow]:
     "Every caption behind the fixed words."
-    return [replace(r, caption=f"{prefix}. {r.caption}") for r in rows] if prefix else rows
+    return [replace(r, caption=f"{prefix}. {r.caption}", more=tuple(f"{prefix}. {text}" for text in r.more))
+            for r in rows] if prefix else rows
 
 # %% ../../../nbs/tasks/flow/10_data.ipynb #FlowOwn
 @dataclass(frozen=True)
@@ -220,25 +239,28 @@ def data(
     # what is drawn for captions that were trained
     seen = rows["train"][:: max(1, len(rows["train"]) // 128)][:128]
     rows["seen"] = [replace(r, uid=f"{r.uid} seen") for r in seen]
-    tok, origin = caption_tokenizer(cfg, stage.assets, [r.caption for r in rows["train"]])
-    ids = {r.caption: encode(tok, r.caption, d.length) for part in rows.values() for r in part}
+    tok, origin = caption_tokenizer(cfg, stage.assets, [text for r in rows["train"] for text in r.captions])
+    ids = {text: encode(tok, text, d.length)
+           for text in {text for part in rows.values() for r in part for text in r.captions}}
     sets, groups, blocks = {}, {}, {}
     for split, part in rows.items():
         part, sizes = with_sizes(part, d,
                             factor) if split == "train" else (part,
                                                               with_sizes(part, d, factor)[1][: len(part)])
-        sets[split] = Pictures(part, sizes, ids, cache_folder() / "stores", d.retries, d.retry_wait)
+        sets[split] = Pictures(part, sizes, ids, cache_folder() / "stores", d.retries, d.retry_wait,
+                               d.first, cfg.seed if split == "train" else None)
         kinds, shards = sorted(set(sizes)), sorted({r.where[0] for r in part if not isinstance(r.where, str)})
         groups[split] = np.array([kinds.index(s) for s in sizes])
         if shards:
             blocks[split] = np.array([shards.index(r.where[0]) for r in part])
-    digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.caption}\t{r.digest}" for k in rows
-                                      for r in rows[k]).encode()).hexdigest()
+    lines = ("\t".join((k, r.uid, *r.captions, r.digest)) for k in rows for r in rows[k])
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     faults = [f"{r.uid}: {r.fault}" for k in rows for r in rows[k] if r.fault and k != "seen"]
     counted = Counter(sets["train"].sizes)
     facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "",
              "fingerprint": digest[:16],
-             "captions": len({r.caption for r in rows["train"]}), "vocabulary": len(tok), "tokenizer": origin,
+             "captions": len({text for r in rows["train"] for text in r.captions}),
+             "vocabulary": len(tok), "tokenizer": origin,
              "judge": f"frechet and retrieval: {feature_net().name}",
              "sizes": {f"{w}×{h}": n for (h, w), n in counted.most_common()}, **held}
     facts |= ({"taken_as_srgb": f"{len(faults)} pictures: {'; '.join(faults[:3])}{' …' * (len(faults) > 3)}"}
