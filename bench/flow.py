@@ -16,7 +16,7 @@ sys.path[:0] = [str(here), str(here.parent)]
 
 from loop import table  # noqa: E402
 
-ROWS = 102
+ROWS = 200
 
 
 def loaded(run):
@@ -51,7 +51,7 @@ def drawn(nets, data, cfg, assets, split, **how):
 def scores(run):
     nets, data, cfg, assets = loaded(run)
     lines = []
-    for split in ("valid", "test", "seen"):
+    for split in ("valid", "test", "style", "seen"):
         for guidance in (1.0, 2.0, 3.0):
             found, other = drawn(nets, data, cfg, assets, split, guidance=guidance)
             lines.append([split, f"{guidance:g}", f"{found['retrieval_rank']:.3f}",
