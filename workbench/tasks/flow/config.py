@@ -39,8 +39,8 @@ class FlowData(Section):
     captions: Place | None = None
     # of tables with a header: the captions; None: caption, and of the samples their keywords, too
     column: Named | None = None
-    # the captions of a picture are read as one text; else each epoch of training draws one of them
-    together: bool = False
+    # of pictures with several captions: share of the epochs with the first one; None: all are alike
+    first: float | None = Field(None, ge=0, le=1)
     image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
     label_key: Named = "json;txt"
     caption_key: Named = "caption"  # inside a json label
