@@ -31,13 +31,14 @@ def read_rows(
     d,  # the section data
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:
     "(split -> rows, rejected). Raises `Refused`."
-    column = {"column": d.column} if has_table(d.source, d.captions) else {}  # else no column is read
-    rows, rejected = read_pictures(d.source, d.captions, root() / ".cache" / "pictures", **column,
-                                   image_key=d.image_key, label_key=d.label_key, caption_key=d.caption_key,
-                                   retries=d.retries, wait=d.retry_wait)
-    check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
+    keys = {key: getattr(d, key) for key in ("image_key", "label_key", "caption_key", "retries")}
+    if has_table(d.source, d.captions):  # else no column is read
+        keys["column"] = d.column
+    rows, rejected = read_pictures(d.source, d.captions, root() / ".cache" / "pictures",
+                                   wait=d.retry_wait, **keys)
+    check_rejected(rejected, len(rejected) + sum(len(part) for part in rows.values()), d.max_rejected)
     if not rows.get("train"):
-        raise Refused(f"data.source {d.source} has no picture with a caption to train on.")
+        raise Refused(f"data.source {d.source} has no caption and picture to train on.")
     if d.styles:
         known = sorted({r.style for r in rows["train"]})
         if missing := [s for s in d.styles if s not in known]:
