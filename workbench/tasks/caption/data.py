@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ...parts.image.files import grid
 from ...parts.image.rows import PictureRow
 from ...parts.image.sources import has_table, read_pictures
 from ...parts.image.store import Store, open_store
+from .scores import signatures
 from .tokens import Tokens, keep, token_facts, tokens_of
 
 # %% ../../../nbs/tasks/caption/20_data.ipynb #read_rows
@@ -183,8 +185,8 @@ def data(
     digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.captions}\t{r.group}\t{r.digest}"
                                       for k in rows for r in rows[k]).encode()).hexdigest()
     facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "",
-             "fingerprint": digest[:16], **described(rows), **token_facts(tokens, texts,
-                                                                          d.max_length), **held}
+             "fingerprint": digest[:16], "signatures": signatures(), **described(rows),
+             **token_facts(tokens, texts, d.max_length), **held}
     return Data(
         datasets=sets, collate=partial(collate, pad=tokens.pad), counts=count,
         lengths={k: lengths_of(part, tokens, d) for k, part in rows.items()},
@@ -192,7 +194,9 @@ def data(
         padding={"ids": "mask"}, texts={k: [r.caption for r in part] for k, part in rows.items()},
         show=show, save=lambda folder: keep(folder, tokens), rejected=rejected, facts=facts,
         assets=stage.assets, own=CaptionOwn(tokens, d.size, d.max_length, d.together),
-        contents={k: [r.digest for r in part] for k, part in rows.items()})
+        contents={k: [r.digest for r in part] for k, part in rows.items()},
+        inputs={k: [(*[Path(r.where)] * isinstance(r.where, str), r.caption) for r in part]
+                for k, part in rows.items()})
 
 # %% ../../../nbs/tasks/caption/20_data.ipynb #lengths
 def lengths_of(
