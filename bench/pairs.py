@@ -29,7 +29,9 @@ class Translate:
         from workbench.core.stages.stages import stages
         from workbench.tasks.translate import task as module
 
-        self.module, self.settings = module, {"data": {"source": source, "subword_dropout": 0.0}}
+        # the losses of the other loops are the model's own: without smoothing
+        self.module, self.settings = module, {"data": {"source": source, "subword_dropout": 0.0},
+                                              "loss": {"smoothing": 0.0}}
         self.cfg = presets.load(self.preset, self.settings)
         self.data = module.task.data(self.cfg, stages(self.cfg, None)[0])
         self.tokenizer = self.data.own.tokenizer

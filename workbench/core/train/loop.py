@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..checks.check import require_passed
+from ..memory.heap import keep_pages
 from ..run import checkpoint
 from ..run.folder import make_folders, status_in, update_status
 from ..run.lock import hold, process
@@ -37,6 +38,7 @@ def start(
     """A run folder, ready to train from where it stands; its plan is written.
     Raises `Refused` for whatever would end the run before its first step."""
     status = status or Status(run)
+    keep_pages()
 
     def on_phase(phase, at):
         status.set_phase(phase)
