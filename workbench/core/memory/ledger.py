@@ -22,8 +22,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..step.attention import WideAttention
-
 aten = torch.ops.aten
 
 # %% ../../../nbs/core/memory/20_ledger.ipynb #Ledger
@@ -206,7 +204,7 @@ def trace(
     modules = defined_in(nets)
     started(modules)
     ledger, gpu = Ledger(512 if device == "cuda" else 64), device == "cuda"
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger, GpuKernels() if gpu else WideAttention():
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger, GpuKernels() if gpu else nullcontext():
         everyone = [p for net in nets.values() for p in faked(net)]
         kinds = {ledger.note(t): "parameters" for net in nets.values()
                  for t in [*net.parameters(), *net.buffers()]}
