@@ -118,7 +118,7 @@ PAINTER = {"vae": {"width": 8, "latent": 4, "blocks": 1}, "flow": {"width": 32, 
            "text": {"width": 32, "layers": 1, "heads": 2}, "critic": {"width": 8, "layers": 2}}
 
 DESCRIBER = {"latent_dim": 16, "embedding_dim": 16, "init": "scratch", "tokenizer": "word",
-             "image_encoder": "own", "caption_decoder": "own",  # with models of the hub: tests/test_caption.py
+             "image_encoder": "own", "caption_decoder": "own",  # those of the hub: tests/test_caption.py
              "pictures": {"widths": [8, 16], "hidden": 16},
              "captions": {"decoder_layers": 1, "heads": 2, "memory": 2, "hidden": 16}}
 
