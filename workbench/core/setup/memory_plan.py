@@ -6,7 +6,6 @@
 __all__ = ['fullest_slot', 'longest_batch', 'AssetsToCome', 'losses_of', 'optimizers_of', 'computes_in', 'peak_of', 'memory_of']
 
 # %% ../../../nbs/core/setup/50_memory_plan.ipynb #memory-imports
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from .state import Setup, batch_plan, precision
 from ..stages.stage import Stage
-from ..step.attention import WideAttention
+from ..step.attention import widen_attention
 from ..step.optim import freeze, make_optimizer
 from ..task import matches
 
@@ -106,12 +105,13 @@ def peak_of(
     from workbench.core.memory.predict import predict
 
     train, world = stage.cfg.train, setup.accelerator.num_processes
-    with WideAttention() if device == "cpu" and low == "bf16" else nullcontext():
-        return predict(lambda: setup.task.nets(stage.cfg, setup.data, True), losses_of(setup, stage, counts),
-                       batch,
-                       device=device, precision=low, imports=["workbench.core.train.loop"], clip=train.clip,
-                       ema=bool(train.ema), accumulate=len(batch_plan(setup, stage)(0)[0]) // world,
-                       replicas=world, optimizer=optimizers_of(setup, stage))
+    if device == "cpu" and low == "bf16":
+        widen_attention()
+    return predict(lambda: setup.task.nets(stage.cfg, setup.data, True), losses_of(setup, stage, counts),
+                   batch,
+                   device=device, precision=low, imports=["workbench.core.train.loop"], clip=train.clip,
+                   ema=bool(train.ema), accumulate=len(batch_plan(setup, stage)(0)[0]) // world,
+                   replicas=world, optimizer=optimizers_of(setup, stage))
 
 # %% ../../../nbs/core/setup/50_memory_plan.ipynb #memory_of
 def memory_of(

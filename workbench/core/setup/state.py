@@ -21,6 +21,7 @@ from ..data.batches import planned
 from ..stages.stage import Stage
 from ..stages.position import Position
 from ..stages.stages import check_trackers
+from ..step.attention import widen_attention
 from ..step.step import ActiveObjective
 from ..task import Ctx, Data, Task
 from ...errors import Failed, Refused
@@ -145,6 +146,8 @@ def make_accelerator(
     # a notebook may plan or check another configuration before; accelerate refuses a second precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
+    if wanted == "bf16" and cpu:
+        widen_attention()
     accelerator = Accelerator(cpu=cpu, mixed_precision=wanted,
                               kwargs_handlers=[ddp], gradient_accumulation_steps=1, project_dir=str(run))
     if accelerator.num_processes != world:

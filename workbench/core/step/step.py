@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ...errors import Refused
-from .attention import WideAttention
 from .optim import (
     check_prefixes, in_group_order, make_optimizer, named_parameters, seed_all)
 from .schedule import make_scheduler, steps_on_validation
@@ -176,13 +175,11 @@ def forward_backward(
     slot = accelerator.process_index + i * world
     seed = seed_all(ctx.cfg.seed, ctx.step, objective.index, slot)
     generator = torch.Generator(accelerator.device).manual_seed(seed)
-    wide = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
     on_phase("forward")
     here = Ctx(**{**vars(ctx), "slot": slot, "cache": cache, "generator": generator})
-    with WideAttention() if wide else nullcontext():
-        parts = objective.forward(batch, here)
-        on_phase("backward")
-        accelerator.backward(parts["loss"] * world)
+    parts = objective.forward(batch, here)
+    on_phase("backward")
+    accelerator.backward(parts["loss"] * world)
     return {part: torch.as_tensor(value).detach() for part, value in parts.items()}
 
 # %% ../../../nbs/core/step/20_step.ipynb #prove_gradients
