@@ -65,7 +65,7 @@ def test_a_model_with_checkpointing_trains_as_without(config):
     plain = gradients()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for a, b in zip(plain, gradients(), strict=True):  # T5 adds the gradients of its one bias in another order
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=5e-3)
 
 
 def test_a_heap_that_keeps_its_pages_is_as_large_as_it_was_at_most():
