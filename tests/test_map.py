@@ -250,7 +250,8 @@ def pictures(folder):
     (folder / "images").mkdir(parents=True)
     table = (samples("emoji") / "train.tsv").read_text(encoding="utf8")
     rows = [row for row in table.splitlines() if "\tnoto\t" in row]
-    for split, part in (("train", rows[100:116]), ("valid", rows[300:304]), ("test", rows[424:428])):  # no letter is new
+    # no letter of a held-out caption is new
+    for split, part in (("train", rows[100:116]), ("valid", rows[300:304]), ("test", rows[424:428])):
         table = ["image\tcaption", *("\t".join(row.split("\t")[:2]) for row in part)]
         (folder / f"{split}.tsv").write_text("\n".join(table), encoding="utf8")
         for row in part:
