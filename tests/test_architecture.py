@@ -397,6 +397,7 @@ FOREIGN = {  # function -> whose broad error it catches where what a person gave
     "files.read_json": "json",
     "lab.compare.tables.named": "shlex",
     "parts.image.caption_json.parse_json": "json",
+    "parts.image.hub_nets.build_hub": "transformers",
     "parts.image.rows.inside": "os.path: a name that no file can have",
     "parts.pose.arrays.from_array": "numpy: what is no array of numbers",
     "parts.pose.arrays.read_pickle": "numpy: frames of several shapes",
@@ -413,6 +414,7 @@ FOREIGN = {  # function -> whose broad error it catches where what a person gave
     "parts.text.model_config.config_object": "transformers",
     "parts.text.pretrained.build_seq2seq": "transformers",
     "parts.text.tokenizer.load_tokenizer": "transformers and tokenizers",
+    "parts.text.words.read_words": "tokenizers",
 }
 
 

@@ -238,7 +238,7 @@ STRANGE = {"long": "word " * 1990, "letters": "x" * 9_990, "tabs": "a\tred\t\tap
 
 @pytest.mark.parametrize("tokenizer", ["word", "subword"])
 def test_captions_that_are_no_captions(folder, tmp_path, tokenizer):
-    "Of nearly 10,000 characters, with tabs, with HTML, with the names of special tokens: cut, trained on, written."
+    "Of nearly 10,000 characters, with tabs, HTML, and special tokens spelt out: cut, trained on, written."
     home = tmp_path / "strange"
     home.mkdir()
     draw = np.random.default_rng(0)

@@ -117,12 +117,19 @@ SPEAKER = {"width": 32, "heads": 2, "layers": 1, "hidden": 64, "decoder": {"widt
 PAINTER = {"vae": {"width": 8, "latent": 4, "blocks": 1}, "flow": {"width": 32, "depth": 1, "heads": 2},
            "text": {"width": 32, "layers": 1, "heads": 2}, "critic": {"width": 8, "layers": 2}}
 
+DESCRIBER = {"latent_dim": 16, "embedding_dim": 16, "init": "scratch", "tokenizer": "word",
+             "image_encoder": "own", "caption_decoder": "own",  # those of the hub: tests/test_caption.py
+             "pictures": {"widths": [8, 16], "hidden": 16},
+             "captions": {"decoder_layers": 1, "heads": 2, "memory": 2, "hidden": 16}}
+
 
 def shrunk(name):
     "The sizes that a preset is tried with here."
     task = presets.read_file(presets.find(name))["task"]
     if task in ("tts", "flow"):
         return SPEAKER if task == "tts" else PAINTER
+    if task == "caption":
+        return DESCRIBER
     usual = BARTISH if task == "translate" and name != "mt5_small" else T5ISH
     sizes = {k: v for k, v in SHRUNK.get(name, usual).items() if k in SIZES}
     return {} if name == "t5_tiny" else {"init": "scratch", "params": sizes}

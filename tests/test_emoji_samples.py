@@ -1,4 +1,4 @@
-"""The emoji pack: what its datasheet says is there, no concept is on two sides, no picture is known already."""
+"""The emoji pack: what its datasheet says is there, no concept is on two sides, no picture is known."""
 
 import csv
 import hashlib

@@ -280,7 +280,7 @@ def test_shards_train_and_resume(folder, home, shards):
     cfg = config(home, data={"source": source}) | {"task": "trapped_flow"}
     straight = done(go(folder / "tars", cfg))
     splits = read_json(straight / "plan.json")["splits"]
-    assert {k: n for k, n in splits.items() if k != "seen"} == {"train": 24, "valid": 4}
+    assert splits["train"] + splits["valid"] == 28 and 2 <= splits["valid"] <= 6  # about a tenth, by a hash
     run = folder / "tars_killed"
     assert end(go(run, cfg, trap="7"))["state"] == "died"
     done(started.again(run))

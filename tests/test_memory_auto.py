@@ -79,7 +79,7 @@ def test_every_task(tmp_path, monkeypatch, preset, savings):
     plain = needs(cfg, tmp_path, Savings())
     setup = planned(with_keys(cfg, {"train.memory": 0.9 * MARGIN * plain / 1e9}), tmp_path)
 
-    def quick(setup, changed, device):  # as if each key saved a half: the search is shown in the notebooks
+    def quick(setup, changed, device, data):  # as if each key saved a half: searching is shown in notebooks
         keys = ("precision", "batch_size", "optimizer")
         return plain // (1 + sum(getattr(changed.train, k) != getattr(cfg.train, k) for k in keys))
 

@@ -33,7 +33,8 @@ SPEECH = ["amharic_tiny", "amharic_tts", "tts_full", "tts_small", "tts_tiny"]
 IMAGES = ["flow_full", "flow_small", "flow_tiny", "spade_off_on"]
 TEXTS = ["m2m100", "marian", "mt5_small", "nllb_600m", "nllb_600m_lora", "nllb_600m_qlora", "universal",
          "universal_small", "universal_tiny"]
-TASKS = {"sign": ALL, "tts": SPEECH, "flow": IMAGES, "translate": TEXTS}
+CAPTIONS = ["caption_full", "caption_small", "caption_tiny", "caption_vit_gpt2"]
+TASKS = {"sign": ALL, "tts": SPEECH, "flow": IMAGES, "translate": TEXTS, "caption": CAPTIONS}
 # preset: (the figure that its papers and pages give, what the weights hold, tied tables counted once)
 PUBLISHED = {
     "t5_small": ("60 M", 60_506_624), "t5_base": ("220 M", 222_903_552), "t5_large": ("738 M", 737_668_096),
@@ -60,11 +61,11 @@ def own_text(name):
 
 
 def test_these_are_the_presets():
-    assert presets.presets() == sorted(ALL + SPEECH + IMAGES + TEXTS)
+    assert presets.presets() == sorted(ALL + SPEECH + IMAGES + TEXTS + CAPTIONS)
     assert sorted(TASKS) == systems()  # every system of the workbench has some
 
 
-@pytest.mark.parametrize("name", ALL + SPEECH + IMAGES + TEXTS)
+@pytest.mark.parametrize("name", ALL + SPEECH + IMAGES + TEXTS + CAPTIONS)
 def test_a_preset_loads_and_plans_its_stages(name):
     cfg = presets.load(name)
     assert cfg.preset == name and name in TASKS[cfg.task] and own_text(name).startswith("# ")

@@ -64,7 +64,7 @@ def test_a_model_with_checkpointing_trains_as_without(config):
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
     plain = gradients()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    for a, b in zip(plain, gradients(), strict=True):  # T5 adds the gradients of its one bias in another order
+    for a, b in zip(plain, gradients(), strict=True):  # T5 adds those of its one bias in another order
         torch.testing.assert_close(a, b, rtol=1e-2, atol=5e-3)
 
 

@@ -122,8 +122,8 @@ def test_a_collate_that_mixes_rows_up(healthy, monkeypatch):
 def test_one_language_token_for_all(healthy, monkeypatch):
     plain, first = data_module.frame_of, []
 
-    def frame_of(tok, pair, *more):
-        frame = plain(tok, pair, *more)
+    def frame_of(tok, pair, **more):
+        frame = plain(tok, pair, **more)
         first.append(frame.first)
         return replace(frame, first=first[0])
     monkeypatch.setattr(data_module, "frame_of", frame_of)

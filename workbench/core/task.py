@@ -42,6 +42,8 @@ class Objective:
     optimizers: dict[str, Sequence[str]] = field(default_factory=dict)
     parts: Sequence[str] = ()  # what `loss` reports besides "loss"; (): not said before the first step
     in_batch: Sequence[str] = ()  # parts that compare the rows of a batch with each other: contrastive ones
+    # parts whose weight is found anew in each micro-batch, so that a step depends a little on `accumulate`
+    by_batch: Sequence[str] = ()
     frozen: Sequence[str] = ()  # prefixes under `trains` that stay as they are on purpose
 
     def owners(

@@ -103,6 +103,9 @@ def accumulation(
     if meant := [p for o in active for p in every[o.name].in_batch]:
         return unproven(f"`{meant[0]}` compares the rows of a batch, and a micro-batch has fewer of them: "
                         "accumulation does not make its batch larger.")
+    if weighed := [p for o in active for p in every[o.name].by_batch]:
+        return unproven(f"the weight of `{weighed[0]}` is found anew in each micro-batch, so a step depends "
+                        "a little on accumulate.")
     with zeros_nudged(setup.nets, setup.cfg.seed):
         noises = {o.name: RowNoise(setup.cfg.seed) for o in active}
         rounded = setup.accelerator.mixed_precision != "no" or few.tolerance > 1e-2

@@ -53,7 +53,7 @@ def text_given(
                       "to `workbench use` as a .txt file.")
     check_tree({"text": text}, "the page")
     path = as_path(text)
-    if path and path.suffix.lower() in takes:
+    if path and set(takes) > {"text"} and (path.suffix.lower() in takes or path.exists()):
         raise Refused(f"{text} is the name of a file, and the page reads no file of this machine: upload it.")
     return text
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ...parts.image.files import grid
 from ...parts.image.rows import PictureRow
 from ...parts.image.sources import has_table, read_pictures
 from ...parts.image.store import Store, open_store
+from .scores import signatures
 from .tokens import Tokens, keep, token_facts, tokens_of
 
 # %% ../../../nbs/tasks/caption/20_data.ipynb #read_rows
@@ -31,13 +33,14 @@ def read_rows(
     d,  # the section data
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:
     "(split -> rows, rejected). Raises `Refused`."
-    column = {"column": d.column} if has_table(d.source, d.captions) else {}  # else no column is read
-    rows, rejected = read_pictures(d.source, d.captions, root() / ".cache" / "pictures", **column,
-                                   image_key=d.image_key, label_key=d.label_key, caption_key=d.caption_key,
-                                   retries=d.retries, wait=d.retry_wait)
-    check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
+    keys = {key: getattr(d, key) for key in ("image_key", "label_key", "caption_key", "retries")}
+    if has_table(d.source, d.captions):  # else no column is read
+        keys["column"] = d.column
+    rows, rejected = read_pictures(d.source, d.captions, root() / ".cache" / "pictures",
+                                   wait=d.retry_wait, **keys)
+    check_rejected(rejected, len(rejected) + sum(len(part) for part in rows.values()), d.max_rejected)
     if not rows.get("train"):
-        raise Refused(f"data.source {d.source} has no picture with a caption to train on.")
+        raise Refused(f"data.source {d.source} has no caption and picture to train on.")
     if d.styles:
         known = sorted({r.style for r in rows["train"]})
         if missing := [s for s in d.styles if s not in known]:
@@ -182,8 +185,8 @@ def data(
     digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.captions}\t{r.group}\t{r.digest}"
                                       for k in rows for r in rows[k]).encode()).hexdigest()
     facts = {"source": d.source, "samples": "emoji" if d.source == "samples" else "",
-             "fingerprint": digest[:16], **described(rows), **token_facts(tokens, texts,
-                                                                          d.max_length), **held}
+             "fingerprint": digest[:16], "signatures": signatures(), **described(rows),
+             **token_facts(tokens, texts, d.max_length), **held}
     return Data(
         datasets=sets, collate=partial(collate, pad=tokens.pad), counts=count,
         lengths={k: lengths_of(part, tokens, d) for k, part in rows.items()},
@@ -191,7 +194,9 @@ def data(
         padding={"ids": "mask"}, texts={k: [r.caption for r in part] for k, part in rows.items()},
         show=show, save=lambda folder: keep(folder, tokens), rejected=rejected, facts=facts,
         assets=stage.assets, own=CaptionOwn(tokens, d.size, d.max_length, d.together),
-        contents={k: [r.digest for r in part] for k, part in rows.items()})
+        contents={k: [r.digest for r in part] for k, part in rows.items()},
+        inputs={k: [(*[Path(r.where)] * isinstance(r.where, str), r.caption) for r in part]
+                for k, part in rows.items()})
 
 # %% ../../../nbs/tasks/caption/20_data.ipynb #lengths
 def lengths_of(

@@ -15,6 +15,7 @@ from ...core.config.presets import device_kind
 from ...core.task import Data, Objective, Task
 from ...errors import Refused
 from ...files import read_json, write_json
+from ...parts.image.caption_files import PICTURES
 from .captions import describe
 from .config import CaptionConfig
 from .data import data
@@ -223,4 +224,4 @@ def idle(
 # %% ../../../nbs/tasks/caption/50_task.ipynb #task
 task = Task(config=CaptionConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             scores=scores, intervals=intervals, baseline=baseline, expect=expect, preview=previews, use=use,
-            origin=origin, idle=idle, settings=("generate",), better=BETTER)
+            takes=("text", *PICTURES), origin=origin, idle=idle, settings=("generate",), better=BETTER)

@@ -36,10 +36,10 @@ def picture_at(
 
 
 def one_by_one(
-    given: Iterable[str],
+    given: Iterable[str | Path],
 ) -> Iterator[tuple[str, Path | None, str]]:  # the input, its file, why it cannot be used
     "Inputs, a folder as the pictures in it."
-    for word in given:
+    for word in map(str, given):
         try:
             path = picture_at(word)
             inside = sorted(p for p in path.iterdir()
@@ -103,7 +103,7 @@ def read(
 def use(
     nets: dict,
     data: Data,
-    given: Iterable[str],  # paths of pictures and of folders, and captions
+    given: Iterable[str | Path],  # paths of pictures and of folders, and captions
     ctx,
 ) -> Iterator[Answer]:
     "A caption of each picture, and a picture of each caption."

@@ -215,6 +215,8 @@ def objectives(
     parts = ("vae_loss", "recon_loss", "mse_loss",
              "kl_loss") + ("lpips_loss",) * cfg.loss.use_lpips + ("generator_loss",) * cfg.loss.gan_training
     return {"vae": Objective(body, vae_loss, {"vae": body}, parts,
+                             by_batch=("generator_loss",) * (cfg.loss.gan_training
+                                                             and cfg.loss.adaptive_weights),
                              frozen=[] if cfg.loss.train_spade else ["expander.spade"]),
             "discriminator": Objective(["discriminator"], discriminator_loss,
                                        {"discriminator": ["discriminator"]},

@@ -94,14 +94,19 @@ def data(
     stage,
 ) -> Data:
     "Rows, tokens and mixing. Raises `Refused` for anything a user can mend."
-    d, opened = cfg.data, cache(partial(corpus_of, cfg, assets=stage.assets))
-    tokens = tokens_of(cfg, stage.assets, opened)
+    d = cfg.data
+
+    @cache
+    def opened():  # a pair that is not there is told before a vocabulary is learnt
+        corpus = corpus_of(cfg, assets=stage.assets)
+        return corpus, chosen(corpus.pairs, d.pairs, d.both_ways)
+
+    tokens = tokens_of(cfg, stage.assets, lambda: opened()[0])
     names = {} if tokens.vocabulary else cfg.model.languages  # packs have our own codes
     framed = partial(frame_of, tokens.tokenizer, names=names, prompt=cfg.model.prompt)
     if not tokens.vocabulary:  # a language that a model lacks is told before texts are prepared
         any(map(framed, pairs_ahead(cfg)))
-    corpus = opened()
-    pairs = chosen(corpus.pairs, d.pairs, d.both_ways)
+    corpus, pairs = opened()
     frames = [framed(p) for p in pairs]
     splits, rejected, total = {}, [], 0
     for split in ("train", "valid", "test"):
