@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -342,7 +343,10 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
         pytest.importorskip("gradio")
         with subprocess.Popen([sys.executable, "-m", "workbench.lab.cli", *words, "--no-browser"], text=True,
                               stdout=subprocess.PIPE) as page:
-            assert any("http://127.0.0.1:" in said for said in page.stdout)
+            said = next(line for line in page.stdout if "http://127.0.0.1:" in line)
+            address = re.search(r"http://[\d.:]+/", said)[0]
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                assert answer.status == 200
             page.send_signal(signal.SIGINT)
             assert page.wait(60) == 130
         return
@@ -360,9 +364,10 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("line", notebooks)
-def test_a_notebook_of_the_readme_runs(line, here, capsys):
+def test_a_notebook_of_the_readme_runs(line, here, capsys, monkeypatch):
     """papermill sets the parameters; the cells run in this process. Notebooks under papermill from start to
-    end: test_lab, test_flowchart, test_compare, test_pipelines."""
+    end: test_lab, test_flowchart, test_compare, test_pipelines. The page of a run: test_demo."""
+    monkeypatch.setattr("workbench.lab.demo.serve.demo", lambda run: None)
     from click.testing import CliRunner
     from papermill.cli import papermill
 
