@@ -71,12 +71,18 @@ def jupyter(folder, dark=False, **env):
 
 @contextmanager
 def browser(width=1400, height=1100):
-    "A context of a browser."
+    "A context of a browser; what fails in it says what its pages showed."
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
         program = p.chromium.launch(executable_path=chromium(), args=flags)
-        yield program.new_context(viewport={"width": width, "height": height})
+        context = program.new_context(viewport={"width": width, "height": height})
+        try:
+            yield context
+        except Exception as e:
+            for page in context.pages:
+                e.add_note(f"{page.url} showed:\n{page.locator('body').inner_text()[:4000]}")
+            raise
         program.close()
 
 
@@ -98,6 +104,8 @@ def open_notebook(context, server, name, run=True):
 
 
 def run_all(page):
+    "Run all cells; before the notebook stands in front of a person, the command does nothing."
+    page.wait_for_function("() => window.jupyterapp.commands.isEnabled('notebook:run-all-cells')")
     page.evaluate("()=>{window.jupyterapp.commands.execute('notebook:run-all-cells')}")
 
 
