@@ -48,7 +48,8 @@ def call_all(
     calls = {"answers": ("predict` or `score", answers),
              "baseline": ("baseline", lambda: task.baseline(setup.data, "valid")),
              "preview": ("preview", lambda: task.preview(nets, setup.data, setup.ctx(training=False))),
-             "exports": ("exports", lambda: task.exports and task.exports(nets, setup.data))}
+             "exports": ("exports", lambda: task.exports and task.exports(nets, setup.data,
+                                                                              setup.ctx(training=False)))}
     for name, (function, call) in calls.items():
         if name not in called:
             with torch.no_grad(), setup.reads.during(setup.stage):
