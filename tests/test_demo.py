@@ -23,6 +23,7 @@ import signs
 import soundfile
 from PIL import Image
 from browser import browser, chromium
+from test_caption_use import TINY, pictures as coloured
 from test_map import BRIEF, SMALL, pictures
 from test_say import SMALL as VOICE, folder_of
 
@@ -174,6 +175,38 @@ def test_an_example_and_a_wrong_setting(used):
     with pytest.raises(Refused) as same:
         list(use(opened, "a", overrides=f"{section}.{key}=-3"))
     assert said == str(same.value)
+
+
+@in_browser
+def test_a_run_that_takes_pictures_and_captions(tmp_path, monkeypatch):
+    "A picture is described, a caption is drawn, and a file that is no picture is refused by name."
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    flat = lambda tree, above="": [f"{above}{k}={v}" for k, v in tree.items() if not isinstance(v, dict)] + [
+        word for k, v in tree.items() if isinstance(v, dict) for word in flat(v, f"{above}{k}.")]
+    model = " ".join(word.replace(" ", "") for word in flat({"model": TINY["model"]}))
+    run = workbench.train("caption_tiny", f"{BRIEF} {model} data.size=16 data.column=caption train.batch_size=8 "
+                          f"generate.max_length=8 data.source={coloured(tmp_path / 'mine')} "
+                          f"data.captions={tmp_path / 'mine/captions.txt'}", run_dir=tmp_path / "run")
+    opened, picture = open_run(run, "last"), tmp_path / "mine/03.png"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with shown(opened) as (page, *_):
+        page.get_by_role("tab", name="Picture").click()
+        give(page, picture)
+        run_it(page)
+        answered(page)
+        assert page.locator("#text textarea").input_value() == next(use(opened, str(picture))).made
+        page.reload()
+        page.get_by_role("tab", name="Picture").click()
+        give(page, tmp_path / "broken.png")
+        run_it(page)
+        assert refused(page).startswith("broken.png: ")
+        page.get_by_role("tab", name="Text").click()
+        page.get_by_label("Text", exact=True).fill("a red field")
+        run_it(page)
+        answered(page)
+        src = page.locator("#pictures img").first.get_attribute("src")
+        drawn = Image.open(io.BytesIO(fetched(page, src)))
+        assert np.array_equal(drawn, next(use(opened, "a red field")).made)
 
 
 def test_fields_are_what_the_use_reads(used):

@@ -78,6 +78,7 @@ class Data:
     uids: dict[str, Sequence[str]]  # split -> the id of each row
     targets: Sequence[str] = ()  # batch fields that are targets
     padding: dict[str, str] = field(default_factory=dict)  # padded field -> its mask field
+    several: Sequence[str] = ()  # targets that are one of several true ones, another in each epoch
     # split -> the target text of each row, for the checks; {}: the targets are no texts
     texts: dict[str, Sequence[str]] = field(default_factory=dict)
     show: Callable | None = None  # batch -> what a person looks at (a figure)

@@ -97,6 +97,7 @@ class Draws:
     train_epochs: dict[str, Move]
     denoises: bool = False  # the inputs are noisy copies of the targets
     hides: bool = False  # the targets are parts of the inputs, as masked tokens are
+    several: Sequence[str] = ()  # targets that are one of several true ones
     retold: int = 0  # training rows with equal inputs and another target in another epoch
     rows: int = 16  # of training
     uids: tuple[str, str] = ("", "")  # of a validation row and of a training row
@@ -134,7 +135,7 @@ def says_train(
     if not moved:
         return "passed", "training rows are the same in two epochs: nothing is drawn"
     inputs, targets = ({n: moved[n] for n in names if n in moved} for names in (d.inputs, d.targets))
-    anew = [n for n, m in targets.items() if m.anew]
+    anew = [n for n, m in targets.items() if m.anew and n not in d.several]
     if anew and d.retold:
         return "failed", (f"{d.retold} of {d.rows} training rows have equal inputs in two epochs and another "
                           f"target `{anew[0]}`, and {targets[anew[0]].rank:.0%} of other rows' are nearer to "
@@ -148,6 +149,8 @@ def says_train(
                           "themselves in two epochs than to other rows', and the targets stay: are the rows "
                           "rewritten?")
     how = "inputs and targets change together" if inputs else "only the targets change"
+    if one := [f"`{n}`" for n in d.several if n in targets]:
+        how += f"; by Data.several, {' and '.join(one)} are among several true ones"
     return "passed", (f"training rows change from epoch to epoch ({worded(moved)}): "
                       f"{how if targets else 'the targets stay'}")
 
@@ -215,6 +218,6 @@ def draws_of(
     return Draws(sample.inputs, sample.targets, moved(held, 4, 0), moved(held, 8, 1), moved(sample, 4, 0),
                  epochs,
                  any(nearness(y, x, ways=(places_apart,)) < 0.1 for x, y in pairs),
-                 any(hidden(x, z, y) for (x, y), (z, _) in zip(pairs, again)),
+                 any(hidden(x, z, y) for (x, y), (z, _) in zip(pairs, again)), data.several,
                  retold(before, after, sample.targets), len(before),
                  (held.uids[0] if held else "", sample.uids[0]))

@@ -84,7 +84,7 @@ def try_fault(
     "Seed one fault, and check the task."
     try:
         faulty = begun(fault.seed(healthy), setup, run)
-        found = quick(faulty, answers=fault.kind == "answers")
+        found = quick(faulty, answers=fault.kind == "answers" or "after answers" in fault.expected)
         result = judged(fault, before, found)
         if fault.seen == "deep" and seconds and not any(c.state == "failed" for c in found):
             result = judged(fault, before, [*found, *deep(faulty, seconds)])

@@ -10,22 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ...core.config.common import PictureSource, Search
 from ...core.config.section import Section, heads_fit
-from ...core.config.values import Named, Place
+from ...core.config.values import Named
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #CaptionData
-class CaptionData(Section):
+class CaptionData(PictureSource):
     "Named pictures and captions come from, how large they are, and which words are kept."
-    judged = "plan"
-    unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
-    # samples, a folder, or shards: a-{000..010}.tar, also http
-    source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"
-    # of a folder: a table or JSON; None: its train.tsv, valid.tsv …, or a .txt beside each picture
-    captions: Place | None = None
     column: Named = "caption"  # of tables and JSON; several, as "caption, keywords": a picture has them all
-    image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
-    label_key: Named = "json;txt"
-    caption_key: Named = "caption"  # inside a json label
     size: int = Field(64, ge=16, le=2048)  # pixels a side; other shapes are cropped in the middle
     min_freq: int = Field(1, ge=1, le=1_000_000)  # a rarer word of the training captions is unknown
     vocab: int = Field(8000, ge=64, le=1_000_000)  # most words or pieces; it is as large as there are
@@ -34,10 +26,6 @@ class CaptionData(Section):
     together: bool = False
     augment: float = Field(0.0, ge=0, le=1)  # how far training pictures are moved, scaled and recoloured
     styles: list[Named] | None = Field(None, min_length=1)  # of a table with a column style: those trained on
-    retries: int = Field(5, ge=0, le=100)  # of a read that fails for a passing reason
-    retry_wait: float = Field(5.0, ge=0, le=3600)  # seconds, doubled each time
-    # a larger share of unusable rows ends the run before training
-    max_rejected: float = Field(0.01, ge=0, le=1)
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #CaptionPictures
 class PictureNets(Section):
@@ -98,19 +86,11 @@ class CaptionLoss(Section):
     smoothing: float = Field(0.0, ge=0, lt=1)  # of the caption's words
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #Generate
-class Generate(Section):
+class Generate(Search):
     "How captions are searched for."
-    judged = "never"  # a run describes later, too
-    num_beams: int = Field(1, ge=1, le=256)  # 1: greedy
     max_length: int = Field(30, ge=1, le=4096)  # tokens
-    length_penalty: float = Field(1.0, ge=-100, le=100)  # of beams: the exponent on the length of a caption
     # above 1: words that are there already are less likely
     repetition_penalty: float = Field(1.0, gt=0, le=100)
-    no_repeat_ngram: int = Field(0, ge=0, le=1000)  # so many tokens in a row never come twice; 0: off
-    sample: bool = False  # draw the words instead of choosing the best
-    temperature: float = Field(1.0, gt=0, le=1000)  # of what is drawn: below 1 keeps to what is likely
-    top_k: int = Field(0, ge=0)  # draw from so many words; 0: all
-    top_p: float = Field(1.0, gt=0, le=1)  # draw from the fewest words with this share of the probability
 
 # %% ../../../nbs/tasks/caption/00_config.ipynb #CaptionConfig
 class CaptionConfig(Section):

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from ...core.data.rows import check_rejected, hold_out
-from ...core.run.folder import root
+from ...core.run.folder import pictures_cache
 from ...core.task import Data
 from ...errors import Refused
 from ...parts.image.augment import moved
+from ...parts.image.byte_range import read_patiently
 from ...parts.image.files import grid
 from ...parts.image.rows import PictureRow
 from ...parts.image.sources import has_table, read_pictures
@@ -33,14 +34,9 @@ def read_rows(
     d,  # the section data
 ) -> tuple[dict[str, list[PictureRow]], list[dict]]:
     "(split -> rows, rejected). Raises `Refused`."
-    keys = {key: getattr(d, key) for key in ("image_key", "label_key", "caption_key", "retries")}
-    if has_table(d.source, d.captions):  # else no column is read
-        keys["column"] = d.column
-    rows, rejected = read_pictures(d.source, d.captions, root() / ".cache" / "pictures",
-                                   wait=d.retry_wait, **keys)
-    check_rejected(rejected, len(rejected) + sum(len(part) for part in rows.values()), d.max_rejected)
-    if not rows.get("train"):
-        raise Refused(f"data.source {d.source} has no caption and picture to train on.")
+    how = d.reading(has_table(d.source, d.captions))
+    rows, rejected = read_pictures(d.source, d.captions, pictures_cache(), **how)
+    check_rejected(rejected, sum(map(len, rows.values())) + len(rejected), d.max_rejected)
     if d.styles:
         known = sorted({r.style for r in rows["train"]})
         if missing := [s for s in d.styles if s not in known]:
@@ -179,8 +175,8 @@ def data(
     tokens = tokens_of(cfg.model.tokenizer, texts["train"], d.vocab, d.min_freq, stage.assets, cfg.model.init)
     numbers = {text: i for i, text in enumerate(dict.fromkeys(
         t for part in rows.values() for r in part for t in (concept_of(r), r.caption)))}
-    folder = root() / ".cache" / "pictures"
-    sets = {split: Pictures(part, open_store(part, d.size, folder), tokens, d, numbers,
+    read = partial(read_patiently, d.retries, d.retry_wait)
+    sets = {split: Pictures(part, open_store(part, d.size, pictures_cache(), read), tokens, d, numbers,
                             cfg.seed if split == "train" else None) for split, part in rows.items()}
     digest = hashlib.sha256("\n".join(f"{k}\t{r.uid}\t{r.captions}\t{r.group}\t{r.digest}"
                                       for k in rows for r in rows[k]).encode()).hexdigest()
@@ -191,7 +187,8 @@ def data(
         datasets=sets, collate=partial(collate, pad=tokens.pad), counts=count,
         lengths={k: lengths_of(part, tokens, d) for k, part in rows.items()},
         uids={k: [r.uid for r in part] for k, part in rows.items()}, targets=("labels", "ids"),
-        padding={"ids": "mask"}, texts={k: [r.caption for r in part] for k, part in rows.items()},
+        padding={"ids": "mask"},
+        several=("labels", "ids") if any(len(r.captions) > 1 for r in rows["train"]) else (), texts={k: [r.caption for r in part] for k, part in rows.items()},
         show=show, save=lambda folder: keep(folder, tokens), rejected=rejected, facts=facts,
         assets=stage.assets, own=CaptionOwn(tokens, d.size, d.max_length, d.together),
         contents={k: [r.digest for r in part] for k, part in rows.items()},

@@ -202,7 +202,7 @@ def idle(
     objectives: Sequence[str],  # active ones
 ) -> dict[str, str]:
     "Keys that count for nothing, and why."
-    m, l, out = cfg.model, cfg.loss, {}
+    m, l, out = cfg.model, cfg.loss, cfg.generate.idle()
     without = lambda why, *keys: out.update(dict.fromkeys(keys, why))
     if m.image_encoder != "own":
         without("beside `model.image_encoder`, which has layers of its own",

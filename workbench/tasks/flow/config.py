@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ...core.config.values import Named, Place
+from ...core.config.common import PictureSource
+from ...core.config.values import Named
 from ...core.config.section import Section
 from ...core.config.schema import Train
 from ...core.config.section import heads_fit
@@ -29,31 +30,18 @@ Pixels = Annotated[int, Field(ge=8, le=8192)]
 Sizes = Annotated[list[Pixels | tuple[Pixels, Pixels]], Field(max_length=1000), BeforeValidator(a_list)]
 
 # %% ../../../nbs/tasks/flow/00_config.ipynb #FlowData
-class FlowData(Section):
+class FlowData(PictureSource):
     "Named pictures and captions come from, and how large they are."
-    judged = "plan"
-    unread = {"column": "no table is read, the captions are texts beside the pictures: leave it out"}
-    # samples, a folder, or shards: a-{000..010}.tar, also http
-    source: Place | Annotated[list[Place], Field(min_length=1)] = "samples"
-    # of a folder: image<TAB>caption; None: its train.tsv, valid.tsv …, or a .txt beside each picture
-    captions: Place | None = None
-    # of tables with a header: the captions; None: caption, and of the samples their keywords, too
+    # of tables and JSON: the captions; None: caption, and of the samples their keywords, too
     column: Named | None = None
     # of pictures with several captions: share of the epochs with the first one; None: all are alike
     first: float | None = Field(None, ge=0, le=1)
-    image_key: Named = "png;jpg;jpeg;webp;gif;bmp;tif;tiff;avif;ppm;pgm"  # of shards: suffixes, by preference
-    label_key: Named = "json;txt"
-    caption_key: Named = "caption"  # inside a json label
     sizes: Sizes = [32]  # pixels
     shapes: bool = False  # a side also stands for sizes of other shapes (5:4 … 2:1) with that shorter side
     # each picture is trained at these smaller sizes, too
     reduced_min_sizes: list[Pixels] = Field([], max_length=100)
     prefix: str = ""  # put before every caption: "style anime" makes "style anime. a girl running"
     length: int = Field(48, ge=4, le=4096)  # tokens of a caption; longer ones are cut
-    retries: int = Field(5, ge=0, le=100)  # of a read that fails for a passing reason
-    retry_wait: float = Field(5.0, ge=0, le=3600)  # seconds, doubled each time
-    # a larger share of unusable rows ends the run before training
-    max_rejected: float = Field(0.01, ge=0, le=1)
 
     @field_validator("sizes")
     @classmethod

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ...core.config.adapters import TEXT_SPELLINGS, Score, TextModel
+from ...core.config.common import Beams
 from ...core.config.values import Named, Place, from_here
 from ...core.config.section import Section
 from ...errors import Refused
@@ -124,11 +125,9 @@ class SignLoss(Section):
     smoothing: float = Field(0.0, ge=0, lt=1)  # of the labels
 
 
-class Generate(Section):
+class Generate(Beams):
     "How a text is found."
-    judged = "never"  # a run writes later, too
     num_beams: int = Field(5, ge=1, le=256)
-    max_length: int = Field(128, ge=1, le=100_000)
     length_penalty: float = Field(0.6, ge=-100, le=100)
     # tokens that may not come twice; None: 3, of characters and bytes 0
     no_repeat_ngram: int | None = Field(None, ge=0, le=1000)

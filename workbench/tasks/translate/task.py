@@ -15,7 +15,6 @@ from .bootstrap import begin_with, bootstrap
 from .config import TranslateConfig
 from .data import data
 from .distil import require_teacher, taught, teacher_of
-from .generate_keys import idle_keys
 from .pictures import pictures
 from .prepared import report
 from .scores import baselines, best_of, pair_scores, score_names
@@ -152,7 +151,7 @@ def idle(
     if not cfg.loss.teacher:
         out |= dict.fromkeys(("loss.alpha", "loss.temperature"),
                              "without `loss.teacher`: set that, or leave it out")
-    return out | idle_keys(cfg.generate)
+    return out | cfg.generate.idle()
 
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
