@@ -10,6 +10,7 @@ __all__ = ['opset', 'one_file', 'require', 'quiet', 'dynamic', 'converted', 'rea
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -176,16 +177,18 @@ def write(
     require()
     if precision == "fp32":
         return {name: write_plain(leaving, name, folder, say) for name in leaving.graphs}
-    from workbench.deploy.onnx_small import smaller
+    from workbench.deploy.onnx_eight import eight_bits
+    from workbench.deploy.onnx_half import half
 
-    made = {}
-    for name in leaving.graphs:
-        plain = folder / f"{name}.onnx"
-        if not plain.exists():
-            write_plain(leaving, name, folder, say)
-        say(f"ONNX: {name} in {precision}")
-        made[name] = smaller(plain, folder / f"{name}.{precision}.onnx", precision,
-                             [call.feeds for call in calls if call.graph == name])
+    smaller, made = {"fp16": half, "int8": eight_bits}[precision], {}
+    with tempfile.TemporaryDirectory() as home:
+        for name in leaving.graphs:
+            plain = folder / f"{name}.onnx"
+            if not plain.exists():
+                plain = write_plain(leaving, name, Path(home), say)[0]
+            say(f"ONNX: {name} in {precision}")
+            model = smaller(plain, [call.feeds for call in calls if call.graph == name])
+            made[name] = save(model, folder / f"{name}.{precision}.onnx")
     return made
 
 
