@@ -98,6 +98,7 @@ class Source:
     baseline: dict = field(default_factory=dict)  # of a trivial answer
     fingerprint: dict = field(default_factory=dict)  # of the data
     config: dict = field(default_factory=dict)  # of the stage
+    metric: str = ""  # by which its best checkpoint was chosen
     better: dict = field(default_factory=dict)  # `Task.better`
 
 
@@ -148,7 +149,7 @@ def export(
         for name, code in program_files(leaving, [kind for kind, _ in what]).items():
             (building / name).write_text(code, encoding="utf8")
         say("The program runs in torch.")
-        reference = referred(leaving, building / "assets", source.better)
+        reference = referred(leaving, building / "assets", source)
         made, took = written(leaving, building, what, writers, reference.run, say)
         manifest = manifest_of(leaving, source, building, made)
         write_json(building / "manifest.json", manifest)
@@ -205,11 +206,11 @@ def alive(
 def referred(
     leaving: Leaving,
     assets: Path,
-    better: dict[str, str],
+    source: Source,
 ) -> Reference:
     "What an export is measured against: the program over torch, and the workbench itself."
     run, answers = recorded(leaving, assets), list(leaving.expected(list(leaving.inputs)))
-    return Reference(run, answers, leaving.score(answers), better)
+    return Reference(run, answers, leaving.score(answers), source.metric, source.better)
 
 
 def written(
@@ -253,7 +254,7 @@ def proven(
             models = Bundle(folder, kind, precision).models
             trace = getattr(writers[kind], "traced", None)
             found = verified(leaving, folder / "assets", models, precision, reference,
-                             (lambda call, name: trace(leaving, files, call)) if trace else None)
+                             (lambda call: trace(leaving, files[call.graph][0], call)) if trace else None)
         else:
             found = writers[kind].check(leaving, folder / kind, files, precision, run.calls)
         size = sum(size_of(f) for paths in files.values() for f in paths)
@@ -269,7 +270,8 @@ def unlike_workbench(
 ) -> str:
     "A program that is another one than the workbench, in torch already; nothing where it is the same."
     same, worse = (report["torch"]["agreement with the workbench"],
-                   worse_by(report["torch"]["scores"], reference.scores, reference.better))
+                   worse_by(report["torch"]["scores"], reference.scores, reference.metric,
+                            reference.better))
     if same < 0.9 or max(worse.values(), default=0) > 1:
         return f"The program answers {1 - same:.0%} of the inputs otherwise than the workbench, in torch already."
     return ""

@@ -74,7 +74,7 @@ def source_of(
     return Source(
         opened.ctx.cfg.task, opened.run.name, folder.name, step, at.get("scores", {}), at.get("baseline", {}),
         {k: known[k] for k in ("source", "fingerprint") if k in known},
-        opened.ctx.cfg.model_dump(mode="json"), dict(opened.task.better))
+        opened.ctx.cfg.model_dump(mode="json"), opened.ctx.cfg.valid.metric, dict(opened.task.better))
 
 # %% ../../nbs/lab/66_export.ipynb #export
 def export(
