@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['words_of', 'trained', 'leaving_of', 'source_of', 'export', 'share', 'report_tables', 'score_table', 'output_table',
-           'report_chart', 'report_lines', 'begin']
+           'report_chart', 'present', 'report_lines', 'begin']
 
 # %% ../../nbs/lab/66_export.ipynb #imports
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def export(
     Raises `Refused` for what cannot leave, and `Failed` where the files are not what torch is.
 
     export("runs/a", to="onnx,tflite", precision="fp32,int8")"""
-    from workbench.deploy import bundle, card
+    from workbench.deploy import bundle
 
     run = Path(run)
     what = bundle.wanted(words_of(to), words_of(precision))
@@ -101,7 +101,7 @@ def export(
         bundle.writer(kind)
     leaving, opened = leaving_of(run, cfg, checkpoint)
     return bundle.export(leaving, source_of(opened, folder, step), Path(out or run / "export").resolve(), what,
-                         card.card, say)
+                         present, say)
 
 # %% ../../nbs/lab/66_export.ipynb #report_tables
 def share(
@@ -167,6 +167,18 @@ def report_chart(
     axes[0].invert_yaxis()
     plt.close(fig)  # shown where it is returned, and there alone
     return fig
+
+# %% ../../nbs/lab/66_export.ipynb #present
+def present(
+    folder: Path,  # of a bundle
+    manifest: dict,
+    report: dict,
+):
+    "Write what people read in a bundle: README.md and report.png."
+    from workbench.deploy.card import card
+
+    (folder / "README.md").write_text(card(manifest, report), encoding="utf8")
+    report_chart(report).savefig(folder / "report.png", dpi=100)
 
 # %% ../../nbs/lab/66_export.ipynb #begin
 def report_lines(
