@@ -300,7 +300,8 @@ def filled(line, place):
         line = line.replace("OTHER_RUN", str(place.run("tts_tiny", "runs/voice")))
     if re.search(r"\bRUN\b", line) or line == "workbench runs":
         run = place.run(*(("flow_tiny", "runs/pictures") if "flow" in line else
-                          ("universal_tiny", "runs/texts") if "--to" in line or "export" in line else ("t5_tiny", "runs/signs")))
+                          ("universal_tiny", "runs/texts") if "--to" in line or "export" in line
+                          else ("t5_tiny", "runs/signs")))
         line = re.sub(r"\bRUN\b", str(run), line)
     if "model.start=models" in line:
         place.start()

@@ -18,4 +18,5 @@ def card(
     return "\n".join([f"# {manifest['run']}", "", f"A run of the task `{manifest['task']}`, checkpoint "
                       f"`{manifest['checkpoint']}`. `python example.py INPUT` uses it; it needs "
                       f"{', '.join(manifest['needs'])}.", "", "| metric | this model | a trivial answer |",
-                      "|---|---|---|", *scores, "", "| format | precision | MB | check |", "|---|---|---|---|", *rows, ""])
+                      "|---|---|---|", *scores, "", "| format | precision | MB | check |",
+                      "|---|---|---|---|", *rows, ""])

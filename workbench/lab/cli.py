@@ -75,7 +75,7 @@ def parser(
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
             *own, checkpoint)
-    command("export", "write a trained run as files that work without torch, and prove them", run, *of_export,
+    command("export", "write a run as files that work without torch, and prove them", run, *of_export,
             checkpoint, task)
     command("docs", "open the pages that `make docs` built", no_browser, port)
     return top
@@ -323,15 +323,11 @@ def demo(options) -> int:
 
 def export(options) -> int:
     "workbench export RUN"
-    from pathlib import Path
-
     from workbench.lab.export import export as make, report_lines
     from workbench.lab.show import show
 
-    out = options.out or Path(options.run) / "export"
-    report = make(options.run, options.to, out, options.checkpoint, options.precision,
-                  lambda words: print(words, flush=True))
-    show(*report_lines(report, Path(out)))
+    out = options.out or f"{options.run}/export"
+    show(*report_lines(make(options.run, options.to, out, options.checkpoint, options.precision), out))
     return 0
 
 
@@ -372,10 +368,8 @@ def main(
     options = parser(short).parse_args(words)
     options.short = {k: v for k in short if (v := getattr(options, f"short_{k}")) is not None}
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
-                "bootstrap": bootstrap, "presets": presets,
-                "runs": runs, "stop": stop,
-                "check-model": check_model, "use": use, "demo": demo, "say": say, "export": export,
-                "docs": docs,
+                "bootstrap": bootstrap, "presets": presets, "runs": runs, "stop": stop, "use": use,
+                "check-model": check_model, "demo": demo, "say": say, "export": export, "docs": docs,
                 "average": average}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit

@@ -21,7 +21,8 @@ of_prepare = (("files", dict(nargs="*", metavar="FILE", help="raw data, in the p
               ("--out", dict(metavar="DIR", help="the folder of the training set (default: in the cache)")))
 
 # %% ../../nbs/lab/38_options.ipynb #of_use
-of_export = (("--to", dict(default="onnx", metavar="FORMATS", help="of onnx, coreml, tflite, hub, with commas "
+of_export = (("--to", dict(default="onnx", metavar="FORMATS", help="of onnx, coreml, tflite, hub, with "
+                                                                   "commas "
                            "between them (default: onnx)")),
              ("--precision", dict(default="fp32", metavar="PRECISIONS",
                                   help="of fp32, fp16, int8 (default: fp32)")),

@@ -24,7 +24,8 @@ def made(
         log = Path(home, "export.txt")
         status = start_beside("workbench.lab.cli", "export", str(run), log=log).wait()
         said = log.read_text(encoding="utf8", errors="replace").strip().splitlines()
-    why = next((line.partition(": ")[2] for line in reversed(said) if line.startswith("workbench: ")), " ".join(said[-1:]))
+    why = next((line.partition(": ")[2] for line in reversed(said) if line.startswith("workbench: ")),
+               " ".join(said[-1:]))
     if status == 0:
         return "passed", ""
     return "warned" if status == 2 else "failed", why or f"the process ended with {status}"
@@ -47,4 +48,5 @@ def exported(
     return "passed", f"ONNX in {run / 'export'}, and its answers are those of torch.", [
         *map(of_table, report_tables(report)),
         words(f"python {run / 'export' / 'example.py'} INPUT\n"
-              f"workbench export {run} --to onnx,coreml,tflite,hub --precision fp32,int8", "Use it, or export more")]
+              f"workbench export {run} --to onnx,coreml,tflite,hub --precision fp32,int8",
+              "Use it, or export more")]
