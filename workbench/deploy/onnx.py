@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['opset', 'one_file', 'require', 'quiet', 'dynamic', 'converted', 'reason', 'cleaned', 'tie', 'mark', 'require_axes',
-           'save', 'write', 'write_plain', 'inside_torch', 'traced']
+           'save', 'write', 'write_plain', 'inside_torch', 'first_different']
 
 # %% ../../nbs/deploy/20_onnx.ipynb #imports
 import contextlib
@@ -233,7 +233,7 @@ def inside_torch(
     return found
 
 
-def traced(
+def first_different(
     leaving: Leaving,
     file: Path,  # of the graph
     call,  # `verify.Call` in which an output differs

@@ -9,6 +9,7 @@ __all__ = ['words_of', 'trained', 'leaving_of', 'source_of', 'said', 'export', '
 # %% ../../nbs/lab/66_export.ipynb #imports
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..core.run import checkpoint as checkpoints
@@ -107,9 +108,10 @@ def export(
     for kind, _ in what:
         bundle.writer(kind)
     leaving, opened = leaving_of(run, cfg, checkpoint)
-    return bundle.export(leaving, source_of(opened, folder, step), Path(out or run / "export").resolve(),
-                         what,
-                         present, say)
+    place = Path(out or run / "export")
+    report = bundle.export(leaving, source_of(opened, folder, step), place.resolve(), what,
+                           partial(present, run), say)
+    return report | {"folder": str(place)}
 
 # %% ../../nbs/lab/66_export.ipynb #report_tables
 def share(
@@ -178,24 +180,26 @@ def report_chart(
 
 # %% ../../nbs/lab/66_export.ipynb #present
 def present(
-    folder: Path,  # of a bundle
+    run: Path,
+    folder: Path,  # of the bundle
     manifest: dict,
     report: dict,
 ):
     "Write what people read in a bundle: README.md and report.png."
     from workbench.deploy.card import card
 
-    (folder / "README.md").write_text(card(manifest, report), encoding="utf8")
+    (folder / "README.md").write_text(card(manifest, report, run), encoding="utf8")
     report_chart(report).savefig(folder / "report.png", dpi=100)
 
 # %% ../../nbs/lab/66_export.ipynb #begin
 def report_lines(
-    report: dict,
-    folder: str | Path,  # of the bundle
+    report: dict,  # of `export`
 ) -> list:  # for `show`
     "The tables of a report, and how the bundle is used."
     return [*(part for table in report_tables(report) for part in (table, "")),
-            f"Written to {folder}: `python {folder}/example.py INPUT` uses it where there is no torch."]
+            f"Written to {report['folder']}: `python {report['folder']}/example.py INPUT` uses it where "
+            "there is "
+            "no torch."]
 
 
 @plainly
@@ -210,7 +214,5 @@ def begin(
     check_names(injected(cells), ["run", "to", "out", "precision"])
     if not text("run", run):
         raise Refused("run names no folder: write the folder of a trained run.")
-    report = export(text("run", run), text("to", to), text("out", out) or None,
-                    precision=text("precision", precision),
-                    say=show)
-    return report | {"folder": str(Path(out or Path(run) / "export"))}
+    return export(text("run", run), text("to", to), text("out", out) or None,
+                  precision=text("precision", precision), say=show)
