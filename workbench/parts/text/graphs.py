@@ -221,7 +221,8 @@ class EncoderGraph(nn.Module):
         self,
         encoder: Stack,
         crosses: list[Attention],  # of the decoder's layers
-        reader: nn.Module | None = None,  # (source, mask) -> embeddings [B, S, W], mask [B, S]; None: of token ids
+        # (source, lengths [B]) -> embeddings [B, S, W], mask [B, S], lengths; None: the source is token ids
+        reader: nn.Module | None = None,
         shortens: bool = False,  # the reader gives fewer places than it takes: their mask is an output
     ):
         super().__init__()
@@ -233,7 +234,11 @@ class EncoderGraph(nn.Module):
         source: Tensor,  # token ids [B, S], or what the reader takes
         mask: Tensor,  # [B, S] float, 1 where the source is real
     ) -> tuple:  # keys and values [B, H, S, D] of each layer; mask [B, S] where the reader shortens
-        x, mask = (self.encoder.embed(source), mask) if self.reader is None else self.reader(source, mask)
+        if self.reader is None:
+            x = self.encoder.embed(source)
+        else:
+            x, real, _ = self.reader(source, mask.sum(1).long())
+            mask = real.to(mask.dtype) if self.shortens else mask
         x, bias = self.encoder.placed(x), self.encoder.bias(mask, mask.shape[1])
         for layer in self.encoder.layers:
             x, _ = layer(x, bias)

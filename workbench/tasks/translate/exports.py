@@ -98,7 +98,7 @@ def exports(
     ctx,
 ) -> Leaving:
     "What leaves of a run. Raises `Refused` for a model or a tokenizer that cannot."
-    from workbench.parts.text.exported import needs_of, save_pieces
+    from workbench.parts.text.exported import pieces_needs, save_pieces
 
     ctx = replace(ctx, data=data)
     settings = settings_of(nets, ctx)
@@ -118,5 +118,5 @@ def exports(
         save_pieces(own.tokenizer, Path(folder))
 
     return Leaving(graphs=graphs, axes=axes, program="workbench.tasks.translate.program", settings=settings,
-                   needs=(needs_of(own.tokenizer),), save=save, inputs=inputs,
+                   **pieces_needs(own.tokenizer), save=save, inputs=inputs,
                    expected=lambda some: answers(nets, some, ctx), score=score)
