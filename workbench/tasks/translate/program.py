@@ -26,9 +26,9 @@ def pair_of(
     left = [pair for pair in pairs
             if all(want in (None, have) for want, have in zip((src, tgt), pair.partition("-")[::2]))]
     if len(left) != 1:
-        asked = f"{src or 'any'}-{tgt or 'any'}"
-        said = f"{asked} may be {', '.join(left)}" if left else f"{asked} is not translated"
-        raise Unusable(f'{said}: write {{"text": "…", "src": "…", "tgt": "…"}}; there are {", ".join(pairs)}.')
+        said = ("this model translates several pairs" if left else
+                f"this model does not translate {f'from {src}' if src else ''} {f'to {tgt}' if tgt else ''}".rstrip())
+        raise Unusable(f'{said}: write {{"text": "…", "src": "…", "tgt": "…"}} with one of {", ".join(left or pairs)}.')
     return left[0]
 
 # %% ../../../nbs/tasks/translate/60_program.ipynb #source_of
