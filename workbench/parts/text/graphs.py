@@ -183,6 +183,9 @@ class Stack(nn.Module):
             self.positions = table
         else:
             self.register_buffer("positions", table, persistent=False)
+        # a token that M2M100 gives no position
+        absolute = getattr(net, "embed_positions", None)
+        self.nowhere = net.padding_idx if hasattr(absolute, "make_weights") else None
         first = hasattr(net, "layer_norm")  # a norm at the end belongs to norms at the beginning
         self.layers = nn.ModuleList(layer_of(part, first) for part in blocks)
 
@@ -196,13 +199,20 @@ class Stack(nn.Module):
     def placed(
         self,
         x: Tensor,  # [B, N, W]
-        position: Tensor | None = None,  # [1], of the only place; None: all from the first on
     ) -> Tensor:  # [B, N, W]
-        "Embeddings at their places."
+        "Embeddings at their places, from the first on."
+        return self.begin(x if self.positions is None else x + self.positions[self.row: self.row + x.shape[1]])
+
+    def placed_at(
+        self,
+        ids: Tensor,  # [B, 1]
+        position: Tensor,  # [1]
+    ) -> Tensor:  # [B, 1, W]
+        "A token at its place."
+        x = self.embed(ids)
         if self.positions is not None:
-            rows = (self.positions[self.row: self.row + x.shape[1]] if position is None
-                    else self.positions[position + self.row])
-            x = x + rows
+            row = self.positions[position + self.row]
+            x = x + (row if self.nowhere is None else row * (ids != self.nowhere)[..., None])
         return self.begin(x)
 
     def bias(
@@ -270,7 +280,7 @@ class DecoderGraph(nn.Module):
     ) -> tuple:  # scores [B, V], keys and values [B, H, 1, D] of each layer
         pairs = list(zip(kept[::2], kept[1::2]))
         cross, past, new = pairs[: len(pairs) // 2], pairs[len(pairs) // 2:], []
-        x = self.decoder.placed(self.decoder.embed(ids), position)
+        x = self.decoder.placed_at(ids, position)
         whole = torch.cat([past_mask, mask.new_ones(mask.shape[0], 1)], 1)
         bias, cross_bias = self.decoder.bias(whole, 1), reach(mask)
         for layer, source, before in zip(self.decoder.layers, cross, past):
