@@ -23,7 +23,7 @@ def buckets(
     if axis.exact:
         return sorted(set(axis.lengths)) or [axis.high]
     lengths = np.asarray(axis.lengths or [axis.high])
-    shares = np.arange(1, count) / (count - 1) if count > 1 else []
+    shares = np.arange(1, count) / count  # of two: half of the rows are in the first
     up = [min(axis.high, -(-max(int(np.quantile(lengths, q)), axis.low, 1) // step) * step) for q in shares]
     return sorted({*up, axis.high})
 
