@@ -19,6 +19,7 @@ from ...parts.image.caption_files import PICTURES
 from .captions import describe
 from .config import CaptionConfig
 from .data import data
+from .exports import exports
 from .latent import caption_loss, forward
 from .pictures import previews
 from .scores import BETTER, baseline, intervals, score, scores
@@ -224,4 +225,5 @@ def idle(
 # %% ../../../nbs/tasks/caption/50_task.ipynb #task
 task = Task(config=CaptionConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             scores=scores, intervals=intervals, baseline=baseline, expect=expect, preview=previews, use=use,
-            takes=("text", *PICTURES), origin=origin, idle=idle, settings=("generate",), better=BETTER)
+            takes=("text", *PICTURES), origin=origin, idle=idle, exports=exports, settings=("generate",),
+            better=BETTER)
