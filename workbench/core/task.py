@@ -146,6 +146,8 @@ class Axis:
     high: int = 512  # longest that is allowed: of the model, or of what it was trained on
     lengths: Sequence[int] = ()  # of held-out rows: where a format has fixed lengths, they decide which
     left: bool = False  # what is padded is padded on the left
+    # padding would change the result: a format with fixed lengths has `lengths` and no others
+    exact: bool = False
 
 
 @dataclass(frozen=True)

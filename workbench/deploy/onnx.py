@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['opset', 'one_file', 'require', 'quiet', 'dynamic', 'converted', 'reason', 'cleaned', 'tie', 'mark', 'require_axes',
-           'save', 'write', 'write_plain']
+           'save', 'write', 'write_plain', 'inside_torch', 'traced']
 
 # %% ../../nbs/deploy/20_onnx.ipynb #imports
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.task import Graph, Leaving
+from .ready import far
 from ..errors import Refused
 
 opset = 20
@@ -176,16 +178,18 @@ def write(
     require()
     if precision == "fp32":
         return {name: write_plain(leaving, name, folder, say) for name in leaving.graphs}
-    from workbench.deploy.onnx_small import smaller
+    from workbench.deploy.onnx_eight import eight_bits
+    from workbench.deploy.onnx_half import half
 
-    made = {}
-    for name in leaving.graphs:
-        plain = folder / f"{name}.onnx"
-        if not plain.exists():
-            write_plain(leaving, name, folder, say)
-        say(f"ONNX: {name} in {precision}")
-        made[name] = smaller(plain, folder / f"{name}.{precision}.onnx", precision,
-                             [call.feeds for call in calls if call.graph == name])
+    smaller, made = {"fp16": half, "int8": eight_bits}[precision], {}
+    with tempfile.TemporaryDirectory() as home:
+        for name in leaving.graphs:
+            plain = folder / f"{name}.onnx"
+            if not plain.exists():
+                plain = write_plain(leaving, name, Path(home), say)[0]
+            say(f"ONNX: {name} in {precision}")
+            model = smaller(plain, [call.feeds for call in calls if call.graph == name])
+            made[name] = save(model, folder / f"{name}.{precision}.onnx")
     return made
 
 
@@ -202,3 +206,46 @@ def write_plain(
     tie(model)
     require_axes(model, leaving, name)
     return save(model, folder / f"{name}.onnx")
+
+# %% ../../nbs/deploy/20_onnx.ipynb #traced
+def inside_torch(
+    leaving: Leaving,
+    name: str,  # of the graph
+    feeds: dict,  # input -> array
+) -> dict:  # value -> array
+    "The values between the operators of a graph in torch, by the names that they have in the file."
+    import torch
+
+    found = {}
+
+    class Watched(torch.fx.Interpreter):
+        def run_node(self, node):
+            value = super().run_node(node)
+            if isinstance(value, torch.Tensor):
+                found[node.name] = value.numpy(force=True)
+            return value
+
+    module = converted(leaving, name).exported_program.module(check_guards=False)
+    with torch.no_grad():
+        Watched(module).run(*(torch.from_numpy(feeds[key]) for key in leaving.graphs[name].inputs))
+    return found
+
+
+def traced(
+    leaving: Leaving,
+    file: Path,  # of the graph
+    call,  # `verify.Call` in which an output differs
+    limit: float = 1e-4,  # of the difference, in shares of the largest value
+) -> str:
+    "A sentence on the first value inside that differs; nothing where none has a name in both."
+    from workbench.deploy.onnx_half import session_of, with_inside
+
+    model, wanted = with_inside(file), inside_torch(leaving, call.graph, call.feeds)
+    names = [v.name for v in model.graph.output]
+    found = dict(zip(names, session_of(model).run(None, call.feeds)))
+    for node in model.graph.node:
+        for name in node.output:
+            if name in wanted and getattr(found[name], "shape", None) == wanted[name].shape \
+                    and far(found[name].astype(float), wanted[name].astype(float)) > limit:
+                return f"The first tensor inside that differs is `{name}`, of the operator {node.op_type}."
+    return ""

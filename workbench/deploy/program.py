@@ -42,14 +42,15 @@ def named_in(
 def siblings(
     code: str,
     module: str,
+    ours: Sequence[str] = (),  # modules of the user's own that are copied too
 ) -> dict[int, tuple[int, str, str]]:
-    "Imports from other modules of the package: first line -> (last line, module, its replacement)."
-    home, found = module.split(".")[0], {}
+    "Imports from other modules that are copied: first line -> (last line, module, its replacement)."
+    found = {}
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.ImportFrom):
             continue
         whole = named_in(node, module)
-        if node.level or whole.split(".")[0] == home != module:
+        if node.level or whole in ours or whole.split(".")[0] == "workbench":
             names = ", ".join(a.name + (f" as {a.asname}" if a.asname else "") for a in node.names)
             line = f"{' ' * node.col_offset}from {whole.rpartition('.')[2]} import {names}"
             found[node.lineno] = (node.end_lineno, whole, line)
@@ -59,9 +60,10 @@ def siblings(
 def flat(
     code: str,
     module: str,
+    ours: Sequence[str] = (),
 ) -> str:
     "The code with imports from files beside it, and without the marks of its notebook."
-    lines, moved = code.splitlines(), siblings(code, module)
+    lines, moved = code.splitlines(), siblings(code, module, ours)
     out, n = [], 1
     while n <= len(lines):
         if n in moved:
@@ -89,8 +91,9 @@ def program_files(
         if f"{name}.py" in made:
             continue
         code = source_of(module).read_text(encoding="utf8")
-        made[f"{name}.py"] = flat(code, module)
-        left += [whole for _, whole, _ in siblings(code, module).values() if not whole.endswith(".lite")]
+        made[f"{name}.py"] = flat(code, module, leaving.parts)
+        left += [whole for _, whole, _ in siblings(code, module, leaving.parts).values()
+                 if whole != f"{portable}.lite"]
     return made
 
 

@@ -76,15 +76,14 @@ def as_it_leaves(
     net,  # nn.Module
 ):
     "A net without adapters, in float32 and evaluation mode. Raises `Refused`."
-    from peft import PeftModel
-
     found = copy.deepcopy(net).cpu().float().eval()
-    if isinstance(found, PeftModel):
-        return merged(name, found).eval()
     for where, module in list(found.named_modules()):
-        if isinstance(module, PeftModel):
-            parent, _, last = where.rpartition(".")
-            setattr(found.get_submodule(parent), last, merged(f"{name}.{where}", module).eval())
+        if not hasattr(module, "merge_and_unload"):  # no model of peft
+            continue
+        if not where:
+            return merged(name, found).eval().requires_grad_(False)
+        parent, _, last = where.rpartition(".")
+        setattr(found.get_submodule(parent), last, merged(f"{name}.{where}", module).eval())
     return found.requires_grad_(False)
 
 # %% ../../nbs/deploy/10_ready.ipynb #spec

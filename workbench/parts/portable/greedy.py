@@ -70,7 +70,7 @@ def never(
     "The rule that some tokens are never written, or not behind others."
     def rule(tokens, scores):
         for *before, token in phrases:
-            if len(before) < tokens.shape[1]:
+            if len(before) <= tokens.shape[1]:
                 found = (tokens[:, tokens.shape[1] - len(before):] == before).all(1)
                 scores[found, token] = -np.inf
     return rule

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'check_family', 'kept_axes', 'encoder_parts', 'crosses_of', 'named', 'decoder_parts', 'search_settings',
-           'save_pieces', 'needs_of']
+           'save_pieces', 'pieces_needs']
 
 # %% ../../../nbs/parts/text/86_exported.ipynb #imports
 from inspect import Parameter, Signature
@@ -141,22 +141,22 @@ def save_pieces(
         alone.no_padding()
         alone.no_truncation()
         alone.save(str(folder / "tokenizer.json"))
-        write_json(folder / "pieces.json", {"kind": "tokenizers", "silent": languages})
+        write_json(folder / "pieces.json", {"needs": "tokenizers", "silent": languages})
         return
-    found = [getattr(tok, names, None) for names in ("spm_source", "spm_target", "sp_model")]
-    models = [m for m in found if m is not None]
-    if not models or getattr(tok, "separate_vocabs", False) or not hasattr(tok, "encoder"):
+    model = getattr(tok, "spm_source", None) or getattr(tok, "sp_model", None)
+    if model is None or getattr(tok, "separate_vocabs", False) or not hasattr(tok, "encoder"):
         raise Refused(f"the tokenizer {type(tok).__name__} does not leave: it is neither of the tokenizers library "
                       "nor of sentencepiece with one list of pieces.")
-    for name, model in zip(("source.spm", "target.spm"), models):
-        (folder / name).write_bytes(model.serialized_model_proto())
+    (folder / "source.spm").write_bytes(model.serialized_model_proto())
     silent = sorted({*languages, *tok.all_special_ids})
-    write_json(folder / "pieces.json", {"kind": "sentencepiece", "ids": tok.encoder, "unknown": tok.unk_token_id,
-                                        "models": len(models), "silent": silent})
+    write_json(folder / "pieces.json", {"needs": "sentencepiece", "ids": tok.encoder,
+                                        "unknown": tok.unk_token_id, "silent": silent})
 
 
-def needs_of(
+def pieces_needs(
     tok,  # a tokenizer of transformers
-) -> str:
-    "The package that reads what `save_pieces` writes."
-    return "sentencepiece" if getattr(tok, "backend_tokenizer", None) is None else "tokenizers"
+) -> dict:  # needs, parts: of a Leaving
+    "The package, and the module beside the program, that read what `save_pieces` writes."
+    if getattr(tok, "backend_tokenizer", None) is not None:
+        return {"needs": ("tokenizers",)}
+    return {"needs": ("sentencepiece",), "parts": ("workbench.parts.portable.sentence_pieces",)}
