@@ -205,7 +205,7 @@ class FlowProcessor(nn.Module):
             x = block(x, vector, tokens, mask, turn)
         scale, shift = self.change(vector)[:, None].chunk(2, -1)
         x = self.exit(layer_norm(x) * (1 + scale) + shift)
-        x = x.transpose(1, 2).unflatten(2, (rows, columns))
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
         return F.pixel_shuffle(x, p)[..., :h, :w].float()
 
 # %% ../../../nbs/parts/image/70_flow_net.ipynb #Film
@@ -268,10 +268,10 @@ class FlowUNet(nn.Module):
         y = self.down(x)
         for block in self.middle:
             y = block(y, vector)
-        size, y = y.shape[2:], y.flatten(2).transpose(1, 2)
+        size, y = y.shape, y.flatten(2).transpose(1, 2)
         y = y + self.picture(self.norm_picture(y))
         y = y + self.caption(self.norm_caption(y), tokens, mask)
-        y = F.interpolate(y.transpose(1, 2).unflatten(2, size), scale_factor=2.0, mode="nearest")
+        y = F.interpolate(y.transpose(1, 2).reshape(size), scale_factor=2.0, mode="nearest")
         x = self.bridge(torch.cat([x, self.up(y[..., :x.shape[2], :x.shape[3]])], 1))
         for block in self.after:
             x = block(x, vector)

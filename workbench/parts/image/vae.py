@@ -70,7 +70,7 @@ class Attention(nn.Module):
     ) -> Tensor:  # [B, D, h, w]
         q, k, v = self.enter(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
         y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.exit(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return x + self.exit(y.transpose(1, 2).reshape(x.shape))
 
 # %% ../../../nbs/parts/image/60_vae.ipynb #per_level
 def per_level(
