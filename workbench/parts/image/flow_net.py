@@ -34,7 +34,7 @@ class Condition(nn.Module):
         text: Tensor,  # [B, S, E]
         mask: Tensor,  # [B, S] true where there is a token; nowhere: unconditional
     ) -> tuple[Tensor, Tensor, Tensor]:  # tokens [B, S+1, D], their mask [B, S+1], one vector [B, D]
-        nothing = self.nothing.to(text.dtype).expand(len(text), 1, -1)
+        nothing = self.nothing.to(text.dtype).expand(text.shape[0], 1, -1)
         text = torch.cat([nothing, text.masked_fill(~mask[..., None], 0)], 1)
         mask = F.pad(mask, (1, 0), value=True)
         tokens = self.tokens(text)
@@ -64,7 +64,8 @@ def place_angles(
     device=None,
 ) -> Tensor:  # [height · width, count]
     "Angles of every patch: the first half grows with the row, the second with the column."
-    from_middle = [torch.arange(n, device=device) - (n - 1) / 2 for n in (height, width)]
+    places = [torch.arange(n, device=device) for n in (height, width)]
+    from_middle = [place - place.amax(0) / 2 for place in places]
     rows, columns = (place[:, None] * frequencies(count // 2, device) for place in from_middle)
     rows, columns = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
@@ -182,20 +183,30 @@ class FlowProcessor(nn.Module):
         text: Tensor,  # [B, S, E]
         mask: Tensor,  # [B, S] true where there is a token; nowhere: unconditional
     ) -> Tensor:  # [B, Z, h, w] in float32
+        return self.along(x, *self.condition(t, text, mask))
+
+    def along(
+        self,
+        x: Tensor,  # [B, Z, h, w]
+        tokens: Tensor,  # [B, S+1, D]
+        mask: Tensor,  # [B, S+1] true where a token counts, or what is added to its scores
+        vector: Tensor,  # [B, D] of time and caption
+    ) -> Tensor:  # [B, Z, h, w] in float32
+        "The velocity for what `Condition` gives."
         p, (h, w) = self.patch, x.shape[2:]
-        x = F.pad(x, (0, -w % p, 0, -h % p))
-        rows, columns = x.shape[2] // p, x.shape[3] // p
-        x = self.enter(F.pixel_unshuffle(x, p).flatten(2).mT)
+        rows, columns = (h + p - 1) // p, (w + p - 1) // p
+        x = F.pad(x, (0, p - 1, 0, p - 1))[..., :rows * p, :columns * p]
+        x = self.enter(F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2))
         place = place_angles(rows, columns, x.shape[2] // 2, x.device)
         x = x + torch.cat([place.cos(), place.sin()], -1).to(x.dtype)
-        tokens, mask, vector = self.condition(t, text, mask)
         vector = F.silu(vector)
         turn = place_angles(rows, columns, x.shape[2] // self.heads // 2, x.device)
         for block in self.blocks:
             x = block(x, vector, tokens, mask, turn)
         scale, shift = self.change(vector)[:, None].chunk(2, -1)
         x = self.exit(layer_norm(x) * (1 + scale) + shift)
-        return F.pixel_shuffle(x.mT.unflatten(2, (rows, columns)), p)[..., :h, :w].float()
+        x = x.transpose(1, 2).reshape(x.shape[0], -1, rows, columns)
+        return F.pixel_shuffle(x, p)[..., :h, :w].float()
 
 # %% ../../../nbs/parts/image/70_flow_net.ipynb #Film
 class Film(nn.Module):
@@ -247,18 +258,21 @@ class FlowUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         "The velocity [B, Z, h, w] in float32; the arguments are those of `FlowProcessor.forward`."
-        tokens, mask, vector = self.condition(t, text, mask)
+        return self.along(x, *self.condition(t, text, mask))
+
+    def along(self, x: Tensor, tokens: Tensor, mask: Tensor, vector: Tensor) -> Tensor:
+        "The velocity for what `Condition` gives; the arguments are those of `FlowProcessor.along`."
         vector, x = F.silu(vector), self.enter(x)
         for block in self.before:
             x = block(x, vector)
         y = self.down(x)
         for block in self.middle:
             y = block(y, vector)
-        size, y = y.shape[2:], y.flatten(2).mT
+        size, y = y.shape, y.flatten(2).transpose(1, 2)
         y = y + self.picture(self.norm_picture(y))
         y = y + self.caption(self.norm_caption(y), tokens, mask)
-        y = self.up(F.interpolate(y.mT.unflatten(2, size), size=x.shape[2:], mode="nearest"))
-        x = self.bridge(torch.cat([x, y], 1))
+        y = F.interpolate(y.transpose(1, 2).reshape(size), scale_factor=2.0, mode="nearest")
+        x = self.bridge(torch.cat([x, self.up(y[..., :x.shape[2], :x.shape[3]])], 1))
         for block in self.after:
             x = block(x, vector)
         return self.exit(F.silu(self.norm(x))).float()

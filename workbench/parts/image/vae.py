@@ -68,9 +68,9 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # [B, D, h, w]
     ) -> Tensor:  # [B, D, h, w]
-        q, k, v = self.enter(self.norm(x)).flatten(2).mT.chunk(3, -1)
+        q, k, v = self.enter(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
         y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.exit(y.mT.unflatten(2, x.shape[2:]))
+        return x + self.exit(y.transpose(1, 2).reshape(x.shape))
 
 # %% ../../../nbs/parts/image/60_vae.ipynb #per_level
 def per_level(
@@ -179,10 +179,10 @@ class Spade(nn.Module):
         self,
         level: int,
         z: Tensor,  # [B, Z, h, w]
-        size: Sequence[int],  # height and width of the level
     ) -> Callable:  # (site, x [B, D, *size]) -> [B, D, *size]
         "The normalisation of a level, as a function like `group_norm`."
-        hidden = F.silu(self.shared[level](F.interpolate(z, size=tuple(size), mode="nearest")))
+        near = F.interpolate(z, scale_factor=2.0 ** level, mode="nearest")
+        hidden = F.silu(self.shared[level](near))
 
         def change(site: int, x: Tensor) -> Tensor:
             gamma, beta = self.maps[level][site](hidden).chunk(2, 1)
@@ -223,7 +223,7 @@ class Body(nn.Module):
                 x = self.ups[i - 1](F.interpolate(x, scale_factor=2.0, mode="nearest"))
             elif self.attention:
                 x = self.attention(x)
-            norm = spade(i, z, x.shape[2:]) if spade else group_norm
+            norm = spade(i, z) if spade else group_norm
             for j, block in enumerate(level):
                 x = block(x, [lambda y, site=2 * j + k: norm(site, y) for k in range(2)])
         return self.exit(F.silu(norm(len(self.sites[-1]) - 1, x))).float()

@@ -17,6 +17,7 @@ from .evaluation import baseline, predict, preview, score, scores
 from .config import FlowConfig
 from ...parts.image.sources import in_shards
 from .data import data
+from .exports import exports
 from .sampling import batch_noise, encode_latents
 from .use import use
 
@@ -313,6 +314,6 @@ def idle(
 task = Task(config=FlowConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline,
             expect=expect, preview=preview, begin=begin, active=active, origin=origin, scores=scores,
-            idle=idle, use=use, takes=("text",), settings=("sample",),
+            idle=idle, use=use, exports=exports, takes=("text",), settings=("sample",),
             better={"mse": "min", "psnr": "max", "ssim": "max", "frechet": "min", "retrieval_top*": "max",
                     "retrieval_rank": "min"})
