@@ -15,7 +15,7 @@ import numpy as np
 from .onnx_half import session_of
 from .ready import far
 
-least = 4096  # numbers in a weight, below which it stays as it is
+least = 1024  # numbers in a weight, below which it stays as it is
 # difference of an output, in shares of its largest value, up to which products are in whole numbers
 faithful = 0.1
 # operator -> axis of its weight; others: the last
