@@ -81,7 +81,8 @@ def test_the_report_says_how_faithful_every_precision_is(made):
     assert all(o["difference"] <= 1e-5 and o["shapes"] == o["calls"] == 3 for o in plain["outputs"])
     assert plain["agreement"] == plain["agreement with the workbench"] == 1
     assert half["bytes"] < 0.75 * plain["bytes"] > eight["bytes"] / 0.75
-    assert report["torch"]["agreement with the workbench"] == 1 and report["workbench"]["scores"]["letters"] > 0.9
+    assert (report["torch"]["agreement with the workbench"] == 1
+            and report["workbench"]["scores"]["letters"] > 0.9)
 
 
 def test_the_manifest_says_what_the_files_are(made, run):
@@ -107,7 +108,8 @@ def test_the_files_hold_dynamic_axes_each_weight_once_and_nothing_of_this_machin
                           "logits": ["batch", "letters", 26], "mean": ["batch", 64]}
         assert {o.version for o in model.opset_import if not o.domain} == {20}
         raw = model.SerializeToString()
-        assert not [word for word in (b"stack_trace", b"cipher", b"workbench", b".py", os.sep.encode() + b"home")
+        assert not [word
+                    for word in (b"stack_trace", b"cipher", b"workbench", b".py", os.sep.encode() + b"home")
                     if word in raw]
     plain = onnx.load(folder / "onnx/net.onnx")
     large = [tuple(t.dims) for t in plain.graph.initializer if np.prod(t.dims) > 1000]
@@ -129,7 +131,8 @@ def test_program_files_import_what_a_bundle_has(made):
 def test_the_example_runs_where_there_is_no_torch(made, run, python, tmp_path):
     folder = shutil.copytree(made[0], tmp_path / "far away")
     for precision in ("fp32", "fp16", "int8"):
-        out = ran(python, folder / "example.py", "abcxyz", "q", "hello", "--precision", precision, cwd=tmp_path)
+        out = ran(python, folder / "example.py", "abcxyz", "q", "hello", "--precision", precision,
+                  cwd=tmp_path)
         assert (out.returncode, out.stdout.split(), out.stderr) == (0, ["bcdyza", "r", "ifmmp"], "")
 
 
@@ -224,7 +227,8 @@ def test_a_system_without_exchange_replaces_too(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "n").write_text(name)
     bundles.put(tmp_path / "made", tmp_path / "export")
-    assert [p.name for p in tmp_path.iterdir()] == ["export"] and (tmp_path / "export/n").read_text() == "made"
+    assert [p.name
+            for p in tmp_path.iterdir()] == ["export"] and (tmp_path / "export/n").read_text() == "made"
 
 
 def test_a_file_that_differs_is_found_named_and_set_beside(made, run, monkeypatch):
@@ -241,7 +245,8 @@ def test_a_file_that_differs_is_found_named_and_set_beside(made, run, monkeypatc
     monkeypatch.setattr(onnx_files, "tie", damaged)
     says = refusal(lambda: export(run, say=quiet), Failed)
     assert "`logits` of the graph `net` differs by" in says and "ids [1, " in says
-    assert re.search(r"The first tensor inside that differs is `(linear|addmm|val_\d+)`, of the operator", says)
+    assert re.search(r"The first tensor inside that differs is `(linear|addmm|val_\d+)`, of the operator",
+                     says)
     failed = run / "export.failed"
     assert contents(made[0]) == before and json.loads((failed / "report.json").read_text())["problem"] in says
     assert not [*run.glob(".export*")]
@@ -295,7 +300,8 @@ def test_a_run_that_cannot_leave_is_refused(run, tmp_path, monkeypatch):
         path.write_text(json.dumps(state))
     assert "is not trained: its checkpoint" in refusal(lambda: export(young))
     other = shutil.copytree(bare, tmp_path / "curve")
-    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("task: cipher", "task: curve")
+    (other / "config.yaml").write_text((other
+                                        / "config.yaml").read_text().replace("task: cipher", "task: curve")
                                        .replace("width: 64\n", "").replace("lora: ''\n", ""))
     assert "the task `curve` has no `exports`" in refusal(lambda: export(other))
     monkeypatch.setenv("TOY_EXPORT", "stage")
@@ -306,7 +312,8 @@ def test_a_run_that_cannot_leave_is_refused(run, tmp_path, monkeypatch):
 def test_an_operator_without_a_form_in_onnx_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_EXPORT", "operator")
     says = refusal(lambda: export(run, out=tmp_path / "export", say=quiet))
-    assert says == ("the graph `net` cannot be written as ONNX: the operator aten.linalg_eig of the graph itself "
+    assert says == ("the graph `net` cannot be written as ONNX: the operator aten.linalg_eig of the graph "
+                    "itself "
                     "(Trapped) has no form in ONNX.")
     assert not [*tmp_path.iterdir()]
 

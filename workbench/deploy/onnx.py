@@ -172,8 +172,8 @@ def write(
     require()
     if precision == "fp32":
         return {name: write_plain(leaving, name, folder, say) for name in leaving.graphs}
-    from workbench.deploy.onnx_eight import eight_bits
     from workbench.deploy.onnx_half import half
+    from workbench.deploy.onnx_static import eight_bits
 
     smaller, made = {"fp16": half, "int8": eight_bits}[precision], {}
     with tempfile.TemporaryDirectory() as home:

@@ -26,7 +26,8 @@ def owner_of(
     dynamic: tuple,  # for each input, dimension -> its symbol
     operator: str,  # "aten.linalg_eig"
 ) -> str:
-    "The module that an operator belongs to, as a person finds it: ` of encoder.0 (Conv1d)`; nothing where none is named."
+    """The module that an operator belongs to, as a person finds it: ` of encoder.0 (Conv1d)`; nothing where
+    none is named."""
     import torch
 
     program = torch.export.export(graph.net, tuple(graph.inputs.values()), dynamic_shapes=dynamic)
