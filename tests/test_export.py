@@ -18,8 +18,7 @@ from test_map import BRIEF
 
 import workbench
 from workbench.core.setup.resume import load
-from workbench.deploy import bundle as bundles
-from workbench.deploy import onnx as onnx_files
+from workbench.deploy import onnx as onnx_files, place
 from workbench.deploy.program import imported
 from workbench.errors import Failed, Refused
 from workbench.lab import cli
@@ -78,7 +77,7 @@ def test_the_report_says_how_faithful_every_precision_is(made):
         ("onnx", p, "") for p in ("fp32", "fp16", "int8")]
     plain, half, eight = report["formats"]
     assert {o["output"] for o in plain["outputs"]} == {"logits", "mean"}
-    assert all(o["difference"] <= 1e-5 and o["shapes"] == o["calls"] == 3 for o in plain["outputs"])
+    assert all(o["difference"] <= 1e-5 and o["shapes"] == o["calls"] == 4 for o in plain["outputs"])
     assert plain["agreement"] == plain["agreement with the workbench"] == 1
     assert half["bytes"] < 0.75 * plain["bytes"] > eight["bytes"] / 0.75
     assert (report["torch"]["agreement with the workbench"] == 1
@@ -214,7 +213,7 @@ def test_a_bundle_is_replaced_without_a_moment_in_which_there_is_none(tmp_path):
         other = tmp_path / f"made{n}"
         other.mkdir()
         (other / "n").write_text(str(n))
-        bundles.put(other, folder)
+        place.put(other, folder)
     over.set()
     watcher.join()
     assert all(seen) and len(seen) > 200 and (folder / "n").read_text() == "199"
@@ -222,13 +221,19 @@ def test_a_bundle_is_replaced_without_a_moment_in_which_there_is_none(tmp_path):
 
 
 def test_a_system_without_exchange_replaces_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundles, "exchanged", lambda one, other: False)
+    monkeypatch.setattr(place, "exchanged", lambda one, other: False)
     for name in ("made", "export"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "n").write_text(name)
-    bundles.put(tmp_path / "made", tmp_path / "export")
+    place.put(tmp_path / "made", tmp_path / "export")
     assert [p.name
             for p in tmp_path.iterdir()] == ["export"] and (tmp_path / "export/n").read_text() == "made"
+
+
+def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years")
+    assert "holds something that is no bundle" in refusal(lambda: export(run, out=tmp_path, say=quiet))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_file_that_differs_is_found_named_and_set_beside(made, run, monkeypatch):

@@ -51,8 +51,9 @@ def dynamic(
     "For each input, dimension -> its symbol."
     from torch.export import Dim
 
-    dims = {name: Dim(name, min=axis.low, max=axis.high) for name, axis in leaving.axes.items()}
-    return tuple({d: dims[axis] for d, axis in graph.axes.get(name, {}).items()} or None
+    dims = {name: Dim(name, min=axis.low, max=axis.high) for name, axis in leaving.axes.items()
+            if axis.low < axis.high}
+    return tuple({d: dims[axis] for d, axis in graph.axes.get(name, {}).items() if axis in dims} or None
                  for name in graph.inputs)
 
 
@@ -136,6 +137,8 @@ def require_axes(
         raise Refused(f"the graph `{name}` was written without `{odd[0]}`.")
     for key, axes in graph.axes.items():
         for d, axis in axes.items():
+            if leaving.axes[axis].low == leaving.axes[axis].high:
+                continue
             if found[key][d].HasField("dim_value"):
                 raise Refused(f"the graph `{name}` was written for one length only: `{axis}` of `{key}` "
                               "became "

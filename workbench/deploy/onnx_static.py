@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .onnx_eight import differences, faithful, in_eight
 from .onnx_half import session_of
 
