@@ -18,7 +18,7 @@ from test_map import BRIEF
 
 import workbench
 from workbench.core.setup.resume import load
-from workbench.deploy import onnx as onnx_files, place
+from workbench.deploy import onnx as onnx_files, onnx_half, place
 from workbench.deploy.program import imported
 from workbench.errors import Failed, Refused
 from workbench.lab import cli
@@ -175,6 +175,19 @@ def test_lengths_and_batches_that_were_not_used_at_export(made, run, shape, prec
     found = Bundle(made[0], precision=precision).models["net"](ids=ids.numpy(), mask=mask.numpy())
     for name, value in wanted.items():
         assert abs(found[name] - value.numpy()).max() <= limit * float(value.abs().max())
+
+
+def test_weights_of_a_large_model_lie_beside_it(run, python, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_half, "one_file", 10_000)
+    report = export(run, out=tmp_path / "export", precision="fp32,fp16,int8", say=quiet)
+    names = {p.name for p in (tmp_path / "export/onnx").iterdir()}
+    assert names >= {"net.onnx", "net.weights", "net.fp16.onnx"} and not report["problem"]
+    (tmp_path / "export").rename(tmp_path / "moved")
+    assert ran(python, tmp_path / "moved/example.py", "hello").stdout == "ifmmp\n"
+    with open(tmp_path / "moved/onnx/net.weights", "r+b") as file:
+        file.write(b"?")
+    out = ran(python, tmp_path / "moved/example.py", "hello")
+    assert out.returncode == 2 and "net.weights is damaged" in out.stderr
 
 
 # Proven, whole or not at all
