@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import workbench
 from workbench.core.setup.resume import load
 from workbench.deploy import onnx as onnx_files, onnx_half, place
 from workbench.deploy.program import imported
+from workbench.deploy.ready import far, ready
 from workbench.errors import Failed, Refused
 from workbench.lab import cli
 from workbench.lab.export import export
@@ -292,6 +294,27 @@ def test_adapters_are_merged_or_refused(tmp_path, layer):
     assert report["formats"][0]["agreement with the workbench"] == 1
     names = {t.name for t in onnx.load(folder / "export/onnx/net.onnx").graph.initializer}
     assert not [name for name in names if "lora" in name]
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_adapters_on_a_base_in_4_bits_are_merged_into_float32(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(vocab_size=100, d_model=64, d_kv=16, num_heads=4, d_ff=128,
+                                        num_layers=1,
+                                        decoder_start_token_id=0)).save_pretrained(tmp_path)
+    base = T5ForConditionalGeneration.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32))
+    net = get_peft_model(base, LoraConfig(r=4, target_modules=["q", "v"], init_lora_weights=False)).eval()
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        wanted = net(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+        left = ready({"model": net})["model"]
+        found = left(input_ids=ids, decoder_input_ids=ids[:, :4]).logits
+    assert {p.dtype for p in left.parameters()} == {torch.float32} and not hasattr(left, "peft_config")
+    assert far(found, wanted) < 0.01  # the scales of the blocks are rounded in 4 bits
 
 
 # Refused, before anything is made
