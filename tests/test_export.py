@@ -14,10 +14,11 @@ import phrases
 import pytest
 import torch
 from bare import bare_python, ran
-from runs import again, done, go
+from runs import again, done, go, surroundings
 from test_map import BRIEF
 
 import workbench
+from workbench.core.run.folder import config_of
 from workbench.core.setup.resume import load
 from workbench.deploy import onnx as onnx_files, onnx_half, place
 from workbench.deploy.program import imported
@@ -25,6 +26,8 @@ from workbench.deploy.ready import far, ready
 from workbench.errors import Failed, Refused
 from workbench.lab import cli
 from workbench.lab.export import export
+from workbench.lab.flowchart.examine_export import exported
+from workbench.lab.flowchart.headless import read_run
 from workbench.lab.use import use
 from workbench.parts.portable.bundle import Bundle
 from workbench.parts.portable.feeds import Unusable
@@ -371,6 +374,17 @@ def test_the_command(run, tmp_path, capsys):
     assert "largest difference" in said and f"python {tmp_path}/export/example.py INPUT" in said
     assert cli.main(["export", str(run), "--to", "onyx"]) == 2
     assert capsys.readouterr().err.startswith("workbench: there is no format `onyx`")
+
+
+def test_the_card_of_the_flowchart_exports_and_shows_the_report(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    with surroundings(""):
+        card = read_run(run, "export")
+    assert card.content["state"] == "passed" and "its answers are those of torch" in card.content["says"]
+    assert "onnx" in str(card) and "example.py INPUT" in capsys.readouterr().out
+    monkeypatch.setenv("TOY_EXPORT", "stage")
+    state, says, parts = exported(config_of(run), run)
+    assert (state, parts) == ("warned", []) and "the stage `warm` has no net" in says
 
 
 # A real task
