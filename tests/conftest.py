@@ -15,7 +15,7 @@ LONG = ["test_sign", "test_checks", "test_flowchart", "test_flow", "test_pipelin
         "test_resume", "test_tts", "test_lab", "test_tts_runs", "test_values", "test_stages", "test_faults",
         "test_watch", "test_checks_losses", "test_checks_steps", "test_checks_answers", "test_checks_data",
         "test_checks_apart", "test_seeded", "test_gallery", "test_say", "test_keys", "test_best",
-        "test_compare_browser", "test_docs", "test_hub", "test_backup"]
+        "test_export", "test_compare_browser", "test_docs", "test_hub", "test_backup"]
 sys.path.insert(0, str(here / "toys"))
 # whoever runs the tests trusts them
 os.environ["WORKBENCH_TASKS"] = ",".join(path.stem for path in (here / "toys").glob("*.py"))
