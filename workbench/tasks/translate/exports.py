@@ -69,26 +69,28 @@ def settings_of(
               for pair, f in own.frames.items()}
     begun = max(len(f["begin"]) for f in frames.values())
     found = search_settings(model, cfg.generate.max_length, begun, cfg.generate.no_repeat_ngram)
-    prefix = list(list(contents(own.tokenizer, [cfg.generate.prefix], True))[0]) if cfg.generate.prefix else []
+    prefix = list(list(contents(own.tokenizer, [cfg.generate.prefix],
+                                True))[0]) if cfg.generate.prefix else []
     usual = {key: getattr(cfg.generate, key) for key in ("src", "tgt") if getattr(cfg.generate, key)}
-    return found | {"pairs": frames, "most": cfg.data.max_length, "prefix": prefix, "asked": usual, "rows": 16,
+    return found | {"pairs": frames, "most": cfg.data.max_length, "prefix": prefix, "asked": usual,
+                    "rows": 16,
                     "begun": begun}
 
 # %% ../../../nbs/tasks/translate/65_exports.ipynb #graphs
 def graphs_of(
-    nets: dict,
-    data: Data,
+    model,  # a text-to-text model
     settings: dict,
-    split: str,  # whose rows say which lengths there are
+    sizes: np.ndarray,  # [N, 2] tokens of held-out rows, source and target
 ) -> tuple[dict[str, Graph], dict[str, Axis]]:
     "The encoder and the decoder, and the lengths that vary. Raises `Refused` for an unknown family."
     from workbench.parts.text.exported import decoder_parts, encoder_parts
 
-    longest, sizes = settings["begun"] + settings["longest"], data.lengths[split]
-    graphs = {"encoder": Graph(**encoder_parts(nets["translator"], settings["most"])),
-              "decoder": Graph(**decoder_parts(nets["translator"], longest))}
+    longest = settings["begun"] + settings["longest"]
+    graphs = {"encoder": Graph(**encoder_parts(model, settings["most"])),
+              "decoder": Graph(**decoder_parts(model, longest))}
     target = np.minimum(sizes[:, 1] + settings["begun"], longest)
-    return graphs, {"batch": Axis(high=256), "source": Axis(high=settings["most"], lengths=sizes[:, 0].tolist()),
+    return graphs, {"batch": Axis(high=256),
+                    "source": Axis(high=settings["most"], lengths=sizes[:, 0].tolist()),
                     "past": Axis(low=0, high=longest, lengths=target.tolist(), left=True)}
 
 # %% ../../../nbs/tasks/translate/65_exports.ipynb #exports
@@ -103,7 +105,7 @@ def exports(
     ctx = replace(ctx, data=data)
     settings = settings_of(nets, ctx)
     split = next(s for s in ("test", "valid", "train") if len(data.datasets.get(s, ())))
-    graphs, axes = graphs_of(nets, data, settings, split)
+    graphs, axes = graphs_of(nets["translator"], settings, data.lengths[split])
     rows, own = held_out(data, split, settings["most"]), data.own
     pairs = [own.pairs[split][i] for i in rows]
     inputs = [{"text": own.sources[split][i], **dict(zip(("src", "tgt"), pair.split("-")))}
@@ -111,7 +113,8 @@ def exports(
     texts = [data.texts[split][i] for i in rows]
 
     def score(found):
-        return pair_scores([{"pair": p, "reference": t, "hypothesis": h} for p, t, h in zip(pairs, texts, found)],
+        return pair_scores([{"pair": p, "reference": t, "hypothesis": h}
+                            for p, t, h in zip(pairs, texts, found)],
                            own.bleu)
 
     def save(folder: Path):
