@@ -97,7 +97,8 @@ def as_folder(
         begin = settings["begin"] + ([settings["first"]] if "first" in settings else [])
         save_model(Path(folder), model, ctx.data.own.tokenizer,
                    settings["longest"] + 1 - len(begin), begin, num_beams=g.num_beams,
-                   length_penalty=g.length_penalty, no_repeat_ngram_size=settings.get("no_repeat_ngram", 0))
+                   length_penalty=g.length_penalty if g.num_beams > 1 else None,
+                   no_repeat_ngram_size=settings.get("no_repeat_ngram", 0))
         save_reader(Path(folder), nets["reader"], settings["numbers"])
     return write
 

@@ -105,7 +105,8 @@ def as_folder(
 
         g = ctx.cfg.generate
         save_translator(Path(folder), nets["translator"], ctx.data.own.tokenizer, settings["longest"],
-                        settings["pairs"], num_beams=g.num_beams, length_penalty=g.length_penalty,
+                        settings["pairs"], num_beams=g.num_beams,
+                        length_penalty=g.length_penalty if g.num_beams > 1 else None,
                         no_repeat_ngram_size=g.no_repeat_ngram)
     return write
 
