@@ -190,4 +190,5 @@ def idle(
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, exports=exports, takes=SUFFIXES, settings=("generate",), better={"ce": "min", "ctc": "min"})
+            use=use, exports=exports, takes=SUFFIXES, settings=("generate",),
+            better={"ce": "min", "ctc": "min"})
