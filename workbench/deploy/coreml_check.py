@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISE', 'described', 'wanted', 'check_spec', 'program_of', 'constants', 'ordered', 'apart', 'restored', 'fixed',
-           'weights_of', 'check_weights', 'compare', 'compare_old']
+           'weights_of', 'check_weights', 'compare', 'as_written', 'compare_old']
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #imports
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def program_of(
     import coremltools as ct
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    from workbench.deploy.coreml import silent
+    from workbench.deploy.coreml_convert import silent
 
     with silent():
         model = ct.models.MLModel(str(path), skip_model_load=True)
@@ -127,33 +130,31 @@ def restored(
 def fixed(
     net,  # nn.Module
     feed: tuple,  # its inputs
-) -> dict[str, np.ndarray]:  # name of the (first) parameter that it comes from -> its values
+) -> dict[str, tuple[np.ndarray, int]]:  # parameter -> the constant, and of how many it is made
     "The constants that a net uses: its parameters, and what it makes of them alone."
     from torch import Tensor
     from torch.utils._pytree import tree_leaves
 
     from workbench.deploy.half import Watched
 
-    known = {id(p): (name, p) for name, p in net.named_parameters()}
+    known = {id(p): (name, p, 1) for name, p in net.named_parameters()}
     found, alive = {}, []
 
     def each(path, operator, args, run):
         given = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
-        names = [known[id(x)][0] for x in given if id(x) in known]
+        ours = [known[id(x)] for x in given if id(x) in known]
         out = run(args)
-        if names and len(names) == len(given):  # made of parameters alone
+        if ours and len(ours) == len(given):  # made of parameters alone
             for made in tree_leaves(out):
                 if isinstance(made, Tensor) and id(made) not in known:
-                    known[id(made)] = names[0], made
+                    known[id(made)] = ours[0][0], made, sum(n for _, _, n in ours)
             alive.append(out)
             return out
-        for x in given:
-            if id(x) in known and x.is_floating_point():
-                found[id(x)] = known[id(x)]
+        found.update((id(x), known[id(x)]) for x in given if id(x) in known and x.is_floating_point())
         return out
 
     Watched(net, each).run([feed])
-    return {name: x.detach().numpy() for name, x in found.values()}
+    return {name: (x.detach().numpy(), n) for name, x, n in found.values()}
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #check_weights
 def weights_of(
@@ -161,12 +162,18 @@ def weights_of(
     found: list[np.ndarray],  # constants of a file
 ) -> dict[str, tuple[float, np.ndarray | None]]:
     """Parameter -> how far the nearest constant is, and that constant in the parameter's shape. Parameters whose
-    values are all one number are left out: multiplying by 1 and adding 0 is dropped."""
+    values are all one number are left out, for multiplying by 1 and adding 0 is dropped, and so is what is made of
+    several parameters and folded in the converter's own way."""
     by_size: dict[int, list[np.ndarray]] = {}
     for constant in found:
         by_size.setdefault(constant.size, []).append(constant)
-    return {name: restored(x, by_size) for name, x in fixed(graph.net, tuple(graph.inputs.values())).items()
-            if x.size and x.min() < x.max()}
+    out = {}
+    for name, (x, made_of) in fixed(graph.net, tuple(graph.inputs.values())).items():
+        if x.size and x.min() < x.max():
+            best = restored(x, by_size)
+            if made_of == 1 or best[0] <= PRECISE["int8"]:  # else: folded in the converter's own way
+                out[name] = best
+    return out
 
 
 def check_weights(
@@ -193,7 +200,7 @@ def compare(
     "What a file holds beside the net. Raises `Refused` where they differ."
     import coremltools as ct
 
-    from workbench.deploy.coreml import silent
+    from workbench.deploy.coreml_convert import silent
 
     with silent():
         spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
@@ -203,6 +210,30 @@ def compare(
             raise Refused(f"`{feature.name}` of `{name}` is {kind} in Core ML, and the graph has float32.")
     weights = weights_of(graph, constants(program_of(path)))
     return {"weights": len(weights), "difference": check_weights(name, weights, precision)}
+
+# %% ../../nbs/deploy/44_coreml_check.ipynb #as_written
+def as_written(
+    graph: Graph,
+    path: Path,  # an .mlpackage
+) -> Callable:  # arrays -> {output: array}
+    "The net in torch, with the weights that stand in a file."
+    import torch
+
+    from workbench.deploy.ready import run_graph
+
+    net = copy.deepcopy(graph.net)
+    with torch.no_grad():
+        for name, (_, found) in weights_of(graph, constants(program_of(path))).items():
+            parameter = net.get_parameter(name)
+            found = found.T if found is not None and found.shape == parameter.shape[::-1] else found
+            if found is not None and found.shape == parameter.shape:  # else: a constant made of it
+                parameter.copy_(torch.from_numpy(np.ascontiguousarray(found)))
+    changed = replace(graph, net=net)
+
+    def run(**arrays):
+        feeds = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
+        return {k: x.numpy() for k, x in run_graph(changed, feeds).items()}
+    return run
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #old
 def compare_old(
