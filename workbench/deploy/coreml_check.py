@@ -9,13 +9,13 @@ __all__ = ['PRECISE', 'described', 'wanted', 'check_spec', 'program_of', 'consta
 # %% ../../nbs/deploy/44_coreml_check.ipynb #imports
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
 from ..core.task import Graph
+from .operators import outputs_of
 from ..errors import Refused
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #described
@@ -215,11 +215,12 @@ def compare(
 def as_written(
     graph: Graph,
     path: Path,  # an .mlpackage
+    kept: set | None = None,  # where float16 computes: the modules that it does not; None: nowhere
 ) -> Callable:  # arrays -> {output: array}
     "The net in torch, with the weights that stand in a file."
     import torch
 
-    from workbench.deploy.ready import run_graph
+    from workbench.deploy.half import halved
 
     net = copy.deepcopy(graph.net)
     with torch.no_grad():
@@ -228,11 +229,12 @@ def as_written(
             found = found.T if found is not None and found.shape == parameter.shape[::-1] else found
             if found is not None and found.shape == parameter.shape:  # else: a constant made of it
                 parameter.copy_(torch.from_numpy(np.ascontiguousarray(found)))
-    changed = replace(graph, net=net)
 
     def run(**arrays):
-        feeds = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
-        return {k: x.numpy() for k, x in run_graph(changed, feeds).items()}
+        feed = tuple(torch.from_numpy(np.ascontiguousarray(arrays[key])) for key in graph.inputs)
+        found = outputs_of(net, feed) if kept is None else halved(net, [feed], kept)[0]
+        found = found if isinstance(found, (tuple, list)) else (found,)
+        return {key: x.numpy() for key, x in zip(graph.outputs, found)}
     return run
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #old

@@ -35,17 +35,21 @@ def require():
 
 
 def teach():
-    "Give the converter an operator that it lacks: `x.mT`, which exchanges the last two dimensions."
+    "Give the converter the operators that it lacks: `x.mT` and `x.new_ones`."
     from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 
     def mt(context, node):
-        x = _get_inputs(context, node, expected=1)[0]
+        x = ops._get_inputs(context, node, expected=1)[0]
         order = list(range(x.rank))
         context.add(Builder.transpose(x=x, perm=[*order[:-2], order[-1], order[-2]], name=node.name))
 
-    register_torch_op(mt, override=True)
+    def new_ones(context, node):
+        context.add(ops._make_fill_op(ops._get_inputs(context, node)[1], 1.0, node.name))
+
+    for operator in (mt, new_ones):
+        register_torch_op(operator, override=True)
 
 # %% ../../nbs/deploy/43_coreml_convert.ipynb #tensor_types
 def dtype_of(
