@@ -130,14 +130,14 @@ def restored(
 def fixed(
     net,  # nn.Module
     feed: tuple,  # its inputs
-) -> dict[str, tuple[np.ndarray, int]]:  # parameter -> the constant, and of how many it is made
+) -> dict[str, list[np.ndarray]]:  # parameter -> the constant; and the parameter, where it is made of that alone
     "The constants that a net uses: its parameters, and what it makes of them alone."
     from torch import Tensor
     from torch.utils._pytree import tree_leaves
 
     from workbench.deploy.half import Watched
 
-    known = {id(p): (name, p, 1) for name, p in net.named_parameters()}
+    known = {id(p): (name, [p, p]) for name, p in net.named_parameters()}
     found, alive = {}, []
 
     def each(path, operator, args, run):
@@ -147,14 +147,14 @@ def fixed(
         if ours and len(ours) == len(given):  # made of parameters alone
             for made in tree_leaves(out):
                 if isinstance(made, Tensor) and id(made) not in known:
-                    known[id(made)] = ours[0][0], made, sum(n for _, _, n in ours)
+                    known[id(made)] = ours[0][0], [made, *(ours[0][1][1:] if len(ours) == 1 else ())]
             alive.append(out)
             return out
         found.update((id(x), known[id(x)]) for x in given if id(x) in known and x.is_floating_point())
         return out
 
     Watched(net, each).run([feed])
-    return {name: (x.detach().numpy(), n) for name, x, n in found.values()}
+    return {name: [x.detach().numpy() for x in values] for name, values in found.values()}
 
 # %% ../../nbs/deploy/44_coreml_check.ipynb #check_weights
 def weights_of(
@@ -168,10 +168,12 @@ def weights_of(
     for constant in found:
         by_size.setdefault(constant.size, []).append(constant)
     out = {}
-    for name, (x, made_of) in fixed(graph.net, tuple(graph.inputs.values())).items():
-        if x.size and x.min() < x.max():
-            best = restored(x, by_size)
-            if made_of == 1 or best[0] <= PRECISE["int8"]:  # else: folded in the converter's own way
+    for name, values in fixed(graph.net, tuple(graph.inputs.values())).items():
+        if values[0].size and values[0].min() < values[0].max():
+            best = restored(values[0], by_size)
+            if best[0] > PRECISE["int8"] and len(values) == 2:
+                best = restored(values[1], by_size)
+            if best[0] <= PRECISE["int8"] or len(values) == 2:  # else: folded in the converter's own way
                 out[name] = best
     return out
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core.task import Leaving
+from .operators import longer, outputs_of
 from .ready import far, run_graph, specs_of
 from ..errors import Refused
 from ..files import write_json, write_text
@@ -56,14 +57,19 @@ def operators_of(
     from torch.export import Dim
 
     graph = leaving.graphs[name]
-    dims = {axis: Dim(axis, min=a.low, max=a.high) for axis, a in leaving.axes.items() if a.low < a.high}
-    shapes = tuple({d: dims[axis] for d, axis in graph.axes.get(key, {}).items() if axis in dims} or None
-                   for key in graph.inputs)
-    try:
-        with quiet(), torch.no_grad():
-            return torch.export.export(graph.net, tuple(graph.inputs.values()), dynamic_shapes=shapes)
-    except Exception as e:
-        raise Refused(f"`{name}` cannot be written as operators of torch: {' '.join(str(e).split())[:300]}") from e
+    named = {axis: Dim(axis, min=a.low, max=a.high) for axis, a in leaving.axes.items() if a.low < a.high}
+    found = dict.fromkeys(named, Dim.AUTO)  # where the net asks more of a length than its limits
+    for dims in (named, found):
+        shapes = tuple({d: dims[axis] for d, axis in graph.axes.get(key, {}).items() if axis in dims} or None
+                       for key in graph.inputs)
+        try:
+            with quiet(), torch.no_grad():
+                made = torch.export.export(graph.net, tuple(graph.inputs.values()), dynamic_shapes=shapes)
+                outputs_of(made.module(), longer(graph, leaving.axes))
+            return made
+        except Exception as e:
+            problem = " ".join(str(e).split())[:300]
+    raise Refused(f"`{name}` cannot be written as operators of torch: {problem}")
 
 # %% ../../nbs/deploy/51_hub.ipynb #hollow
 def hollow(
