@@ -99,7 +99,7 @@ def teach():
 
     for operator in (mt, new_ones, unflatten, group_norm):
         _TORCH_OPS_REGISTRY.set_func_by_name(operator, operator.__name__)
-    _TORCH_OPS_REGISTRY.set_func_by_name(either, "__or_")  # as it looks `__or__` up
+    _TORCH_OPS_REGISTRY.set_func_by_name(either, "or")  # what it calls `__or__`
 
 # %% ../../nbs/deploy/43_coreml_convert.ipynb #tensor_types
 def dtype_of(
