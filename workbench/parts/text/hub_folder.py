@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['USE', 'READ', 'generation_of', 'save_adapters', 'check_read_back', 'check_tokens', 'framed', 'save_model',
-           'save_translator', 'save_reader', 'plain_copy', 'save_quietly']
+           'save_translator', 'save_reader', 'plain_copy', 'quiet']
 
 # %% ../../../nbs/parts/text/88_hub_folder.ipynb #imports
 import copy
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import Refused
@@ -144,12 +145,13 @@ def save_model(
     **search,  # num_beams, length_penalty, no_repeat_ngram_size
 ):
     "Write model, search and tokenizer. Raises `Refused` where transformers would read another model from it."
-    net = plain_copy(folder, model)
-    net.generation_config = generation_of(net, longest, begin, **search)
-    save_quietly(net, folder)
-    save_tokenizer(tok, folder)
-    check_tokens(tok, folder)
-    check_read_back(net, folder)
+    with quiet():
+        net = plain_copy(folder, model)
+        net.generation_config = generation_of(net, longest, begin, **search)
+        net.save_pretrained(folder)
+        save_tokenizer(tok, folder)
+        check_tokens(tok, folder)
+        check_read_back(net, folder)
 
 
 def save_translator(
@@ -218,17 +220,17 @@ def plain_copy(
     return copy.deepcopy(base(model)).cpu().float().eval()
 
 
-def save_quietly(
-    net,  # PreTrainedModel
-    folder: Path,
-):
-    "`save_pretrained` without a bar."
+@contextmanager
+def quiet():
+    "Without the bars of transformers."
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        net.save_pretrained(folder)
+        yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
