@@ -61,16 +61,13 @@ def data_section(
     lines = []
     for sheet in found:
         text = sheet.read_text(encoding="utf8")
-        lines += [f"**{text.splitlines()[0].lstrip('# ')}**", "",
-                  section(text, "What it is, and what it is not"),
+        lines += [f"**{text.splitlines()[0].lstrip('# ')}**", "", section(text, "What it is, and what it is not"),
                   "", "Sources and licences:", "", section(text, "Source"), ""]
     return lines
 
 # %% ../../nbs/deploy/45_card.ipynb #head
-LICENCES = {"CC-BY-SA-3.0": "cc-by-sa-3.0", "CC-BY-4.0": "cc-by-4.0", "Attribution 4.0": "cc-by-4.0",
-            "MIT": "mit",
-            "BSD-3-Clause": "bsd-3-clause", "Apache License 2.0": "apache-2.0",
-            "Unicode License V3": "unicode-3.0"}
+LICENCES = {"CC-BY-SA-3.0": "cc-by-sa-3.0", "CC-BY-4.0": "cc-by-4.0", "Attribution 4.0": "cc-by-4.0", "MIT": "mit",
+            "BSD-3-Clause": "bsd-3-clause", "Apache License 2.0": "apache-2.0", "Unicode License V3": "unicode-3.0"}
 
 
 def licences_in(
@@ -85,8 +82,7 @@ def languages(
     settings: dict,  # the run's configuration
 ) -> list[str]:
     "The languages of a run, as its metrics and its configuration name them."
-    pairs = [m[1].split("-")
-             for m in (re.search(r"/([a-z]{2,3}(?:_\w+)?-[a-z]{2,3}(?:_\w+)?)$", k) for k in metrics)
+    pairs = [m[1].split("-") for m in (re.search(r"/([a-z]{2,3}(?:_\w+)?-[a-z]{2,3}(?:_\w+)?)$", k) for k in metrics)
              if m]
     found = {code for pair in pairs for code in pair}
 
@@ -135,8 +131,7 @@ def score_section(
     results: dict,  # results.json of the run
 ) -> list[str]:
     "The run's scores, beside a trivial answer and the same model with the wrong inputs."
-    split, at = next(((k, v)
-                      for k, v in sorted(results.get("splits", {}).items(), key=lambda kv: kv[0] != "test")
+    split, at = next(((k, v) for k, v in sorted(results.get("splits", {}).items(), key=lambda kv: kv[0] != "test")
                       if v.get("scores") == manifest["metrics"]), ("", {}))
     control = at.get("control", {})
     rows = [[name, value, manifest["baseline"].get(name)] + [control.get(name)] * bool(control)
@@ -158,8 +153,7 @@ def check_section(
     count = {}
     for c in checks:
         count[c["state"]] = count.get(c["state"], 0) + 1
-    others = dict.fromkeys(f"- {c['name']}: {c['state']}. {c['says']}"
-                           for c in checks if c["state"] != "passed")
+    others = dict.fromkeys(f"- {c['name']}: {c['state']}. {c['says']}" for c in checks if c["state"] != "passed")
     return [", ".join(f"{n} {state}" for state, n in count.items()) + ".", *([""] * bool(others)), *others]
 
 
@@ -171,10 +165,8 @@ def format_section(
     share = lambda x: None if x is None else f"{x:.1%}"
     rows = [[f["format"], f["precision"], f"{f['bytes'] / 1e6:.2f}", far(f), share(f.get("agreement")),
              f.get("problem") or f.get("says") or "passed"] for f in report["formats"]]
-    return [*table(["format", "precision", "MB", "largest difference", "same answers as torch", "check"],
-                   rows), "",
-            f"Compared on {report['inputs']} held-out inputs. The largest difference is that of an output, "
-            "in shares "
+    return [*table(["format", "precision", "MB", "largest difference", "same answers as torch", "check"], rows), "",
+            f"Compared on {report['inputs']} held-out inputs. The largest difference is that of an output, in shares "
             "of its largest value."]
 
 # %% ../../nbs/deploy/45_card.ipynb #limits
@@ -189,8 +181,7 @@ def limit_section(
     if weights.get("kind") == "scratch":
         lines.append("- All weights were learnt from this data alone, from a random start.")
     elif weights:
-        lines.append(f"- The weights began as those of {weights.get('name', 'another model')}, whose licence "
-                     "and "
+        lines.append(f"- The weights began as those of {weights.get('name', 'another model')}, whose licence and "
                      "limits hold too.")
     return [*lines, "- The scores are those of the data above; on other data they are unknown."]
 
@@ -221,10 +212,8 @@ def card(
               for name in manifest["files"])
     lines = [*head(manifest, licences, settings, hub), "", f"# {manifest['run']}", "",
              f"A run of the task `{manifest['task']}`, checkpoint `{manifest['checkpoint']}` of step "
-             f"{manifest['step']:,}. `python example.py INPUT` uses it; it needs "
-             f"{', '.join(manifest['needs'])}.",
-             "", "## Data", "", *data_section(data, found), "", "## Scores",
-             "", *score_section(manifest, results),
+             f"{manifest['step']:,}. `python example.py INPUT` uses it; it needs {', '.join(manifest['needs'])}.",
+             "", "## Data", "", *data_section(data, found), "", "## Scores", "", *score_section(manifest, results),
              "", "## Was the training real?", "", *check_section(checks), "", "## Files and their proof", "",
              *format_section(report), "", "## Limits", "", *limit_section(manifest, plan), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
