@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.task import Axis, Graph, Leaving
-from .buckets import combinations, padding
+from .buckets import combinations, met, padding
 from .tools import LITERT, overlay
 from ..errors import Refused
 
@@ -72,7 +72,7 @@ def said(
     parts = []
     for name in found[0]:
         sizes = sorted({lengths[name] for lengths in found})
-        share = f" ({padding(axes[name].lengths, sizes):.0%} padding)" if len(axes[name].lengths) else ""
+        share = f" ({padding(met(axes[name]), sizes):.0%} padding)" if len(axes[name].lengths) else ""
         parts.append(f"{name} {', '.join(map(str, sizes))}{share}")
     return "; ".join(parts) or "fixed"
 
