@@ -116,7 +116,7 @@ def test_an_operator_that_cannot_leave_is_named(tmp_path):
 def test_an_environment_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     monkeypatch.setattr(tools, "make", lambda folder, packages: tools.ran(["python3", "-c", "raise SystemExit('no')"]))
-    with pytest.raises(Refused, match="failed: no. Mend that, or export without this format"):
+    with pytest.raises(Refused, match="failed .no.: once that is mended, `python -m workbench.deploy.tools`"):
         tools.overlay("nothing", ("nothing==1",), lambda line: None)
     assert not [p for p in (tmp_path / "share/workbench").iterdir() if p.suffix != ".lock"]
 

@@ -52,7 +52,7 @@ def least(
 def buckets(
     axis: Axis,
     count: int,  # at most, the limit among them
-    step: int = 8,  # lengths are multiples of it
+    step: int = 4,  # lengths are multiples of it
 ) -> list[int]:
     "Lengths from short to long; the last one is the limit."
     if axis.exact:

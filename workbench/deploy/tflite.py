@@ -9,6 +9,7 @@ __all__ = ['require', 'sized', 'write', 'said', 'convert', 'traced', 'called', '
 import json
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -125,7 +126,9 @@ def called(
 
 
 def surroundings() -> dict[str, str]:
-    "The environment variables, with where modules of this process are found."
+    "The environment variables, with where modules of this process are found; its packages stand last there."
     import os
 
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    last = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    paths = [path for path in sys.path if path and path not in last]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TF_CPP_MIN_LOG_LEVEL": "3"}
