@@ -17,7 +17,8 @@ from ..core.task import Axis, Graph
 def met(
     axis: Axis,
 ) -> np.ndarray:  # lengths, each as often as a row of the data brings it to a graph
-    "Lengths of calls: a row of an axis that starts at 0, such as a decoder's past, meets every length up to its own."
+    """Lengths of calls: a row of an axis that starts at 0, such as a decoder's past, meets every length up to
+    its own."""
     lengths = np.minimum(np.asarray(list(axis.lengths) or [axis.high]), axis.high)
     return np.concatenate([np.arange(n) for n in lengths if n] or [lengths]) if axis.low == 0 else lengths
 
@@ -54,10 +55,13 @@ def buckets(
     count: int,  # at most, the limit among them
     step: int = 4,  # lengths are multiples of it
 ) -> list[int]:
-    "Lengths from short to long; the last one is the limit."
+    """Lengths from short to long, the last one the limit; one more only where it saves a twentieth of the
+    places."""
     if axis.exact:
         return sorted(set(axis.lengths)) or [axis.high]
-    return least(met(axis), axis.high, count, step)
+    lengths = met(axis)
+    choices = [least(lengths, axis.high, n, step) for n in range(1, count + 1)]
+    return next(sizes for sizes in choices if padding(lengths, sizes) <= padding(lengths, choices[-1]) + 0.05)
 
 # %% ../../nbs/deploy/62_buckets.ipynb #combinations
 def combinations(
