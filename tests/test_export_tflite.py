@@ -124,8 +124,8 @@ def test_weights_in_another_order_of_memory_are_written_for_themselves(written):
 
 def test_eight_bits_alone_leave_no_other_files(written, tmp_path):
     leaving, folder = written
-    some = Leaving(graphs={"pictures": leaving.graphs["pictures"]}, axes=leaving.axes, program="none", expected=list,
-                   score=lambda answers: {})
+    some = Leaving(graphs={"pictures": leaving.graphs["pictures"]}, axes=leaving.axes, program="none",
+                   expected=list, score=lambda answers: {})
     assert tflite.write(some, tmp_path, "int8", lambda line: None) == {
         "pictures": [tmp_path / "pictures.int8.tflite"]}
     assert [p.name for p in tmp_path.iterdir()] == ["pictures.int8.tflite"]

@@ -55,8 +55,9 @@ def share(
 
 def keep_constants():
     """Keep each constant that is written until the process ends.
-    The converter knows a constant by its address. Of weights in another order of memory that is the address of a
-    copy, which it frees: the next copy may stand there, and the first one's numbers would be written for it."""
+    The converter knows a constant by its address. Of weights in another order of memory that is the address
+    of a copy, which it frees: the next copy may stand there, and the first one's numbers would be written
+    for it."""
     from litert_torch.backend.inline_consts import _ConstantFingerprint as Known
 
     known, held = Known.from_tensor, []
