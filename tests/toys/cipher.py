@@ -69,8 +69,10 @@ def data(cfg, stage):
         ids, mask = encoded([text for _, text in items])
         return {"uid": [uid for uid, _ in items], "ids": ids, "mask": mask,
                 "labels": torch.where(mask > 0, (ids + 1) % 26, -100)}
-    return Data(datasets=datasets, collate=collate, lengths={k: [len(t) for t in v] for k, v in texts.items()},
-                counts=lambda b: {"letters": int(b["mask"].sum())}, targets=("labels",), padding={"ids": "mask"},
+    return Data(datasets=datasets, collate=collate,
+                lengths={k: [len(t) for t in v] for k, v in texts.items()},
+                counts=lambda b: {"letters": int(b["mask"].sum())}, targets=("labels",),
+                padding={"ids": "mask"},
                 uids={k: [d[i, 0][0] for i in range(len(d))] for k, d in datasets.items()},
                 texts={k: list(map(coded, v)) for k, v in texts.items()},
                 inputs={k: [(t,) for t in v] for k, v in texts.items()})
@@ -134,14 +136,17 @@ def exports(nets, data, ctx):
                   {"ids": torch.ones(2, 5, dtype=torch.long), "mask": torch.ones(2, 5)}, ["logits", "mean"],
                   {"ids": both, "mask": both, "logits": both, "mean": {0: "batch"}})
     return Leaving(
-        graphs={"net": graph}, axes={"batch": Axis(high=64), "letters": Axis(high=LONGEST, lengths=[*map(len, texts)])},
+        graphs={"net": graph},
+        axes={"batch": Axis(high=64), "letters": Axis(high=LONGEST, lengths=[*map(len, texts)])},
         program="cipher_program", settings={"letters": LETTERS, "wrong": trap == "program"}, inputs=texts,
         save=lambda folder: (folder / "letters.txt").write_text(LETTERS),
         expected=lambda inputs: answers(nets, inputs),
-        score=lambda found: score([{"reference": coded(t), "hypothesis": a} for t, a in zip(texts, found)], data))
+        score=lambda found: score([{"reference": coded(t), "hypothesis": a} for t, a in zip(texts, found)],
+                                  data))
 
 
-task = Task(config=CipherConfig, data=data, nets=nets, objectives=lambda cfg: {"fit": Objective(["net"], fit)},
+task = Task(config=CipherConfig, data=data, nets=nets,
+            objectives=lambda cfg: {"fit": Objective(["net"], fit)},
             predict=predict, score=score, baseline=lambda data, split: {"letters": 1 / 26},
             expect=lambda nets, batch, ctx: {}, preview=lambda nets, data, ctx: {"note": f"step {ctx.step}"},
             exports=exports, better={"letters": "max"})

@@ -17,12 +17,14 @@ from .feeds import Unusable
 # %% ../../../nbs/parts/portable/30_example.ipynb #options
 def parser() -> argparse.ArgumentParser:
     "The command line of the example."
-    top = argparse.ArgumentParser(description="Use an exported model, without torch and without the workbench.")
+    top = argparse.ArgumentParser(description="Use an exported model, without torch and without the "
+                                              "workbench.")
     top.add_argument("inputs", nargs="+", metavar="INPUT", help="a text, or a file that the model takes")
     top.add_argument("--kind", default="onnx", choices=["onnx", "tflite"])
     top.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8"])
     top.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
-    top.add_argument("--out", default=".", metavar="DIR", help="where answers that are files go (default: here)")
+    top.add_argument("--out", default=".", metavar="DIR",
+                     help="where answers that are files go (default: here)")
     return top
 
 # %% ../../../nbs/parts/portable/30_example.ipynb #used

@@ -18,7 +18,8 @@ def lengths_of(
     spec: dict,  # {"inputs": {"ids": {"dtype": "int64", "shape": ["batch", "source"]}}, "outputs": …}
     arrays: dict,  # input -> array
 ) -> dict[str, int]:
-    "Axis -> its length in a call. Raises `Unusable` for an input that is missing, unknown or of another shape."
+    """Axis -> its length in a call.
+    Raises `Unusable` for an input that is missing, unknown or of another shape."""
     wanted, found = spec["inputs"], {}
     if odd := sorted(set(wanted) ^ set(arrays)):
         problem = "is missing" if odd[0] in wanted else "is unknown"
