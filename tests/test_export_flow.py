@@ -1,4 +1,4 @@
-"""Text to image leaves as graphs and a sampler: the same pictures without torch, in every size, by every sampler."""
+"""Text to image leaves as graphs and a sampler: the same pictures without torch, in every size."""
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from workbench.tasks.flow.exports import answers, exports
 from workbench.tasks.flow.graphs import ReadTextHub
 
 pytest.importorskip("onnxruntime")
-SIZES = "data.sizes=[16,[24,16]] model.flow.depth=2 data.prefix=icon"
+SIZES = "data.sizes=[16,[24,16]] data.prefix=icon"
 quiet = lambda words: None
 
 
