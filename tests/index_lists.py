@@ -10,7 +10,7 @@ from workbench.lab.docs.pages import read_pages, rooms
 
 nbs = Path(__file__).parents[1] / "nbs"
 index = nbs / "index.ipynb"
-folders = ("core", "parts", "tasks", "lab")  # a cell for each, with the id `list-<folder>`
+folders = ("core", "parts", "tasks", "deploy", "lab")  # a cell for each, with the id `list-<folder>`
 
 
 @cache

@@ -158,10 +158,11 @@ def test_a_preset_is_walked_by_mouse_and_keyboard(opened, lab):
     page.get_by_text("Previews", exact=True).click()
     page.wait_for_function("() => [...document.querySelectorAll('.jupyter-widgets img')].some(i => "
                            "i.naturalWidth > 100)")
-    for name, words in (("evaluate", "trivial answer"), ("export", "missing")):
+    for name, words in (("evaluate", "trivial answer"), ("export", "torch")):
         box(page, name).click()
         button(page, "Run").click()
-        page.wait_for_function("w => document.querySelector('.wb-card')?.innerText.includes(w)", arg=words)
+        page.wait_for_function("w => document.querySelector('.wb-card')?.innerText.includes(w)", arg=words,
+                               timeout=180_000)
 
 
 @needs_browser

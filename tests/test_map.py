@@ -300,7 +300,8 @@ def filled(line, place):
         line = line.replace("OTHER_RUN", str(place.run("tts_tiny", "runs/voice")))
     if re.search(r"\bRUN\b", line) or line == "workbench runs":
         run = place.run(*(("flow_tiny", "runs/pictures") if "flow" in line else
-                          ("universal_tiny", "runs/texts") if "--to" in line else ("t5_tiny", "runs/signs")))
+                          ("universal_tiny", "runs/texts") if "--to" in line or "export" in line
+                          else ("t5_tiny", "runs/signs")))
         line = re.sub(r"\bRUN\b", str(run), line)
     if "model.start=models" in line:
         place.start()
@@ -357,7 +358,8 @@ def test_a_command_of_the_readme_runs(line, here, capsys, monkeypatch):
                 "runs": "finished", "stop": "is not running", "resume": "Scores of step_00000003",
                 "use": "\n",  # a line for each answer
                 "say": "Good morning.", "check-model": "t5-small", "docs": "http://127.0.0.1:",
-                "prepare": "rows of en-am", "bootstrap": "The new model"}
+                "prepare": "rows of en-am", "bootstrap": "The new model",
+                "export": "largest difference"}
     assert expected[words[0]] in out
     if "--out" in words and words[0] == "use":
         assert Path(words[words.index("--out") + 1]).stat().st_size > 10000

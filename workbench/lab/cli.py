@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['parser', 'watch', 'ask_to_stop', 'train', 'resume', 'bootstrap', 'plan', 'all_kept', 'check', 'try_faults', 'prepare',
-           'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say', 'demo', 'docs',
-           'average', 'main']
+           'stop', 'runs', 'presets', 'preset_table', 'line_of', 'run_row', 'check_model', 'use', 'say', 'demo',
+           'export', 'docs', 'average', 'main']
 
 # %% ../../nbs/lab/40_cli.ipynb #e7a69155
 import argparse
@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from .options import Joined, of_any_use, of_prepare, of_use
+from .options import Joined, of_any_use, of_export, of_prepare, of_use
 
 # %% ../../nbs/lab/40_cli.ipynb #parser_1
 def parser(
@@ -75,6 +75,8 @@ def parser(
             ("--out", dict(default="speech.wav", metavar="FILE",
                            help="the file that grows by a sentence at a time (default: speech.wav)")),
             *own, checkpoint)
+    command("export", "write a run as files that work without torch, and prove them", run, *of_export,
+            checkpoint, task)
     command("docs", "open the pages that `make docs` built", no_browser, port)
     return top
 
@@ -319,6 +321,16 @@ def demo(options) -> int:
     return 0
 
 
+def export(options) -> int:
+    "workbench export RUN"
+    from workbench.lab.export import export as make, report_lines
+    from workbench.lab.show import show
+
+    out = options.out or f"{options.run}/export"
+    show(*report_lines(make(options.run, options.to, out, options.checkpoint, options.precision), out))
+    return 0
+
+
 def docs(options) -> int:
     "workbench docs"
     from workbench.lab.docs.serve import serve
@@ -356,9 +368,8 @@ def main(
     options = parser(short).parse_args(words)
     options.short = {k: v for k in short if (v := getattr(options, f"short_{k}")) is not None}
     commands = {"train": train, "resume": resume, "plan": plan, "check": check, "prepare": prepare,
-                "bootstrap": bootstrap, "presets": presets,
-                "runs": runs, "stop": stop,
-                "check-model": check_model, "use": use, "demo": demo, "say": say, "docs": docs,
+                "bootstrap": bootstrap, "presets": presets, "runs": runs, "stop": stop, "use": use,
+                "check-model": check_model, "demo": demo, "say": say, "export": export, "docs": docs,
                 "average": average}
     from workbench.lab.show import printable
     from workbench.core.config.modules import permit

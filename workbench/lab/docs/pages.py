@@ -103,6 +103,7 @@ def read_page(
 # %% ../../../nbs/lab/docs/10_pages.ipynb #order
 rooms = {  # path below nbs, without numbers: the title of a folder; a notebook has its own
     "index": "", "bootstrap": "", "train": "", "flowchart": "", "pipeline": "", "compare": "",
+    "export": "",
     "guides": "Guides", "errors": "", "files": "",
     "core": "Core", "core/config": "Configuration", "core/task": "", "core/data": "Data",
     "core/stages": "Stages", "core/run": "Run folders", "core/step": "One optimiser step",
@@ -113,6 +114,8 @@ rooms = {  # path below nbs, without numbers: the title of a folder; a notebook 
     "parts/image": "Images", "parts/shared": "Shared by all media",
     "parts/bootstrap": "Beginning with a pretrained model",
     "tasks": "Tasks", "samples": "Sample data",
+    "parts/portable": "What leaves with a model",
+    "deploy": "Leaving: ONNX, Core ML, TFLite, the hub",
     "lab": "Lab", "lab/show": "", "lab/bootstrap": "", "lab/run": "Following a run", "lab/backup": "Backups",
     "lab/docs": "These pages", "lab/faults": "Seeded faults", "lab/compare": "Comparing runs",
     "lab/flowchart": "The flowchart"}

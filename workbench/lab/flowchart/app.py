@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Flowchart', 'connect', 'read_choice', 'attach', 'list_runs', 'choose_run', 'open_station', 'missing', 'request',
-           'read_run', 'cancel', 'start_training', 'redraw', 'show_station', 'show_buttons', 'tick',
+           'read_run', 'start_export', 'cancel', 'start_training', 'redraw', 'show_station', 'show_buttons', 'tick',
            'stop_after_failure', 'poll']
 
 # %% ../../../nbs/lab/flowchart/45_app.ipynb #imports
@@ -155,6 +155,8 @@ def request(
             session.requested[name] = session.keys[name]
         elif name == "training":
             asyncio.ensure_future(start_training(app))
+        elif name == "export":
+            asyncio.ensure_future(start_export(app))
         else:
             read_run(app, name)
     redraw(app)
@@ -162,13 +164,27 @@ def request(
 # %% ../../../nbs/lab/flowchart/45_app.ipynb #read_run
 def read_run(
     app: Flowchart,
-    name: str,  # evaluate | export
+    name: str,  # evaluate
 ):
-    "The stations that the notebook answers itself, from the run's folder."
+    "The station that the notebook answers itself, from the run's folder."
     try:
         answer_from_run(app.session, name)
     except Refused as e:
         app.widgets.notice.value = mistake(str(e))
+
+
+async def start_export(
+    app: Flowchart,
+):
+    "Export the run in its own process; clicks are answered meanwhile."
+    seen = app.widgets
+    seen.notice.value, seen.run.disabled = "<p>exporting …</p>", True
+    try:
+        await asyncio.to_thread(answer_from_run, app.session, "export")
+        seen.notice.value = ""
+    except Refused as e:
+        seen.notice.value = mistake(str(e))
+    redraw(app)
 
 
 def cancel(

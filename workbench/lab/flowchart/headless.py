@@ -14,8 +14,9 @@ from ...core.config.wording import nearest
 from ...core.run.folder import config_of
 from ...errors import Failed, Refused
 from .cards import Card, new_stamp, read_card, write_card
+from .examine_export import exported
 from .stations import (
-    charted, evaluated, exported, key_of, named, path_to, result_folder, source_mark)
+    charted, evaluated, key_of, named, path_to, result_folder, source_mark)
 from .worker import Worker
 from ..run import launch
 from ..run.monitor import follow
@@ -84,7 +85,7 @@ def read_run(
     run: Path,
     name: str,  # evaluate | export
 ) -> Card:
-    "The card of a station that only reads the run's folder, which is shown."
+    "The card of a station that is about the run, which is shown."
     cfg = config_of(run)
     state, says, parts = evaluated(run) if name == "evaluate" else exported(cfg, run)
     folder = result_folder(name, key_of(named[name], cfg, str(run)))

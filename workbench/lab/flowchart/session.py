@@ -16,10 +16,11 @@ from ...core.config.presets import load
 from ...core.run.folder import config_of
 from ...errors import Refused
 from .cards import Card, glyphs, new_stamp, read_card, write_card
+from .examine_export import exported
 from .marks import card_mark, mark, run_mark
-from .stations import (
-    boxes_of, evaluated, exported, key_of, last_used, made_mark, named, note_use, path_to, result_folder,
-    source_mark, stations, why_blocked)
+from workbench.lab.flowchart.stations import (
+    boxes_of, evaluated, key_of, last_used, made_mark, named, note_use, path_to, result_folder, source_mark,
+    stations, why_blocked)
 from ..run.launch import active
 from ..show import paragraph, span
 
@@ -126,7 +127,7 @@ def answer_from_run(
     session: Session,
     name: str,  # evaluate | export
 ):
-    """Write the card of a station that only reads the run's folder.
+    """Write the card of a station that is about the run: what its folder says, or its export.
     Raises `Refused` where there is no run to read."""
     if name == "evaluate" and not session.run:
         raise Refused("There is no run yet.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bookkeeping', 'length', 'scheme', 'not_of_data', 'not_of_bootstrap', 'explanations', 'stations', 'named', 'charted',
            'Station', 'check_code', 'station', 'boxes_of', 'source_mark', 'made_mark', 'key_of', 'flowchart_folder',
-           'result_folder', 'why_blocked', 'path_to', 'last_used', 'note_use', 'evaluated', 'exported']
+           'result_folder', 'why_blocked', 'path_to', 'last_used', 'note_use', 'evaluated']
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #imports
 import hashlib
@@ -23,7 +23,7 @@ from ...core.stages.changes import harmless
 from ...files import read_json, write_json
 from ..bootstrap import bootstraps
 from . import examine, examine_bootstrap, examine_data
-from .cards import checked, of_table, read_card, table, verdict, words
+from .cards import checked, of_table, read_card, table, verdict
 from ..run.launch import active
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #Station
@@ -109,7 +109,9 @@ explanations = {
         "The scores of the best weights beside the best trivial answer, and beside this model's own "
         "answers to the inputs of other rows: where it scores the same there, it ignores its input."),
     "export": (
-        "What leaves the workbench: the formats and their check against the trained model."),
+        "The run as files that work where there is neither torch nor workbench, and the proof: held-out "
+        "inputs at several lengths go through torch and through the files, and each output, the answers "
+        "and the scores are compared. A bundle that does not hold never gets the name."),
 }
 
 # %% ../../../nbs/lab/flowchart/20_stations.ipynb #stations
@@ -253,21 +255,3 @@ def evaluated(
     words_of = {"scores": "this run", "baseline": "a trivial answer", "control": "inputs of other rows"}
     values = [f"{word} {at[kind][main]:.3f}" for kind, word in words_of.items() if main in at[kind]]
     return "passed", f"{main} on {split}: {', '.join(values)}.", parts
-
-# %% ../../../nbs/lab/flowchart/20_stations.ipynb #exported
-def exported(
-    cfg,
-    run: Path | None,
-) -> tuple[str, str, list[dict]]:
-    "What is missing for an export."
-    from workbench.core.config.tasks import task_module
-
-    task, rows = task_module(cfg.task).task, []
-    rows.append(["a trained run", str(run) if run else "missing: train one"])
-    rows.append([f"exports of the task {cfg.task}",
-                 "stated" if task.exports else "missing: `Task.exports` is not written yet"])
-    rows.append(["formats (ONNX, Core ML, TFLite) and their check",
-                 "missing: the folder `deploy` is not written yet"])
-    where = f"Until then the weights leave as they are: workbench.load({str(run)!r}, 'best')." if run else ""
-    return ("warned", "Not to be had yet; the card says what is missing.",
-            [table(["for an export", ""], rows), words(where)])
