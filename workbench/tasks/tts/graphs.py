@@ -99,9 +99,9 @@ class MakeFrames(nn.Module):
         here = owner.sum(-1, keepdim=True)
         given = [owner @ encoded, sinusoidal_features(position) * here]
         if noised is not None:
-            given.append(noised.reshape(len(noised), count * net.together, -1) * here)
-        x = net.enter(torch.cat(given, -1).reshape(len(encoded), count, -1))
-        first = here.reshape(len(encoded), count, net.together)[:, :, :1] * mask[..., None]
+            given.append(noised.reshape(noised.shape[0], count * net.together, -1) * here)
+        x = net.enter(torch.cat(given, -1).reshape(encoded.shape[0], count, -1))
+        first = here.reshape(encoded.shape[0], count, net.together)[:, :, :1] * mask[..., None]
         shift = None if time is None else net.time(sinusoidal_features(time, 16))[:, None]
         for block in net.blocks:
             x = block(x, first, shift)
@@ -131,7 +131,7 @@ class MakeWave(nn.Module):
             blocks = net.resblocks[i * net.num_kernels:(i + 1) * net.num_kernels]
             x = sum(self.block(block, x, keep) for block in blocks) / net.num_kernels
         wave = torch.tanh(net.conv_post(F.leaky_relu(x) * keep)) * keep
-        return wave.reshape(len(mel), mel.shape[1], -1)
+        return wave.reshape(mel.shape[0], mel.shape[1], -1)
 
     @staticmethod
     def block(block: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
