@@ -326,8 +326,7 @@ def export(options) -> int:
     from workbench.lab.export import export as make, report_lines
     from workbench.lab.show import show
 
-    out = options.out or f"{options.run}/export"
-    show(*report_lines(make(options.run, options.to, out, options.checkpoint, options.precision), out))
+    show(*report_lines(make(options.run, options.to, options.out, options.checkpoint, options.precision)))
     return 0
 
 

@@ -9,6 +9,7 @@ __all__ = ['words_of', 'trained', 'leaving_of', 'source_of', 'said', 'export', '
 # %% ../../nbs/lab/66_export.ipynb #imports
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..core.run import checkpoint as checkpoints
@@ -107,9 +108,10 @@ def export(
     for kind, _ in what:
         bundle.writer(kind)
     leaving, opened = leaving_of(run, cfg, checkpoint)
-    return bundle.export(leaving, source_of(opened, folder, step), Path(out or run / "export").resolve(),
-                         what,
-                         present, say)
+    place = Path(out or run / "export")
+    report = bundle.export(leaving, source_of(opened, folder, step), place.resolve(), what,
+                           partial(present, run), say)
+    return report | {"folder": str(place)}
 
 # %% ../../nbs/lab/66_export.ipynb #report_tables
 def share(
@@ -145,16 +147,23 @@ def score_table(
     by = {"workbench": report["workbench"]["scores"], "torch": report["torch"]["scores"],
           **{f"{f['format']} {f['precision']}": f["scores"] for f in report["formats"] if "scores" in f}}
     return Table(["metric", *by], [[name, *(scores.get(name) for scores in by.values())]
-                                   for name in report["workbench"]["scores"]], "Scores of these inputs")
+                                   for name in report["workbench"]["scores"] if "/" not in name],
+                 "Scores of these inputs", "Scores of a part of the inputs are in report.json.")
 
 
 def output_table(
     report: dict,
 ) -> Table:
-    "The largest difference of each output of each graph, and over how many calls and shapes."
-    rows = [[f"{f['format']} {f['precision']}", o["graph"], o["output"], f"{o['difference']:.1e}", o["calls"],
-             o["shapes"]] for f in report["formats"] for o in f.get("outputs", [])]
-    return Table(["format", "graph", "output", "largest difference", "calls", "shapes"], rows, "Each output")
+    "The output of each graph that differs most, and over how many calls and shapes it was compared."
+    worst = {}
+    for f in report["formats"]:
+        for o in f.get("outputs", []):
+            key = f"{f['format']} {f['precision']}", o["graph"]
+            worst[key] = max(worst.get(key, o), o, key=lambda found: found["difference"])
+    rows = [[*key, o["output"], f"{o['difference']:.1e}", o["calls"], o["shapes"]]
+            for key, o in worst.items()]
+    return Table(["format", "graph", "output", "largest difference", "calls", "shapes"], rows,
+                 "Where outputs differ most")
 
 # %% ../../nbs/lab/66_export.ipynb #report_chart
 def report_chart(
@@ -178,24 +187,26 @@ def report_chart(
 
 # %% ../../nbs/lab/66_export.ipynb #present
 def present(
-    folder: Path,  # of a bundle
+    run: Path,
+    folder: Path,  # of the bundle
     manifest: dict,
     report: dict,
 ):
     "Write what people read in a bundle: README.md and report.png."
     from workbench.deploy.card import card
 
-    (folder / "README.md").write_text(card(manifest, report), encoding="utf8")
+    (folder / "README.md").write_text(card(manifest, report, run), encoding="utf8")
     report_chart(report).savefig(folder / "report.png", dpi=100)
 
 # %% ../../nbs/lab/66_export.ipynb #begin
 def report_lines(
-    report: dict,
-    folder: str | Path,  # of the bundle
+    report: dict,  # of `export`
 ) -> list:  # for `show`
     "The tables of a report, and how the bundle is used."
     return [*(part for table in report_tables(report) for part in (table, "")),
-            f"Written to {folder}: `python {folder}/example.py INPUT` uses it where there is no torch."]
+            f"Written to {report['folder']}: `python {report['folder']}/example.py INPUT` uses it where "
+            "there is "
+            "no torch."]
 
 
 @plainly
@@ -210,7 +221,5 @@ def begin(
     check_names(injected(cells), ["run", "to", "out", "precision"])
     if not text("run", run):
         raise Refused("run names no folder: write the folder of a trained run.")
-    report = export(text("run", run), text("to", to), text("out", out) or None,
-                    precision=text("precision", precision),
-                    say=show)
-    return report | {"folder": str(Path(out or Path(run) / "export"))}
+    return export(text("run", run), text("to", to), text("out", out) or None,
+                  precision=text("precision", precision), say=show)

@@ -16,6 +16,7 @@ from ...core.config.presets import device_kind
 from ...core.task import Data, Objective, Task
 from .config import SignConfig
 from .data import data, strip_of
+from .exports import exports
 from .translation import blank_id, forward, translate
 from .use import use
 from ...parts.pose.files import SUFFIXES
@@ -191,4 +192,4 @@ def idle(
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, takes=SUFFIXES, settings=("generate",), better={"ce": "min", "ctc": "min"})
+            use=use, exports=exports, takes=SUFFIXES, settings=("generate",), better={"ce": "min", "ctc": "min"})

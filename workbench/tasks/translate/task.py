@@ -14,6 +14,7 @@ from ...errors import Refused
 from .bootstrap import begin_with, bootstrap
 from .config import TranslateConfig
 from .data import data
+from .exports import exports
 from .distil import require_teacher, taught, teacher_of
 from .generate_keys import idle_keys
 from .pictures import pictures
@@ -157,7 +158,7 @@ def idle(
 
 task = Task(config=TranslateConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            told=told, prepare=report, bootstrap=bootstrap, use=use, takes=("text",),
+            told=told, prepare=report, bootstrap=bootstrap, use=use, exports=exports, takes=("text",),
             documents=True, settings=("generate",),
             options={"to": "generate.tgt", "from": "generate.src"},
             better={"chrf*": "max", "bleu*": "max", "ce": "min", "kl": "min"})
