@@ -110,11 +110,11 @@ def axes_of(
     "The lengths that vary. The frames that a voice will predict are not known; the recordings' are near."
     every = np.concatenate([lengths for lengths in data.lengths.values()])
     frames, symbols = data.lengths[split][at].T
-    longest = int(every[:, 0].max())
-    most = max(longest, min(2 * longest, 2048))
+    longest = every.max(0).tolist()
+    most = max(longest[0], min(2048, max(1024, 2 * longest[0])))
     count = lambda n: -(-n // together)
     return {"batch": Axis(high=64),
-            "symbols": Axis(high=2 * int(every[:, 1].max()), lengths=symbols.tolist()),
+            "symbols": Axis(high=max(128, 2 * longest[1]), lengths=symbols.tolist()),
             "places": Axis(high=count(most), lengths=count(frames).tolist()),
             "frames": Axis(high=most, lengths=frames.tolist())}
 
