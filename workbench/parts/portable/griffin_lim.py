@@ -57,7 +57,7 @@ def folded(
         place[:, :size] += part
     return out[:(count - 1) * hop + size]
 
-
+# %% ../../../nbs/parts/portable/72_griffin_lim.ipynb #overlap_add
 def overlap_add(
     spectra: np.ndarray,  # [T, F] complex
     recipe: Recipe,

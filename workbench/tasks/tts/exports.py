@@ -23,8 +23,7 @@ from ...parts.speech.vocoder import named_hifigan
 from .evaluation import Speech, score
 from .graphs import MakeFrames, MakeWave, ReadSymbols
 from .program import Spoken
-from .synthesis import (
-    align, batch_of_texts, encode_text, predict_mels, require_speaker)
+from .synthesis import align, batch_of_texts, encode_text, predict_mels, require_speaker
 
 # %% ../../../nbs/tasks/tts/65_exports.ipynb #held_out
 def held_out(
@@ -36,7 +35,7 @@ def held_out(
     count = len(data.datasets[split])
     return split, np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int)).tolist()
 
-
+# %% ../../../nbs/tasks/tts/65_exports.ipynb #inputs_of
 def inputs_of(
     data: Data,
     split: str,
@@ -132,7 +131,7 @@ def symbols_graph(
                  {"ids": row, "mask": row, "encoded": row, "logs": row}
                  | ({"speaker": {0: "batch"}} if "speaker" in given else {}))
 
-
+# %% ../../../nbs/tasks/tts/65_exports.ipynb #decoder_graph
 def decoder_graph(
     decoder: nn.Module,  # parts.speech.nets.MelDecoder
     width: int,  # D
@@ -151,7 +150,7 @@ def decoder_graph(
     return Graph(MakeFrames(decoder), given, ["velocity"],
                  axes | {"noised": frames, "time": {0: "batch"}, "velocity": frames})
 
-
+# %% ../../../nbs/tasks/tts/65_exports.ipynb #vocoder_graph
 def vocoder_graph(
     net: nn.Module,  # of `vocoder_net`
     bands: int,
@@ -200,6 +199,7 @@ def exports(
             np.save(folder / "mel_bank.npy", filters(mel)[0].numpy())
 
     return Leaving(
-        graphs=graphs, axes=axes, program="workbench.tasks.tts.program", settings=settings_of(nets, data, ctx),
+        graphs=graphs, axes=axes, program="workbench.tasks.tts.program",
+        settings=settings_of(nets, data, ctx),
         save=save, inputs=inputs_of(data, split, at),
         expected=lambda inputs: answers(nets, data, inputs, ctx), score=scorer(nets, data, split, at))

@@ -39,7 +39,8 @@ class ReadSymbols(nn.Module):
         longest: int,  # S at most
     ):
         super().__init__()
-        self.nets = nn.ModuleDict({name: net for name, net in nets.items() if name not in ("decoder", "aligner")})
+        self.nets = nn.ModuleDict({name: net
+                                   for name, net in nets.items() if name not in ("decoder", "aligner")})
         self.register_buffer("places", sinusoids(longest, nets["encoder"].embed.embedding_dim))
 
     def forward(

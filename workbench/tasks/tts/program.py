@@ -29,7 +29,7 @@ class Request:
     speaker: int = 0
     speed: float = 1.0  # times as fast
 
-
+# %% ../../../nbs/tasks/tts/60_program.ipynb #sequence_of
 def sequence_of(
     given: str | list[str],  # a text, phones with spaces between them and `_` for a pause, or symbols
     kind: str,  # phones | characters: what the voice reads
@@ -60,8 +60,8 @@ def request_of(
     if unknown := symbols.unknown(sequence):
         mend = ("write numbers and signs in words" if kind == "characters" else
                 "write phones of this voice with spaces between them, `_` for a pause")
-        raise Unusable(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it knows {len(symbols)} "
-                       f"symbols ({kind}); {mend}.")
+        raise Unusable(f"the voice has no symbol for {', '.join(map(repr, unknown))}: it knows "
+                       f"{len(symbols)} symbols ({kind}); {mend}.")
     speaker = about.get("speaker") or settings["speaker"]
     if speaker not in settings["speakers"]:
         raise Unusable(f"there is no speaker `{speaker}`: {', '.join(settings['speakers'])}.")
@@ -107,7 +107,7 @@ def places(
     "Frames as the decoder takes them."
     return np.pad(frames, ((0, count * together - len(frames)), (0, 0))).reshape(count, -1)
 
-
+# %% ../../../nbs/tasks/tts/60_program.ipynb #noise_of
 def noise_of(
     totals: np.ndarray,  # [B] frames of each row
     count: int,  # P
@@ -134,7 +134,8 @@ def predicted(
     durations = round_durations(read["logs"], mask, np.array([[row.speed] for row in rows]))
     totals, r = durations.sum(1), settings["together"]
     count = -(-int(totals.max()) // r)
-    feeds = {"encoded": read["encoded"], "starts": np.cumsum(durations, 1) - durations, "durations": durations,
+    feeds = {"encoded": read["encoded"], "starts": np.cumsum(durations, 1) - durations,
+             "durations": durations,
              "mask": np.arange(count) * r < totals[:, None]}
     if settings["flow"]:
         found = euler(lambda x, t: models["decoder"](**feeds, noised=x, time=t)["velocity"],
@@ -160,7 +161,7 @@ def vocoder_of(
         return lambda mel: griffin_lim(mel, recipe)
     return lambda mel: models["vocoder"](mel=mel.T[None], mask=np.ones((1, mel.shape[1])))["wave"].reshape(-1)
 
-
+# %% ../../../nbs/tasks/tts/60_program.ipynb #opened_1
 def opened(
     models: dict,  # name -> (arrays -> {output: array})
     settings: dict,
@@ -191,7 +192,7 @@ def read_input(
     except (OSError, ValueError) as e:
         raise Unusable(f"{word} cannot be read as JSON: {e}") from e
 
-
+# %% ../../../nbs/tasks/tts/60_program.ipynb #write_answer
 def write_answer(
     answer: Spoken,
     path: Path,  # without a suffix
