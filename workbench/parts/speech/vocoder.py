@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATED', 'RENAMED', 'UNREADABLE', 'WEIGHTS', 'SHAPE', 'STANDARDISES', 'check_recipe', 'fuse_weight_norm',
-           'read_weights', 'read_config', 'from_transformers', 'from_authors', 'hifigan', 'vocoder', 'fetched']
+           'read_weights', 'read_config', 'from_transformers', 'from_authors', 'hifigan', 'named_hifigan', 'vocoder',
+           'fetched']
 
 # %% ../../../nbs/parts/speech/32_vocoder.ipynb #8f67cb17
 import json
@@ -178,18 +179,26 @@ def hifigan(
     return net.eval().requires_grad_(False)
 
 # %% ../../../nbs/parts/speech/32_vocoder.ipynb #vocoder
+def named_hifigan(
+    name: str,  # hifigan:<folder>, hifigan:<hub name>
+    mel: Mel = Mel(),
+) -> nn.Module:  # as of `hifigan`
+    "The generator that a name stands for. Raises `Refused` for one that cannot be loaded."
+    kind, _, where = name.partition(":")
+    if kind != "hifigan" or not where:
+        raise Refused(f"vocoder {name!r}: griffin_lim, or hifigan:<a folder or the name of a model on the "
+                         "hub>.")
+    return hifigan(where if Path(where).expanduser().is_dir() else fetched(where), mel)
+
+
 def vocoder(
     name: str,  # griffin_lim, hifigan:<folder>, hifigan:<hub name>
     mel: Mel = Mel(),
 ) -> Callable[[Tensor], Tensor]:  # log-mel [B, M, T] on any device -> wave [B, T * hop]
     "A function that turns mels into sound. Raises `Refused` for one that cannot be loaded."
-    kind, _, where = name.partition(":")
     if name == "griffin_lim":
         return lambda log_mel: griffin_lim(log_mel, mel)
-    if kind != "hifigan" or not where:
-        raise Refused(f"vocoder {name!r}: griffin_lim, or hifigan:<a folder or the name of a model on the "
-                         "hub>.")
-    net = hifigan(where if Path(where).expanduser().is_dir() else fetched(where), mel)
+    net = named_hifigan(name, mel)
 
     @torch.no_grad()
     def speak(log_mel: Tensor) -> Tensor:

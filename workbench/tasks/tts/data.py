@@ -17,7 +17,8 @@ from ...core.data.rows import hold_out
 from ...files import read_json, write_json
 from ...core.task import Data, Sound
 from .config import Mel as MelSection, Text
-from .rows import Row, home_of, read_rows, in_vocabulary
+from ...parts.speech.symbols import in_vocabulary
+from .rows import Row, home_of, read_rows
 
 # %% ../../../nbs/tasks/tts/20_data.ipynb #Clips
 class Clips:

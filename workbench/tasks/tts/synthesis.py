@@ -192,7 +192,7 @@ def batch_of_texts(
     "A batch without a spectrogram. Raises `Refused` for symbols that the voice was not trained on."
     from torch.nn.utils.rnn import pad_sequence
 
-    from workbench.tasks.tts.rows import in_vocabulary
+    from workbench.parts.speech.symbols import in_vocabulary
 
     known, speakers = data.own.symbols, data.own.speakers
     sequences = [in_vocabulary(q, known) for q in sequences]

@@ -14,6 +14,7 @@ from ...core.task import Data, Objective, Task
 from .evaluation import baseline, predict, preview, score, scores
 from .config import TtsConfig
 from .data import data
+from .exports import exports
 from .use import use
 
 # %% ../../../nbs/tasks/tts/50_task.ipynb #nets
@@ -201,7 +202,7 @@ def idle(
 # %% ../../../nbs/tasks/tts/50_task.ipynb #task
 task = Task(config=TtsConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, takes=("text",), settings=("speak",),
+            use=use, exports=exports, takes=("text",), settings=("speak",),
             options={"speed": "speak.speed", "vocoder": "speak.vocoder", "speaker": "speak.speaker"},
             better=dict.fromkeys(("mcd", "mel_error", "length_error", "duration_error_ms", "f0_cents",
                                   "voicing_error", "asr_wer",
