@@ -144,9 +144,10 @@ def greedy(
 # %% ../../../nbs/parts/portable/40_greedy.ipynb #padded
 def padded(
     arrays: list[np.ndarray],  # [n] or [n, F], of any lengths
+    fold: int = 1,  # S becomes a multiple of this
 ) -> tuple[np.ndarray, np.ndarray]:  # [B, S] or [B, S, F] with zeros behind the ends, mask [B, S] float32
     "Arrays as one, and where they are real."
-    longest = max(map(len, arrays))
+    longest = -(-max(map(len, arrays)) // fold) * fold
     out = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
     mask = np.zeros((len(arrays), longest), np.float32)
     for i, array in enumerate(arrays):
@@ -156,7 +157,7 @@ def padded(
 # %% ../../../nbs/parts/portable/40_greedy.ipynb #written
 def written(
     models,  # graph -> (arrays -> {output: array}): encoder, decoder
-    settings: dict,  # of `parts.text.exported.search_settings`, and "rows": sources that are read together
+    settings: dict,  # of `parts.text.exported.search_settings`; "rows": sources that are read together; "fold"
     given: str,  # what the encoder calls them: ids | frames
     sources: list[np.ndarray],  # [n] or [n, F]
     begins: list[list[int]],  # what stands before each text, all of one length
@@ -165,13 +166,13 @@ def written(
     out, rows = [None] * len(sources), settings["rows"]
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
     for some in (order[at: at + rows] for at in range(0, len(order), rows)):
-        array, mask = padded([sources[i] for i in some])
+        fold = settings.get("fold")  # None: a source of tokens
+        array, mask = padded([sources[i] for i in some], fold or 1)
+        if fold:
+            array, mask = array.reshape(len(some), -1, fold * array.shape[2]), mask.reshape(len(some), -1, fold)
         kept = models["encoder"](**{given: array, "mask": mask})
-        mask = kept.pop("source_mask", mask)
-        real = int(mask.any(0).sum())
-        kept = {name: np.ascontiguousarray(found[:, :, :real]) for name, found in kept.items()}
         begin = np.array([begins[i] for i in some])
-        steps = Steps(models["decoder"], kept, np.ascontiguousarray(mask[:, :real]))
+        steps = Steps(models["decoder"], kept, mask[:, :, 0].copy() if fold else mask)
         found = greedy(steps, begin, settings["end"], settings["longest"], rules_of(settings, begin.shape[1]))
         for i, ids in zip(some, found):
             out[i] = ids

@@ -11,7 +11,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import Refused
 from ...files import write_json
@@ -45,22 +45,19 @@ def encoder_parts(
     model,  # a text-to-text model
     longest: int,  # places of a source
     reader: nn.Module | None = None,  # as for `EncoderGraph`
-    example: Tensor | None = None,  # of what the reader takes, [2, N, F]
-    shortens: bool = False,
+    features: int = 0,  # F, numbers of a frame that the reader takes
+    fold: int = 1,  # frames that it makes one place of
 ) -> dict:  # net, inputs, outputs, axes: of a Graph
     "The encoder as it leaves. Raises `Refused` for an unknown family."
     check_family(model)
     net = base(model)
     crosses = crosses_of(net.get_decoder())
-    graph = EncoderGraph(Stack(net.get_encoder(), longest), crosses, reader, shortens).eval()
-    given, axis = ("ids", "source") if reader is None else ("frames", "frames" if shortens else "source")
-    example = torch.ones(2, 5, dtype=torch.long) if example is None else example
+    graph = EncoderGraph(Stack(net.get_encoder(), longest), crosses, reader, fold).eval()
+    inputs = ({"ids": torch.ones(2, 5, dtype=torch.long), "mask": torch.ones(2, 5)} if reader is None else
+              {"frames": torch.zeros(2, 5, fold * features), "mask": torch.ones(2, 5, fold)})
     names = names_of("cross", len(crosses))
-    axes = {given: {0: "batch", 1: axis}, "mask": {0: "batch", 1: axis}, **kept_axes(names, "source")}
-    if shortens:
-        axes["source_mask"] = {0: "batch", 1: "source"}
-    return {"net": graph, "inputs": {given: example, "mask": torch.ones(example.shape[:2])},
-            "outputs": [*names, *["source_mask"] * shortens], "axes": axes}
+    axes = dict.fromkeys(inputs, {0: "batch", 1: "source"}) | kept_axes(names, "source")
+    return {"net": graph, "inputs": inputs, "outputs": names, "axes": axes}
 
 
 def crosses_of(

@@ -233,27 +233,28 @@ class EncoderGraph(nn.Module):
         crosses: list[Attention],  # of the decoder's layers
         # (source, lengths [B]) -> embeddings [B, S, W], mask [B, S], lengths; None: the source is token ids
         reader: nn.Module | None = None,
-        shortens: bool = False,  # the reader gives fewer places than it takes: their mask is an output
+        fold: int = 1,  # frames that the reader makes one place of
     ):
         super().__init__()
         self.encoder, self.crosses, self.reader = encoder, nn.ModuleList(crosses), reader
-        self.shortens = shortens
+        self.fold = fold
 
     def forward(
         self,
-        source: Tensor,  # token ids [B, S], or what the reader takes
-        mask: Tensor,  # [B, S] float, 1 where the source is real
-    ) -> tuple:  # keys and values [B, H, S, D] of each layer; mask [B, S] where the reader shortens
+        source: Tensor,  # token ids [B, S], or for a reader frames [B, S, fold × F]
+        mask: Tensor,  # [B, S], or for a reader [B, S, fold]: float, 1 where the source is real
+    ) -> tuple:  # keys and values [B, H, S, D] of each layer
         if self.reader is None:
             x = self.encoder.embed(source)
         else:
-            x, real, _ = self.reader(source, mask.sum(1).long())
-            mask = real.to(mask.dtype) if self.shortens else mask
+            frames = source.unflatten(2, (self.fold, -1)).flatten(1, 2)
+            x, real, _ = self.reader(frames, mask.sum((1, 2)).long())
+            mask = real.to(mask.dtype)
         x, bias = self.encoder.placed(x), self.encoder.bias(mask, mask.shape[1])
         for layer in self.encoder.layers:
             x, _ = layer(x, bias)
         x = self.encoder.end(x)
-        return (*(t for cross in self.crosses for t in cross.keys(x)), *[mask] * self.shortens)
+        return tuple(t for cross in self.crosses for t in cross.keys(x))
 
 # %% ../../../nbs/parts/text/85_graphs.ipynb #DecoderGraph
 class DecoderGraph(nn.Module):

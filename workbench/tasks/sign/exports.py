@@ -6,6 +6,7 @@
 __all__ = ['answers', 'settings_of', 'graphs_of', 'exports']
 
 # %% ../../../nbs/tasks/sign/65_exports.ipynb #imports
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,8 @@ def settings_of(
     asked = cfg.generate.no_repeat_ngram
     found = search_settings(model, cfg.generate.max_length, 1, own.no_repeat_ngram if asked is None else asked, first)
     names = data.datasets["train"].clips.names
-    return found | {"begin": [start], "rows": 16, "most": d.max_frames, "numbers": data.facts["numbers_per_frame"],
+    strides = nets["reader"].conv.strides if nets["reader"].conv else ()
+    return found | {"begin": [start], "rows": 16, "fold": math.prod(strides), "most": d.max_frames, "numbers": data.facts["numbers_per_frame"],
                     "names": list(names) if names else None, "fps": own.statistics.get("fps"), "dims": d.dims,
                     "step": d.step_frames, "trim": d.trim}
 
@@ -68,24 +70,15 @@ def graphs_of(
     split: str,  # whose rows say which lengths there are
 ) -> tuple[dict[str, Graph], dict[str, Axis]]:
     "The encoder and the decoder, and the lengths that vary. Raises `Refused` for an unknown family."
-    import torch
-
-    from workbench.parts.shared.sequences import conv_lengths
     from workbench.parts.text.exported import decoder_parts, encoder_parts
 
     reader, model, most = nets["reader"], nets["translator"], settings["most"]
-    strides, sizes = reader.conv.strides if reader.conv else (), torch.from_numpy(data.lengths[split])
-    places = int(conv_lengths(torch.tensor(most), strides))
-    example = torch.zeros(2, 4 * max(2, int(np.prod(strides))) + 1, settings["numbers"])
-    longest = 1 + settings["longest"]
-    graphs = {"encoder": Graph(**encoder_parts(model, places, reader, example, bool(strides))),
+    sizes, fold = data.lengths[split], settings["fold"]
+    places, longest = -(-most // fold), 1 + settings["longest"]
+    graphs = {"encoder": Graph(**encoder_parts(model, places, reader, settings["numbers"], fold)),
               "decoder": Graph(**decoder_parts(model, longest))}
-    axes = {"batch": Axis(high=256),
-            "source": Axis(high=places, lengths=conv_lengths(sizes[:, 0], strides).tolist()),
-            "past": Axis(low=0, high=longest, lengths=sizes[:, 1].clamp(max=longest).tolist(), left=True)}
-    if strides:
-        axes["frames"] = Axis(high=most, lengths=sizes[:, 0].tolist())
-    return graphs, axes
+    return graphs, {"batch": Axis(high=256), "source": Axis(high=places, lengths=(-(-sizes[:, 0] // fold)).tolist()),
+                    "past": Axis(low=0, high=longest, lengths=np.minimum(sizes[:, 1], longest).tolist(), left=True)}
 
 # %% ../../../nbs/tasks/sign/65_exports.ipynb #exports
 def exports(
