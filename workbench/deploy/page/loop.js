@@ -4,15 +4,22 @@ const LAST = -Infinity;
 
 /** Bytes as the hexadecimal digits of their sha256. */
 async function sha256(bytes) {
+  if (!globalThis.crypto?.subtle)
+    throw new Error("A browser checks files on https and on localhost alone: open the page from there.");
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   return [...digest].map((b) => b.toString(16).padStart(2, "0")).join("");
 }
 
-/** A file of the bundle, which must be the one that was exported. */
-export async function file(root, manifest, name) {
+/** The bytes of a file, by a file server. */
+async function fetched(root, name) {
   const answer = await fetch(new URL(name, root));
   if (!answer.ok) throw new Error(`${name} is missing: copy the bundle whole, or export the run again.`);
-  const bytes = await answer.arrayBuffer();
+  return answer.arrayBuffer();
+}
+
+/** A file of the bundle, which must be the one that was exported. */
+export async function file(root, manifest, name, read = fetched) {
+  const bytes = await read(root, name);
   if (await sha256(bytes) !== manifest.files[name].sha256)
     throw new Error(`${name} is damaged, its sha256 is another: copy the bundle again, or export the run again.`);
   return bytes;
@@ -23,19 +30,22 @@ export class Pieces {
   constructor(tokenizer, tree, facts) {
     this.inner = tokenizer;
     this.silent = new Set(facts.silent);
-    const unknown = tree.model.unk_id == null ? tree.model.unk_token : tree.model.vocab[tree.model.unk_id][0];
-    this.unknown = tree.model.byte_fallback ? tokenizer.token_to_id(unknown) : undefined;
+    this.piece = tree.model.unk_id == null ? tree.model.unk_token : tree.model.vocab[tree.model.unk_id][0];
+    this.unknown = tree.model.byte_fallback ? tokenizer.token_to_id(this.piece) : undefined;
   }
 
   ids(text) {
     const found = this.inner.encode(text, { add_special_tokens: false });
     const bytes = (piece) => [...new TextEncoder().encode(piece)]
       .map((b) => this.inner.token_to_id(`<0x${b.toString(16).toUpperCase().padStart(2, "0")}>`));
-    return found.ids.flatMap((id, i) => (id === this.unknown ? bytes(found.tokens[i]) : [id]));
+    // a text that spells the piece itself is no unknown character
+    const strange = (id, i) => id === this.unknown && found.tokens[i] !== this.piece;
+    return found.ids.flatMap((id, i) => (strange(id, i) ? bytes(found.tokens[i]) : [id]));
   }
 
   text(ids) {
     const said = ids.filter((id) => !this.silent.has(id));
+    if (!said.length) return ""; // which the library refuses
     return this.inner.decode(said, { skip_special_tokens: true, clean_up_tokenization_spaces: false }).trim();
   }
 }
@@ -51,7 +61,7 @@ export function rulesOf(settings, begun) {
   const never = (phrases) => (tokens, scores) => {
     for (const phrase of phrases) {
       const before = phrase.slice(0, -1);
-      if (before.length < tokens.length && before.every((t, i) => tokens[tokens.length - before.length + i] === t))
+      if (before.length <= tokens.length && before.every((t, i) => tokens[tokens.length - before.length + i] === t))
         scores[phrase.at(-1)] = LAST;
     }
   };
