@@ -5,9 +5,9 @@ import { file, Pieces, translator } from "./loop.js";
 
 const root = new URL("..", import.meta.url);
 const at = (id) => document.getElementById(id);
-const say = (words, refused = false) => {
+const say = (words, state = "") => {
   at("note").textContent = words;
-  at("note").className = refused ? "refused" : "";
+  at("note").className = state;
 };
 
 async function opened() {
@@ -33,14 +33,14 @@ try {
   for (const pair of Object.keys(manifest.settings.pairs)) at("pair").add(new Option(pair.replace("-", " → "), pair));
   const run = async () => {
     at("run").disabled = true;
-    say("…");
+    say("…", "busy");
     const began = performance.now();
     try {
       at("answer").textContent = await translate(at("text").value, at("pair").value);
       say(`${((performance.now() - began) / 1000).toFixed(2)} s in this browser`);
     } catch (e) {
       at("answer").textContent = "";
-      say(e.message, true);
+      say(e.message, "refused");
     }
     at("run").disabled = false;
   };
@@ -48,5 +48,5 @@ try {
   at("run").disabled = false;
   say("Ready.");
 } catch (e) {
-  say(e.message, true);
+  say(e.message, "refused");
 }
