@@ -1,4 +1,5 @@
 """A translation bundle in a real chromium: what the page writes is what numpy and onnxruntime write."""
+import json
 import os
 import shutil
 import threading
@@ -12,15 +13,19 @@ from browser import browser, chromium
 from test_map import BRIEF
 
 import workbench
+from workbench.core.task import Leaving
 from workbench.deploy import web
 from workbench.errors import Refused
 from workbench.lab.export import export
 from workbench.parts.portable.bundle import Bundle
+from workbench.parts.portable.greedy import written
+from workbench.parts.portable.pieces import opened_pieces
 from workbench.tasks.translate import program
 
 pytest.importorskip("onnxruntime")
 CI = bool(os.environ.get("CI"))
 in_browser = pytest.mark.skipif(not chromium() or not (CI or shutil.which("npm")), reason="no chromium or npm here")
+in_node = pytest.mark.skipif(not (CI or shutil.which("npm")), reason="no npm here")
 TEXTS = ["the red house sleeps.", "a bird sings", "Öl, 袋 and ሰላም! x.y", "I do not know “it”."]
 
 
@@ -100,6 +105,59 @@ def test_a_damaged_file_is_named(bundle, tmp_path):
     with served(broken) as address, browser(900, 700) as context:
         said = opened(context.new_page(), address)
     assert said.startswith("onnx/decoder.onnx is damaged") and "sha256" in said
+
+
+@in_node
+def test_texts_that_the_tokenizer_in_javascript_reads_otherwise(bundle):
+    known, odd = Bundle(bundle), ["a <unk> b", "袋袋\n<unk>", "tab\there", "  two  spaces </s>", "😀", "፲፪ ሰላም ለዓለም።",
+                                  "网络设置", "설정을 엽니다."]
+    answer, pieces = program.opened(known.models, known.settings, known.assets), opened_pieces(known.assets)
+    found = web.answered(bundle, [{"text": text, "pair": "en-am"} for text in odd])
+    assert [f["ids"] for f in found] == [pieces.ids(text) for text in odd]
+    assert [f["answer"] for f in found] == answer([{"text": text, "src": "en", "tgt": "am"} for text in odd])
+
+
+def with_settings(bundle, folder, **settings):
+    "The bundle with other rules of the search."
+    made = shutil.copytree(bundle, folder)
+    manifest = json.loads((made / "manifest.json").read_text(encoding="utf8"))
+    manifest["settings"] |= settings
+    (made / "manifest.json").write_text(json.dumps(manifest), encoding="utf8")
+    return made
+
+
+@in_node
+def test_rules_of_the_search_and_an_empty_answer(bundle, tmp_path):
+    known = Bundle(bundle)
+    frame, pieces = known.settings["pairs"]["en-de"], opened_pieces(known.assets)
+    source = program.source_of(TEXTS[0], frame, pieces, known.settings["most"])
+    (first, *_), = written(known.models, known.settings, "ids", [source], [frame["begin"]])
+    plain, = program.opened(known.models, known.settings, known.assets)([{"text": TEXTS[0], "tgt": "de"}])
+    rules = {"many": {"no_repeat_ngram": 1, "last": 7, "suppress": [first], "prefix": [40, 41]},
+             "words": {"bad_words": [[*frame["begin"], first], [9, 8]]},
+             "empty": {"prefix": [known.settings["end"]]}}
+    for name, settings in rules.items():
+        own = with_settings(bundle, tmp_path / name, **settings)
+        its = Bundle(own)
+        wanted, = program.opened(its.models, its.settings, its.assets)([{"text": TEXTS[0], "tgt": "de"}])
+        assert [f["answer"] for f in web.answered(own, [{"text": TEXTS[0], "pair": "en-de"}])] == [wanted], name
+        assert wanted != plain and (wanted == "") == (name == "empty"), name
+
+
+@in_node
+def test_a_page_that_answers_otherwise_is_not_proven(bundle, tmp_path):
+    made = with_settings(bundle, tmp_path / "bundle")
+    leaving = Leaving(graphs={}, axes={}, program="workbench.tasks.translate.program", expected=None, score=None,
+                      settings=Bundle(made).settings, inputs=[{"text": text, "tgt": "de"} for text in TEXTS])
+    assert web.check(leaving, made / "web", {}, "fp32")["problem"] == ""
+    loop = (made / "web/loop.js").read_text(encoding="utf8")
+    worst = loop.replace("score > scores[b]", "score < scores[b]")
+    assert worst != loop
+    (made / "web/loop.js").write_text(worst, encoding="utf8")
+    assert "and the bundle's program with" in web.check(leaving, made / "web", {}, "fp32")["problem"]
+    (made / "web/loop.js").unlink()
+    lost = {"page": [made / "web/loop.js"]}
+    assert web.check(leaving, made / "web", lost, "fp32")["problem"] == "the page lacks loop.js."
 
 
 def test_a_page_needs_onnx_and_npm(tmp_path, monkeypatch):
