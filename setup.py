@@ -28,7 +28,7 @@ setup(
     include_package_data=True,
     package_data={"workbench": ["presets/*.yaml", "architectures/**/*", "samples/**/*", "lab/*/*.html",
                                 "lab/*/*.js",
-                                "lab/*/*.css"]},
+                                "lab/*/*.css", "deploy/page/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -177,6 +177,8 @@ class Leaving:
     save: Callable | None = None  # (folder) -> None: tokenizer, vocabulary
     inputs: Sequence[Any] = ()  # of held-out rows, at most 50: texts, numpy arrays, dicts of these
     expected: Callable  # (inputs) -> answers of the workbench itself: texts, or arrays
+    unit: str = "answers"  # what is counted where speed is measured: tokens, frames, pictures
+    count: Callable = lambda answer: 1  # (a text, or the shape of an array) -> how many it is
     score: Callable  # (answers to all `inputs`) -> {metric: float}, as `Task.score` has them
     hub: Callable | None = None  # (folder) -> None: a model that transformers or peft loads by itself
 

@@ -28,7 +28,7 @@ from ..parts.portable.bundle import Bundle, sha256
 measured = ("onnx", "coreml")  # formats whose smaller precisions are chosen by what was recorded in torch
 precisions = {"onnx": ("fp32", "fp16", "int8"), "coreml": ("fp32", "fp16", "int8"),
               "tflite": ("fp32", "int8"),
-              "hub": ("fp32",)}
+              "hub": ("fp32",), "web": ("fp32",)}
 
 
 def wanted(
@@ -42,7 +42,9 @@ def wanted(
         if not words:
             raise Refused(f"no {what} is named: choose of {', '.join(there)}.")
     found = [(kind, p) for kind in dict.fromkeys(formats)
-             for p in precisions[kind] if p in asked or kind == "hub"]
+             for p in precisions[kind] if p in asked or precisions[kind] == ("fp32",)]
+    if "web" in formats and "onnx" not in formats:
+        raise Refused("the page runs ONNX files: write onnx beside web.")
     if bare := [kind for kind in formats if kind not in {k for k, _ in found}]:
         raise Refused(f"{bare[0]} is not written in {', '.join(asked)}; it has "
                       f"{', '.join(precisions[bare[0]])}.")

@@ -81,7 +81,7 @@ def program_files(
 ) -> dict[str, str]:  # file -> code
     "The modules that a bundle needs, as they are in it."
     lite = [f"{portable}.lite"] * ("tflite" in kinds)
-    left = [leaving.program, *leaving.parts, f"{portable}.example", *lite]
+    left = [leaving.program, *leaving.parts, f"{portable}.example", f"{portable}.timing", *lite]
     made, names = {}, {}
     while left:
         module = left.pop()

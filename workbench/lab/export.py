@@ -87,11 +87,12 @@ def said(
 
 def export(
     run: str | Path,
-    to: str | list[str] = "onnx",  # of onnx, coreml, tflite, hub
+    to: str | list[str] = "onnx",  # of onnx, coreml, tflite, hub, web
     out: str | Path | None = None,  # None: RUN/export
     checkpoint: str = "best",  # best | last | a checkpoint's name
     precision: str | list[str] = "fp32",  # of fp32, fp16, int8
     say: Callable[[str], None] = said,
+    bench: bool = False,  # measure speed and memory beside torch's, too
 ) -> dict:  # the report
     """Write a run as files that work without torch, prove them, and return the report.
     Raises `Refused` for what cannot leave, and `Failed` where the files are not what torch is.
@@ -111,7 +112,12 @@ def export(
     place = Path(out or run / "export")
     report = bundle.export(leaving, source_of(opened, folder, step), place.resolve(), what,
                            partial(present, run), say)
-    return report | {"folder": str(place)}
+    report |= {"folder": str(place)}
+    if bench:
+        from workbench.lab.export_bench import bench as measure
+
+        report["bench"] = measure(run, place, checkpoint, say=say)
+    return report
 
 # %% ../../nbs/lab/66_export.ipynb #report_tables
 def share(
@@ -203,7 +209,10 @@ def report_lines(
     report: dict,  # of `export`
 ) -> list:  # for `show`
     "The tables of a report, and how the bundle is used."
-    return [*(part for table in report_tables(report) for part in (table, "")),
+    from workbench.lab.export_bench import bench_table
+
+    tables = report_tables(report) + ([bench_table(report["bench"])] if "bench" in report else [])
+    return [*(part for table in tables for part in (table, "")),
             f"Written to {report['folder']}: `python {report['folder']}/example.py INPUT` uses it where "
             "there is "
             "no torch."]
@@ -216,10 +225,11 @@ def begin(
     to: str = "onnx",
     out: str = "",
     precision: str = "fp32",
+    bench: bool = False,
 ) -> dict:
     "Export the run of a notebook's parameters. Raises `Refused`."
-    check_names(injected(cells), ["run", "to", "out", "precision"])
+    check_names(injected(cells), ["run", "to", "out", "precision", "bench"])
     if not text("run", run):
         raise Refused("run names no folder: write the folder of a trained run.")
     return export(text("run", run), text("to", to), text("out", out) or None,
-                  precision=text("precision", precision), say=show)
+                  precision=text("precision", precision), say=show, bench=bench)

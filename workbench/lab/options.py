@@ -21,11 +21,12 @@ of_prepare = (("files", dict(nargs="*", metavar="FILE", help="raw data, in the p
               ("--out", dict(metavar="DIR", help="the folder of the training set (default: in the cache)")))
 
 # %% ../../nbs/lab/38_options.ipynb #of_use
-of_export = (("--to", dict(default="onnx", metavar="FORMATS", help="of onnx, coreml, tflite, hub, with "
+of_export = (("--to", dict(default="onnx", metavar="FORMATS", help="of onnx, coreml, tflite, hub, web, with "
                                                                    "commas "
                            "between them (default: onnx)")),
              ("--precision", dict(default="fp32", metavar="PRECISIONS",
                                   help="of fp32, fp16, int8 (default: fp32)")),
+             ("--bench", dict(action="store_true", help="measure speed and memory beside torch's, too")),
              ("--out", dict(metavar="DIR", help="the folder of the bundle (default: RUN/export)")))
 of_any_use = (("--overrides", dict(action=Joined, default="", metavar="TEXT",
                                    help='how it is used: "speak.speed=0.9", "generate.num_beams=1"')),
