@@ -185,11 +185,10 @@ def idle(
         out["model.vocab_size"] = "with model.tokenizer_kind=char, which takes every character"
     if d.dims == 2:
         out["data.augment.tilt"] = "with data.dims=2: it turns out of the plane"
-    if cfg.generate.num_beams == 1:
-        out["generate.length_penalty"] = "with generate.num_beams=1: it weighs beams against each other"
-    return out
+    return out | cfg.generate.idle()
 
 
 task = Task(config=SignConfig, data=data, nets=nets, objectives=objectives, predict=predict, score=score,
             baseline=baseline, expect=expect, preview=preview, origin=origin, scores=scores, idle=idle,
-            use=use, exports=exports, takes=SUFFIXES, settings=("generate",), better={"ce": "min", "ctc": "min"})
+            use=use, exports=exports, takes=SUFFIXES, settings=("generate",),
+            better={"ce": "min", "ctc": "min"})
