@@ -153,8 +153,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Graph:
-    """A net that leaves. Where a dimension is padded, zeros in the inputs (a mask among them) make the padding
-    count for nothing."""
+    """A net that leaves. Where a dimension is padded, zeros in the inputs (a mask among them) make the
+    padding count for nothing."""
     net: Any  # nn.Module: forward(*tensors) -> a tensor or a tuple of them, without a branch on their values
     # name -> an example, float32, int64 or int32; no dimension that varies is 0 or 1 long
     inputs: dict[str, Any]

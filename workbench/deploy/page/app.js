@@ -21,7 +21,8 @@ async function opened() {
   const files = manifest.models.onnx?.[precision];
   if (!files) throw new Error(`The bundle has no ONNX model in ${precision}.`);
   for (const [name, [path]] of Object.entries(files))
-    models[name] = await ort.InferenceSession.create(await file(root, manifest, path), { executionProviders: ["wasm"] });
+    models[name] = await ort.InferenceSession.create(await file(root, manifest, path),
+                                                     { executionProviders: ["wasm"] });
   const tree = await json("assets/tokenizer.json");
   const pieces = new Pieces(new Tokenizer(tree, {}), tree, await json("assets/pieces.json"));
   return { manifest, translate: translator(ort, models, manifest.settings, pieces) };
