@@ -1,5 +1,5 @@
-"""Core ML: its files say and hold what the net has, in three precisions, and what the converter would change in
-silence is refused by name. Predictions are compared on macOS."""
+"""Core ML: its files say and hold what the net has, in three precisions, and what the converter would change
+in silence is refused by name. Predictions are compared on macOS."""
 import sys
 from dataclasses import replace
 from importlib.util import find_spec

@@ -1,5 +1,5 @@
-"""The hub's folder: plain transformers, in a process that cannot import the workbench, reads it and writes the
-run's texts; peft reads the adapters; every other net is loaded from its files alone. And the card."""
+"""The hub's folder: plain transformers, in a process that cannot import the workbench, reads it and writes
+the run's texts; peft reads the adapters; every other net is loaded from its files alone. And the card."""
 import json
 import subprocess
 import sys

@@ -171,8 +171,8 @@ def models_of(
     precision: str,
     calls=(),  # of `deploy.verify.recorded`: where float16 was measured
 ) -> dict[str, Callable]:  # graph -> (arrays -> {output: array})
-    """The graphs of a folder: in Apple's runtime where it is, elsewhere in torch with the weights of the files
-    and, in fp16, with numbers rounded as float16 has them."""
+    """The graphs of a folder: in Apple's runtime where it is, elsewhere in torch with the weights of the
+    files and, in fp16, with numbers rounded as float16 has them."""
     from workbench.deploy.coreml_check import as_written
 
     path = lambda name: folder / f"{stem(name, precision)}.mlpackage"

@@ -178,9 +178,9 @@ def loaded(
 def check(
     leaving: Leaving,
     folder: Path,
-    files: dict,  # of `write`
+    files: dict,  # graph -> its files, as `write` returned them
     precision: str,
-    calls=(),  # of `deploy.verify.recorded`
+    calls=(),  # that the program made, with torch's outputs
 ) -> dict:  # {"outputs": rows, "says": what was proven, "problem": ""}
     "How far each output of the files is from torch's, over the recorded calls."
     import torch
@@ -203,6 +203,6 @@ def check(
     bad = next((r for r in rows.values() if not r["difference"] <= 1e-4), None)
     problem = ""
     if bad:
-        problem = f"`{bad['output']}` of `{bad['graph']}` differs by {bad['difference']:.2g} when it is loaded."
+        problem = f"`{bad['output']}` of `{bad['graph']}` differs by {bad['difference']:.2g} when loaded."
     return {"outputs": [r | {"shapes": len(r["shapes"])} for r in rows.values()], "problem": problem,
             "says": "loaded from the files alone"}
