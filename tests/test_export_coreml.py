@@ -1,4 +1,4 @@
-"""Core ML: what its files say and hold is what the net has, in three precisions, and what the converter would change
+"""Core ML: its files say and hold what the net has, in three precisions, and what the converter would change
 in silence is refused by name. Predictions are compared on macOS."""
 import sys
 from dataclasses import replace
@@ -81,7 +81,8 @@ class Step(nn.Module):
 def step():
     torch.manual_seed(0)
     kept = {0: "batch", 2: "past"}
-    inputs = {"ids": torch.randint(50, (2, 1)), "past_mask": torch.ones(2, 3), "past_key": torch.randn(2, 2, 3, 16),
+    inputs = {"ids": torch.randint(50, (2, 1)), "past_mask": torch.ones(2, 3),
+              "past_key": torch.randn(2, 2, 3, 16),
               "past_value": torch.randn(2, 2, 3, 16)}
     return leaving_of(Step(), inputs, ["logits", "key", "value"], {
         "ids": {0: "batch"}, "past_mask": {0: "batch", 1: "past"}, "past_key": kept, "past_value": kept,
@@ -92,7 +93,8 @@ def step():
 def written(tmp_path_factory):
     "(what leaves, the folder, precision -> its files)"
     leaving, folder = step(), tmp_path_factory.mktemp("step")
-    return leaving, folder, {p: coreml.write(leaving, folder, p, str)["net"] for p in ("fp32", "fp16", "int8")}
+    return leaving, folder, {p: coreml.write(leaving, folder, p, str)["net"]
+                             for p in ("fp32", "fp16", "int8")}
 
 
 def calls_of(leaving):
@@ -214,7 +216,8 @@ def test_t5_overflows_and_its_norms_stay_in_float32(tmp_path):
     assert not any(path[-1] in ("q", "k", "v") for path in kept)
     with torch.no_grad():
         exact = graph.net(*feeds[0])
-    assert not far(halved(graph.net, feeds)[0], exact) < 0.1 and far(halved(graph.net, feeds, kept)[0], exact) < 0.01
+    assert not far(halved(graph.net, feeds)[0],
+                   exact) < 0.1 and far(halved(graph.net, feeds, kept)[0], exact) < 0.01
     files = coreml.write(leaving, tmp_path, "fp16", said.append)["net"]
     assert any("modules in float32" in s and "65,504" in s for s in said)
     assert not [f for f in files if f.suffix == ".mlmodel" and f.parent == tmp_path]
@@ -245,7 +248,8 @@ class Masked(nn.Module):
 def test_a_mask_of_finfo_min_is_refused_in_float16_alone(tmp_path):
     row = {"x": torch.zeros(2, 3), "mask": torch.ones(2, 3)}, ["y"], {"x": ROW, "mask": ROW, "y": ROW}
     lowest = leaving_of(Masked(torch.finfo(torch.float32).min), *row)
-    with pytest.raises(Refused, match=r"`net`: the graph itself \(Masked\) computes with -3.4e\+38 \(aten::mul\)"):
+    with pytest.raises(Refused, match=r"`net`: the graph itself \(Masked\) computes with -3.4e\+38 "
+                                      r"\(aten::mul\)"):
         coreml.write(lowest, tmp_path, "fp16", str)
     assert not list(tmp_path.iterdir())
     coreml.write(lowest, tmp_path, "fp32", str)
@@ -304,7 +308,8 @@ class Chosen(nn.Module):
 
 def test_a_range_whose_output_is_fixed_is_refused(tmp_path):
     leaving = leaving_of(Chosen(), {"x": torch.rand(2, 5)}, ["y"], {"x": ROW, "y": ROW})
-    with pytest.raises(Refused, match="the output `y` of `net` is always 2 long in Core ML, the example's `source`"):
+    with pytest.raises(Refused, match="the output `y` of `net` is always 2 long in Core ML, the example's "
+                                      "`source`"):
         coreml.write(leaving, tmp_path, "fp32", str)
     assert not list(tmp_path.iterdir())
 
@@ -329,7 +334,8 @@ def test_a_missing_converter_is_said(monkeypatch):
 
 
 def test_nothing_is_printed(tmp_path, capfd):
-    coreml.write(leaving_of(nn.Linear(4, 4), {"x": torch.rand(2, 4)}, ["y"], {"x": {0: "batch"}, "y": {0: "batch"}}),
+    coreml.write(leaving_of(nn.Linear(4, 4), {"x": torch.rand(2, 4)}, ["y"],
+                            {"x": {0: "batch"}, "y": {0: "batch"}}),
                  tmp_path, "int8", str)
     said = capfd.readouterr()
     assert not said.out and not said.err
@@ -342,5 +348,6 @@ def test_the_net_stays_as_it_is(written):
     graph = other.graphs["net"]
     script = traced("net", graph, other.axes)
     check_operators("net", script, graph.net, half=True)
-    assert np.allclose(*(x[0].detach() for x in (script(*graph.inputs.values()), graph.net(*graph.inputs.values()))))
+    assert np.allclose(*(x[0].detach()
+                         for x in (script(*graph.inputs.values()), graph.net(*graph.inputs.values()))))
     assert not [h for m in graph.net.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]

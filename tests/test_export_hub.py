@@ -1,5 +1,5 @@
-"""The hub's folder: plain transformers, in a process that cannot import the workbench, reads it and writes the run's
-texts; peft reads the adapters; every other net is loaded from its files alone. And the card."""
+"""The hub's folder: plain transformers, in a process that cannot import the workbench, reads it and writes
+the run's texts; peft reads the adapters; every other net is loaded from its files alone. And the card."""
 import json
 import subprocess
 import sys
@@ -32,13 +32,15 @@ from workbench.tasks.translate.translation import beginning_of, items_of, transl
 
 ALONE = ("import runpy, sys; sys.modules['workbench'] = None; sys.argv = sys.argv[1:]; "
          "runpy.run_path(sys.argv[0], run_name='__main__')")
-T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "pad_token_id": 0,
+T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+      "pad_token_id": 0,
       "eos_token_id": 1, "decoder_start_token_id": 0}
 
 
 def alone(script, *words):
     "What a script prints where there is no workbench."
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(script), *map(str, words)], capture_output=True,
+    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(script), *map(str, words)],
+                          capture_output=True,
                           text=True, cwd=script.parent)
     assert not done.returncode, done.stderr[-2000:]
     return done.stdout.split("\n")[:-1]
@@ -52,7 +54,8 @@ def translation(tmp_path_factory):
     home = tmp_path_factory.mktemp("texts")
     source = phrases.corpus(home / "texts", ["en-de", "en-am"])
     return open_run(workbench.train(
-        "universal_tiny", f"{BRIEF} {SMALL['translate']} pipeline=null data.source={source} generate.max_length=12 "
+        "universal_tiny", f"{BRIEF} {SMALL['translate']} pipeline=null data.source={source} "
+                          "generate.max_length=12 "
                           "train.max_steps=30 train.checkpoint_every=30 train.batch_size=8 train.lr=0.01",
         run_dir=home / "run"))
 
@@ -84,9 +87,11 @@ def test_generate_writes_the_run_s_texts(translation, tmp_path, beams):
 def signing(tmp_path_factory):
     "A run with adapters."
     home = tmp_path_factory.mktemp("signs")
-    return open_run(workbench.train("t5_tiny", f"{BRIEF} {SMALL['sign']} model.lora.r=4 model.lora.targets=[q,v] "
+    return open_run(workbench.train("t5_tiny",
+                                    f"{BRIEF} {SMALL['sign']} model.lora.r=4 model.lora.targets=[q,v] "
                                                f"data.source={signs.good_folder(home / 'mine')} "
-                                               "generate.max_length=8 generate.num_beams=1 generate.ctc=0 train.lr=0.01",
+                                               "generate.max_length=8 generate.num_beams=1 generate.ctc=0 "
+                                               "train.lr=0.01",
                                     run_dir=home / "run"))
 
 
@@ -104,14 +109,16 @@ def test_a_signing_model_reads_frames_and_its_adapters_are_peft_s(signing, tmp_p
         frames = torch.from_numpy(np.asarray(rows[i, 0][1], np.float32))
         np.save(tmp_path / f"{i}.npy", frames.numpy())
         with torch.no_grad():
-            mine += translate(signing.nets, {"frames": frames[None], "frame_lengths": torch.tensor([len(frames)])},
+            mine += translate(signing.nets,
+                              {"frames": frames[None], "frame_lengths": torch.tensor([len(frames)])},
                               replace(signing.ctx, data=data))
     assert alone(tmp_path / "use.py", *(tmp_path / f"{i}.npy" for i in range(3))) == mine
     (tmp_path / "adapted.py").write_text(
         "import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForSeq2SeqLM as Auto\n"
         "net = PeftModel.from_pretrained(Auto.from_pretrained('base'), 'adapter').eval()\n"
         "some = dict(input_ids=torch.tensor([[4, 5, 6, 1]]), decoder_input_ids=torch.tensor([[0, 4]]))\n"
-        "with torch.no_grad():\n    a, b, c = (n(**some).logits for n in (net, Auto.from_pretrained('.').eval(), "
+        "with torch.no_grad():\n"
+        "    a, b, c = (n(**some).logits for n in (net, Auto.from_pretrained('.').eval(), "
         "Auto.from_pretrained('base').eval()))\nprint(float((a - b).abs().max() / b.abs().max()) < 1e-4, "
         "float((b - c).abs().max()) > 0.001)\n")
     assert alone(tmp_path / "adapted.py") == ["True True"]
@@ -203,7 +210,8 @@ def scorer():
     row = {0: "batch", 1: "source"}
     graph = Graph(Tied().eval(), {"ids": torch.randint(50, (2, 5)), "mask": torch.ones(2, 5)}, ["logits"],
                   {"ids": row, "mask": row, "logits": row})
-    return Leaving(graphs={"scorer": graph}, axes={"batch": Axis(1, 8), "source": Axis(1, 64)}, program="none",
+    return Leaving(graphs={"scorer": graph}, axes={"batch": Axis(1, 8), "source": Axis(1, 64)},
+                   program="none",
                    expected=list, score=dict)
 
 
@@ -229,7 +237,8 @@ class Branches(nn.Module):
 
 
 def test_what_torch_cannot_follow_is_refused(tmp_path):
-    odd = Leaving(graphs={"odd": Graph(Branches(), {"x": torch.ones(2, 3)}, ["y"], {})}, axes={}, program="none",
+    odd = Leaving(graphs={"odd": Graph(Branches(), {"x": torch.ones(2, 3)}, ["y"], {})}, axes={},
+                  program="none",
                   expected=list, score=dict)
     with pytest.raises(Refused, match="`odd` cannot be written as operators of torch"):
         hub.write(odd, tmp_path, "fp32", str)
@@ -237,10 +246,12 @@ def test_what_torch_cannot_follow_is_refused(tmp_path):
 
 # The card
 
-MANIFEST = {"task": "translate", "run": "mine", "checkpoint": "best", "step": 1200, "needs": ["numpy", "tokenizers"],
+MANIFEST = {"task": "translate", "run": "mine", "checkpoint": "best", "step": 1200,
+            "needs": ["numpy", "tokenizers"],
             "metrics": {"chrf": 24.5, "chrf/en-am": 14.0}, "baseline": {"chrf": 15.5}, "files": {},
             "fingerprint": {"source": "samples"}, "axes": {"source": {"low": 1, "high": 100}}}
-REPORT = {"inputs": 50, "formats": [{"format": "onnx", "precision": "int8", "bytes": 2_000_000, "agreement": 0.98,
+REPORT = {"inputs": 50,
+          "formats": [{"format": "onnx", "precision": "int8", "bytes": 2_000_000, "agreement": 0.98,
                                      "outputs": [{"difference": 0.02}], "problem": ""}]}
 
 
@@ -251,7 +262,8 @@ def front(page):
 
 def test_the_head_of_a_card():
     assert front(card(MANIFEST, REPORT)) == {
-        "license": "other", "license_name": "as-its-data", "license_link": "README.md#data", "language": ["am", "en"],
+        "license": "other", "license_name": "as-its-data", "license_link": "README.md#data",
+        "language": ["am", "en"],
         "library_name": "pytorch", "metrics": ["chrf"], "tags": ["translate"]}
     files = {"hub/config.json": {}, "hub/use.py": {}}
     assert front(card(MANIFEST | {"files": files}, REPORT))["library_name"] == "transformers"
@@ -268,12 +280,14 @@ def test_a_card_quotes_the_datasheet_of_samples_and_not_its_checksums():
 
 def test_a_card_of_data_of_one_s_own_claims_no_licence():
     page = card(MANIFEST | {"fingerprint": {"source": "clips/mine"}}, REPORT)
-    assert "Your own data: clips/mine. Its licence is yours to state" in page and front(page)["license"] == "other"
+    assert ("Your own data: clips/mine. Its licence is yours to state" in page
+            and front(page)["license"] == "other")
 
 
 def test_a_card_shows_scores_beside_trivial_ones_and_what_was_proven(tmp_path):
     (tmp_path / "config.yaml").write_text("task: translate\ndata: {source: samples}\n")
-    (tmp_path / "plan.json").write_text(json.dumps({"data": {"source": "samples"}, "weights": {"kind": "scratch"}}))
+    (tmp_path
+     / "plan.json").write_text(json.dumps({"data": {"source": "samples"}, "weights": {"kind": "scratch"}}))
     (tmp_path / "results.json").write_text(json.dumps({"splits": {"test": {
         "rows": 100, "of": 200, "scores": MANIFEST["metrics"], "baseline": {}, "control": {"chrf": 12.5}}}}))
     (tmp_path / "checks.json").write_text(json.dumps([
@@ -286,4 +300,3 @@ def test_a_card_shows_scores_beside_trivial_ones_and_what_was_proven(tmp_path):
     assert "random start" in page
     bare = card(MANIFEST | {"metrics": {}}, REPORT)
     assert "has not been evaluated" in bare and "No reality checks were made" in bare
-
