@@ -82,7 +82,7 @@ def written(tmp_path_factory):
     places = {0: "batch", 2: "rows", 3: "columns"}
     leaving.graphs["pictures"] = Graph(Pictures().eval(), {"picture": torch.randn(2, 3, 4, 6)}, ["y"],
                                        {"picture": places, "y": places})
-    leaving.axes.update(rows=Axis(high=8, lengths=[4, 8], exact=True),
+    leaving.axes.update(rows=Axis(high=8, lengths=[4], exact=True),
                         columns=Axis(high=8, lengths=[6], exact=True))
     for precision in ("fp32", "int8"):
         tflite.write(leaving, folder, precision, lambda line: None)
@@ -113,10 +113,9 @@ def test_numbers_are_those_of_torch(written, batch, source, past):
 def test_weights_in_another_order_of_memory_are_written_for_themselves(written):
     leaving, folder = written
     model = model_of(leaving, folder / "pictures.tflite")
-    for rows in (4, 8):
-        picture = torch.randn(2, 3, rows, 6)
-        wanted = run_graph(leaving.graphs["pictures"], {"picture": picture})["y"]
-        assert far(model(picture=picture.numpy())["y"], wanted.numpy()) < 1e-5
+    picture = torch.randn(2, 3, 4, 6)
+    wanted = run_graph(leaving.graphs["pictures"], {"picture": picture})["y"]
+    assert far(model(picture=picture.numpy())["y"], wanted.numpy()) < 1e-5
     with pytest.raises(Unusable, match="`pictures` was given 2 of `batch`, 5 of `rows`, 6 of `columns`, and "
                                        "the file holds"):
         model(picture=np.zeros((2, 3, 5, 6), np.float32))
