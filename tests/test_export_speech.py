@@ -1,4 +1,4 @@
-"""Voices leave as ONNX: spectrograms, durations and sound are the workbench's at any length, without torch."""
+"""Voices leave as ONNX: spectrograms, durations and sound are the workbench's at any length."""
 import json
 import shutil
 from dataclasses import replace
