@@ -1,13 +1,14 @@
-"""Torch, ONNX, TFLite and CTranslate2 translate the same held-out texts, in interleaved rounds of one run.
+"""Torch, ONNX, TFLite and CTranslate2 answer the same held-out inputs, in interleaved rounds of one run.
 
-    python bench/export.py RUN                       # a trained translation run; exported to a temporary folder
+    python bench/export.py RUN                       # a trained run; exported to a temporary folder
     python bench/export.py RUN --bundle DIR          # an export that is there
     python bench/export.py RUN --threads 1 --rounds 5
 
-Each way has a process of its own with the same number of threads, answers 50 texts one at a time and eight at a
-time, and counts its own tokens; the rounds go forwards and backwards in turns. Peak memory is that of the process,
-its libraries included. Torch is the workbench's own greedy search with its keys and values kept. CTranslate2 takes
-part where it is installed and its converter takes the model. Writes results/export.csv and .png beside this file.
+Each way has a process of its own with the same number of threads, answers 50 texts one at a time and eight at
+a time, and counts its own tokens; the rounds go forwards and backwards in turns. Peak memory is that of the
+process, its libraries included. Torch is the workbench's own greedy search with its keys and values kept.
+CTranslate2 takes part in a translation run where it is installed and its converter takes the model.
+Writes results/export_RUN.csv and .png beside this file.
 """
 import argparse
 import csv
@@ -69,7 +70,8 @@ def serve_converted(model, bundle, threads, inputs):
 
 def others(run, checkpoint, bundle, home, threads):
     "The ways of CTranslate2: name -> (command, bytes)."
-    if importlib.util.find_spec("ctranslate2") is None:
+    task = json.loads((bundle / "manifest.json").read_text(encoding="utf8"))["task"]
+    if importlib.util.find_spec("ctranslate2") is None or task != "translate":
         return {}
     found = {}
     for precision in ("float32", "int8"):
@@ -101,11 +103,12 @@ def main():
         rows = measured(leaving, options.run, options.checkpoint, bundle, options.rounds,
                         threads=options.threads, others=more)
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "export.csv", "w", newline="") as file:
+    name = f"export_{options.run.name}"
+    with open(RESULTS / f"{name}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    bench_chart(rows).savefig(RESULTS / "export.png", dpi=100)
+    bench_chart(rows).savefig(RESULTS / f"{name}.png", dpi=100)
     print(bench_table(rows))
 
 

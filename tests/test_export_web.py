@@ -24,7 +24,8 @@ from workbench.tasks.translate import program
 
 pytest.importorskip("onnxruntime")
 CI = bool(os.environ.get("CI"))
-in_browser = pytest.mark.skipif(not chromium() or not (CI or shutil.which("npm")), reason="no chromium or npm here")
+in_browser = pytest.mark.skipif(not chromium() or not (CI or shutil.which("npm")),
+                                reason="no chromium or npm here")
 in_node = pytest.mark.skipif(not (CI or shutil.which("npm")), reason="no npm here")
 TEXTS = ["the red house sleeps.", "a bird sings", "Öl, 袋 and ሰላም! x.y", "I do not know “it”."]
 
@@ -109,7 +110,8 @@ def test_a_damaged_file_is_named(bundle, tmp_path):
 
 @in_node
 def test_texts_that_the_tokenizer_in_javascript_reads_otherwise(bundle):
-    known, odd = Bundle(bundle), ["a <unk> b", "袋袋\n<unk>", "tab\there", "  two  spaces </s>", "😀", "፲፪ ሰላም ለዓለም።",
+    known, odd = Bundle(bundle), ["a <unk> b", "袋袋\n<unk>", "tab\there", "  two  spaces </s>", "😀",
+                                  "፲፪ ሰላም ለዓለም።",
                                   "网络设置", "설정을 엽니다."]
     answer, pieces = program.opened(known.models, known.settings, known.assets), opened_pieces(known.assets)
     found = web.answered(bundle, [{"text": text, "pair": "en-am"} for text in odd])
@@ -140,14 +142,16 @@ def test_rules_of_the_search_and_an_empty_answer(bundle, tmp_path):
         own = with_settings(bundle, tmp_path / name, **settings)
         its = Bundle(own)
         wanted, = program.opened(its.models, its.settings, its.assets)([{"text": TEXTS[0], "tgt": "de"}])
-        assert [f["answer"] for f in web.answered(own, [{"text": TEXTS[0], "pair": "en-de"}])] == [wanted], name
+        assert [f["answer"]
+                for f in web.answered(own, [{"text": TEXTS[0], "pair": "en-de"}])] == [wanted], name
         assert wanted != plain and (wanted == "") == (name == "empty"), name
 
 
 @in_node
 def test_a_page_that_answers_otherwise_is_not_proven(bundle, tmp_path):
     made = with_settings(bundle, tmp_path / "bundle")
-    leaving = Leaving(graphs={}, axes={}, program="workbench.tasks.translate.program", expected=None, score=None,
+    leaving = Leaving(graphs={}, axes={}, program="workbench.tasks.translate.program", expected=None,
+                      score=None,
                       settings=Bundle(made).settings, inputs=[{"text": text, "tgt": "de"} for text in TEXTS])
     assert web.check(leaving, made / "web", {}, "fp32")["problem"] == ""
     loop = (made / "web/loop.js").read_text(encoding="utf8")

@@ -139,7 +139,8 @@ def check(
     found = answered(folder.parent, [{"text": text, "pair": pair} for text, pair in asked])
     for (text, _), mine, its in zip(asked, wanted, found):
         if its.get("answer", "").strip() != mine:
-            return {"problem": f"the page answers {text[:40]!r} with {its.get('answer', its.get('refused'))!r}, and "
+            return {"problem": f"the page answers {text[:40]!r} with "
+                               f"{its.get('answer', its.get('refused'))!r}, and "
                                f"the bundle's program with {mine!r}."}
     return {"problem": "", "agreement": 1.0,
             "says": "python -m http.server in the bundle, then open /web/"}

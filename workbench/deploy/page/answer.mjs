@@ -1,5 +1,5 @@
-// The page's program without a page, for a check where there is Node.js: the folder of a bundle as the argument, a
-// list of {text, pair} as JSON on the standard input, a list of {answer, ids} or {refused} on the standard output.
+// The page's program without a page, for a check where there is Node.js. The argument: the folder of a bundle;
+// standard input: a list of {text, pair} as JSON; standard output: a list of {answer, ids} or {refused}.
 import { readFile } from "node:fs/promises";
 import { text } from "node:stream/consumers";
 import { pathToFileURL } from "node:url";

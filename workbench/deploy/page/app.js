@@ -21,8 +21,7 @@ async function opened() {
   const files = manifest.models.onnx?.[precision];
   if (!files) throw new Error(`The bundle has no ONNX model in ${precision}.`);
   for (const [name, [path]] of Object.entries(files))
-    models[name] = await ort.InferenceSession.create(await file(root, manifest, path),
-                                                     { executionProviders: ["wasm"] });
+    models[name] = await ort.InferenceSession.create(await file(root, manifest, path));
   const tree = await json("assets/tokenizer.json");
   const pieces = new Pieces(new Tokenizer(tree, {}), tree, await json("assets/pieces.json"));
   return { manifest, translate: translator(ort, models, manifest.settings, pieces) };
@@ -31,7 +30,8 @@ async function opened() {
 try {
   const { manifest, translate } = await opened();
   at("title").textContent = `Translate · ${manifest.run}`;
-  for (const pair of Object.keys(manifest.settings.pairs)) at("pair").add(new Option(pair.replace("-", " → "), pair));
+  for (const pair of Object.keys(manifest.settings.pairs))
+    at("pair").add(new Option(pair.replace("-", " → "), pair));
   const run = async () => {
     at("run").disabled = true;
     say("…", "busy");

@@ -1,4 +1,4 @@
-// The program of an exported translation run in a browser: the same steps as program.py and greedy.py of the bundle.
+// The program of an exported translation run in a browser: the steps of program.py and greedy.py of the bundle.
 
 const LAST = -Infinity;
 
@@ -21,11 +21,12 @@ async function fetched(root, name) {
 export async function file(root, manifest, name, read = fetched) {
   const bytes = await read(root, name);
   if (await sha256(bytes) !== manifest.files[name].sha256)
-    throw new Error(`${name} is damaged, its sha256 is another: copy the bundle again, or export the run again.`);
+    throw new Error(`${name} is damaged, its sha256 is another: copy the bundle again, or export the run ` +
+      "again.");
   return bytes;
 }
 
-/** The tokenizer of the bundle. A character that it has no piece for is written as its bytes, which the library leaves out. */
+/** The tokenizer of the bundle. A character that has no piece becomes its bytes, which the library leaves out. */
 export class Pieces {
   constructor(tokenizer, tree, facts) {
     this.inner = tokenizer;
@@ -109,7 +110,8 @@ export function translator(ort, models, settings, pieces) {
       for (; at < tokens.length; at++) {
         const before = { data: new Float32Array(at).fill(1), dims: [1, at] };
         const found = await models.decoder.run({
-          ids: whole([tokens[at]], [1, 1]), position: whole([at], [1]), mask: float(mask), past_mask: float(before), ...cross,
+          ids: whole([tokens[at]], [1, 1]), position: whole([at], [1]),
+          mask: float(mask), past_mask: float(before), ...cross,
           ...Object.fromEntries(names.map((name) => [`past_${name}`, float(past[name])])),
         });
         for (const name of names) past[name] = longer(past[name], found[`new_${name}`]);
@@ -129,10 +131,12 @@ export function translator(ort, models, settings, pieces) {
   return async (text, pair) => {
     if (!text.trim()) throw new Error("There is nothing to translate in the text.");
     const frame = settings.pairs[pair];
-    if (!frame) throw new Error(`${pair} is not translated; there are ${Object.keys(settings.pairs).join(", ")}.`);
+    if (!frame)
+      throw new Error(`${pair} is not translated; there are ${Object.keys(settings.pairs).join(", ")}.`);
     const source = [...frame.before, ...pieces.ids(text), ...frame.after];
     if (source.length > settings.most)
-      throw new Error(`The text has ${source.length} tokens, and the model reads at most ${settings.most}: cut it into sentences.`);
+      throw new Error(`The text has ${source.length} tokens, and the model reads at most ${settings.most}: ` +
+        "cut it into sentences.");
     return pieces.text(await write(source, frame.begin));
   };
 }
