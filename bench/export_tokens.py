@@ -1,12 +1,12 @@
-"""Tokens a second of an exported translation run, beside transformers' `generate` in torch, with the same weights.
+"""Tokens a second of an exported translation run, beside transformers' `generate` with the same weights.
 
     workbench export RUN --to onnx --precision fp32,int8 --out BUNDLE
     python bench/export_tokens.py RUN BUNDLE                    # fp32, batches of 1 and 8
     python bench/export_tokens.py RUN BUNDLE --precision int8
 
-Equal for both: weights, sources of 20 random tokens, texts of exactly 40 tokens (no end ends one), greedy search,
-one thread, fp32 for torch. The tokens must be identical in fp32; the rounds alternate. Processor seconds, so that
-other programs count for little.
+Equal for both: weights, sources of 20 random tokens, texts of exactly 40 tokens (no end ends one), greedy
+search, one thread, fp32 for torch. The tokens must be identical in fp32; the rounds alternate. Processor
+seconds, so that other programs count for little.
 """
 import argparse
 import os

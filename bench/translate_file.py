@@ -4,9 +4,9 @@
     python bench/translate_file.py RUN --rows 200 --rounds 1  # a quick look
 
 Equal for both: weights, sentences of one pair (held-out ones first), rows a batch, fp32, the longest target,
-tokenizer. `generate` gets the batches as they stand in the file. The texts must be identical, row by row; where
-two are not, float64 must find their scores equal to 1e-4, so that rounding decided (a batch of another shape
-rounds differently). The rounds alternate. Writes results/translate_file.csv beside this file.
+tokenizer. `generate` gets the batches as they stand in the file. The texts must be identical, row by row;
+where two are not, float64 must find their scores equal to 1e-4, so that rounding decided (a batch of
+another shape rounds differently). The rounds alternate. Writes results/translate_file.csv beside this file.
 """
 import argparse
 import copy

@@ -1,5 +1,5 @@
-"""A caption run leaves: pictures are described and captions drawn by numpy and a runtime as the workbench does
-it, at sizes and batches that were not used when it was written."""
+"""A caption run leaves: pictures are described and captions drawn by numpy and a runtime as the workbench
+does it, at sizes and batches that were not used when it was written."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,8 +74,8 @@ def test_answers_are_shown_or_written(left, tmp_path):
     assert np.array_equal(Image.open(written), picture)
 
 
-@pytest.mark.parametrize("given,why", [("zebra", "no word that the run knows"), ("", "no word that the run knows"),
-                                       ("/no/such.png", "there is no file")])
+@pytest.mark.parametrize("given,why", [("zebra", "no word that the run knows"),
+                                       ("", "no word that the run knows"), ("/no/such.png", "there is no file")])
 def test_what_cannot_be_used_is_one_sentence(left, given, why):
     bundle = left[1]
     with pytest.raises(Unusable, match=why):

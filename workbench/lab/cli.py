@@ -326,9 +326,8 @@ def export(options) -> int:
     from workbench.lab.export import export as make, report_lines
     from workbench.lab.show import show
 
-    report = make(options.run, options.to, options.out, options.checkpoint, options.precision,
-                  bench=options.bench)
-    show(*report_lines(report))
+    show(*report_lines(make(options.run, options.to, options.out, options.checkpoint, options.precision,
+                            bench=options.bench)))
     return 0
 
 

@@ -116,7 +116,7 @@ def exports(
     data: Data,
     ctx,
 ) -> Leaving:
-    "What leaves of a run. Raises `Refused` for a model or a tokenizer that cannot."
+    "What leaves of a translator. Raises `Refused` for a model or a tokenizer that cannot."
     from workbench.parts.text.exported import pieces_needs, save_pieces
 
     ctx = replace(ctx, data=data)
