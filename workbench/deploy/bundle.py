@@ -254,7 +254,8 @@ def proven(
             found = writers[kind].check(leaving, folder / kind, files, precision, run.calls)
         size = sum(size_of(f) for paths in files.values() for f in paths)
         remarks = getattr(writers[kind], "remarks", lambda leaving: {})
-        report["formats"].append({"format": kind, "precision": precision, "bytes": size} | found | remarks(leaving))
+        found |= remarks(leaving)
+        report["formats"].append({"format": kind, "precision": precision, "bytes": size} | found)
         if found["problem"]:
             problems.append(f"{kind} in {precision}: {found['problem']}")
     return report | {"problem": " ".join(filter(None, problems))}
