@@ -396,6 +396,7 @@ FOREIGN = {  # function -> whose broad error it catches where what a person gave
     "core.config.yaml12.read_yaml": "PyYAML's scanner",
     "deploy.tflite.traced": "torch.export, of a net that it cannot trace",
     "deploy.onnx.converted": "torch.onnx, of a net with an operator that ONNX has not",
+    "deploy.tflite.traced": "torch.export",
     "files.read_json": "json",
     "lab.compare.tables.named": "shlex",
     "parts.image.caption_json.parse_json": "json",
