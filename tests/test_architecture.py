@@ -394,7 +394,6 @@ FOREIGN = {  # function -> whose broad error it catches where what a person gave
     "core.config.presets.find": "pathlib: a name that no file can have",
     "core.config.presets.parse_overrides": "shlex",
     "core.config.yaml12.read_yaml": "PyYAML's scanner",
-    "deploy.tflite.traced": "torch.export, of a net that it cannot trace",
     "deploy.onnx.converted": "torch.onnx, of a net with an operator that ONNX has not",
     "deploy.tflite.traced": "torch.export",
     "files.read_json": "json",

@@ -185,7 +185,8 @@ def test_a_run_that_takes_pictures_and_captions(tmp_path, monkeypatch):
         word for k, v in tree.items() if isinstance(v, dict) for word in flat(v, f"{above}{k}.")]
     model = " ".join(word.replace(" ", "") for word in flat({"model": TINY["model"]}))
     run = workbench.train("caption_tiny", f"{BRIEF} {model} data.size=16 data.column=caption "
-                          f"train.batch_size=8 generate.max_length=8 data.source={coloured(tmp_path / 'mine')} "
+                          "train.batch_size=8 generate.max_length=8 "
+                          f"data.source={coloured(tmp_path / 'mine')} "
                           f"data.captions={tmp_path / 'mine/captions.txt'}", run_dir=tmp_path / "run")
     opened, picture = open_run(run, "last"), tmp_path / "mine/03.png"
     (tmp_path / "broken.png").write_bytes(b"no picture")

@@ -75,7 +75,8 @@ def test_answers_are_shown_or_written(left, tmp_path):
 
 
 @pytest.mark.parametrize("given,why", [("zebra", "no word that the run knows"),
-                                       ("", "no word that the run knows"), ("/no/such.png", "there is no file")])
+                                       ("", "no word that the run knows"),
+                                       ("/no/such.png", "there is no file")])
 def test_what_cannot_be_used_is_one_sentence(left, given, why):
     bundle = left[1]
     with pytest.raises(Unusable, match=why):

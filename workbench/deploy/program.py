@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.task import Leaving
 
 portable = "workbench.parts.portable"
-runtimes = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+runtimes = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 
 # %% ../../nbs/deploy/30_program.ipynb #source
 def source_of(

@@ -323,11 +323,10 @@ def demo(options) -> int:
 
 def export(options) -> int:
     "workbench export RUN"
-    from workbench.lab.export import export as make, report_lines
-    from workbench.lab.show import show
+    from workbench.lab.export import export as make, report_lines, show
 
-    show(*report_lines(make(options.run, options.to, options.out, options.checkpoint, options.precision,
-                            bench=options.bench)))
+    o = options
+    show(*report_lines(make(o.run, o.to, o.out, o.checkpoint, o.precision, bench=o.bench)))
     return 0
 
 

@@ -57,7 +57,7 @@ def leaving_of(
     exports = opened.task.exports
     before = exports(opened.nets, opened.data, opened.ctx)
     after = exports(ready(opened.nets), opened.data, opened.ctx)
-    return replace(after, expected=before.expected, score=before.score), opened
+    return replace(after, expected=before.expected, score=before.score, hub=before.hub), opened
 
 
 def source_of(

@@ -26,7 +26,7 @@ export async function file(root, manifest, name, read = fetched) {
   return bytes;
 }
 
-/** The tokenizer of the bundle. A character without a piece becomes its bytes, which the library leaves out. */
+/** The tokenizer of the bundle: a character without a piece becomes its bytes, which the library omits. */
 export class Pieces {
   constructor(tokenizer, tree, facts) {
     this.inner = tokenizer;
