@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def converted(run, checkpoint, home, precision):
     "The model as a folder of CTranslate2."
-    from ctranslate2.converters import TransformersConverter
+    from ctranslate2.converters import TransformersConverter, transformers
 
     from workbench.core.run.folder import config_of
     from workbench.deploy.ready import ready
@@ -36,6 +36,9 @@ def converted(run, checkpoint, home, precision):
     plain, made = home / "plain", home / precision
     ready(opened.nets)["translator"].save_pretrained(plain)
     opened.data.own.tokenizer.save_pretrained(plain)
+    # the converter takes it for granted that padding is token 1, and places are one too far where it is another
+    transformers.M2M100Loader.set_position_encodings = lambda self, spec, module: setattr(
+        spec, "encodings", module.weights[module.padding_idx + 1:])
     TransformersConverter(str(plain)).convert(str(made), quantization=precision)
     return made
 

@@ -30,6 +30,7 @@ def test_an_export_is_measured_where_it_is_asked_for(tmp_path, monkeypatch):
     assert [(r["way"], r["batch"]) for r in rows] == [(way, batch) for batch in (1, 8) for way in ways]
     assert {r["unit"] for r in rows} == {"tokens"}
     assert all(0 < r["median"] <= r["p95"] and r["rate"] > 0 and r["peak"] > 2e7 for r in rows)
+    assert all(r["same"] == 1 for r in rows if r["way"] == "onnx fp32")
     size = {r["way"]: r["bytes"] for r in rows}
     assert size["onnx int8"] < size["onnx fp32"] and size["torch"] == report["torch"]["bytes"]
     assert any("Speed and memory" in str(getattr(part, "title", part)) for part in report_lines(report))
@@ -37,7 +38,7 @@ def test_an_export_is_measured_where_it_is_asked_for(tmp_path, monkeypatch):
 
 def test_what_is_counted():
     row = summed({"way": "x", "batch": 8, "calls": [0.1] * 19 + [1.0], "rates": [5.0, 7.0, 60.0], "peak": 9,
-                  "bytes": 4}, "tokens", 2)
+                  "bytes": 4, "same": 0.5}, "tokens", 2)
     assert row["median"] == pytest.approx(0.1) and row["rate"] == 7.0
     assert row["p95"] == np.quantile([0.1] * 19 + [1.0], 0.95)
     other = row | {"way": "torch", "rate": 3.5, "peak": 18}

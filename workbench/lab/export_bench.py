@@ -137,7 +137,9 @@ def measured(
                                            "bytes": sizes[name]})
                     row["calls"] += found["seconds"]
                     row["rates"].append(sum(map(leaving.count, found["answers"])) / sum(found["seconds"]))
-                    row["peak"] = found["peak"]
+                    row |= {"peak": found["peak"], "answers": found["answers"]}
+    for (_, batch), row in rows.items():  # of arrays the shapes are compared
+        row["same"] = float(np.mean([a == b for a, b in zip(row["answers"], rows["torch", batch]["answers"])]))
     return [summed(rows[name, batch], leaving.unit, threads) for batch in batches for name in workers]
 
 
@@ -149,7 +151,8 @@ def summed(
     "What is kept of a way's rounds."
     return {"way": row["way"], "batch": row["batch"], "threads": threads, "unit": unit,
             "median": float(np.median(row["calls"])), "p95": float(np.quantile(row["calls"], 0.95)),
-            "rate": float(np.median(row["rates"])), "peak": row["peak"], "bytes": row["bytes"]}
+            "rate": float(np.median(row["rates"])), "peak": row["peak"], "bytes": row["bytes"],
+            "same": row["same"]}
 
 # %% ../../nbs/lab/68_export_bench.ipynb #tables
 def bench_table(
@@ -158,14 +161,14 @@ def bench_table(
     "Latency, throughput and memory beside torch's."
     base = {row["batch"]: row for row in rows if row["way"] == "torch"}
     head = ["way", "batch", "median, ms", "p95, ms", f"{rows[0]['unit']} a second", "× torch", "peak, MB",
-            "of torch's", "size, MB"]
+            "of torch's", "size, MB", "same as torch"]
     cells = [[r["way"], r["batch"], r["median"] * 1e3, r["p95"] * 1e3, r["rate"],
               r["rate"] / base[r["batch"]]["rate"],
               r["peak"] / 1e6, r["peak"] / base[r["batch"]]["peak"],
-              r["bytes"] / 1e6] for r in rows]
+              r["bytes"] / 1e6, f"{r['same']:.0%}"] for r in rows]
     return Table(head, cells, f"Speed and memory, {rows[0]['threads']} threads",
                  "Median and p95: of a call with so many inputs. Peak: of the process, its libraries "
-                 "included.")
+                 "included. Same as torch: of the texts; of arrays, the shapes.")
 
 
 def bench_chart(
