@@ -50,20 +50,13 @@ class Written(nn.Module):
                   nn.Sequential(part.linear1, nn.GELU(), part.linear2), True)
                   for part in net.transformer.layers)
 
-    def embed(
+    def placed_at(
         self,
         ids: Tensor,  # [B, 1]
-    ) -> Tensor:  # [B, 1, W]
-        "Tokens as embeddings."
-        return self.table(ids)
-
-    def placed(
-        self,
-        x: Tensor,  # [B, 1, W]
         position: Tensor,  # [1]
     ) -> Tensor:  # [B, 1, W]
-        "Embeddings at their place."
-        return x + self.positions[position]
+        "A token at its place."
+        return self.table(ids) + self.positions[position]
 
     def bias(
         self,
@@ -188,14 +181,16 @@ def answers(
     ctx,
 ) -> list:
     "What the workbench makes of the same inputs, greedily."
-    from workbench.parts.portable.resize import fit
+    from PIL import Image
+
+    from workbench.parts.image.files import fit
 
     g = ctx.cfg.generate.model_copy(update={"num_beams": 1, "sample": False})
     ctx = replace(ctx, cfg=ctx.cfg.model_copy(update={"generate": g}), data=data, training=False)
     out, size = [None] * len(inputs), data.own.size
     pictures = [i for i, given in enumerate(inputs) if isinstance(given, np.ndarray)]
     if pictures:
-        latents = picture_latents(nets, [fit(inputs[i], size, size) for i in pictures])
+        latents = picture_latents(nets, [fit(Image.fromarray(inputs[i]), size, size) for i in pictures])
         for i, text in zip(pictures, describe(nets, latents, ctx)):
             out[i] = text
     texts = [i for i in range(len(inputs)) if i not in set(pictures)]
@@ -242,6 +237,6 @@ def exports(
                    axes={"batch": Axis(high=256), "tokens": Axis(high=own.length, lengths=lengths),
                          **({"words": words} if settings["whole"] else {"past": written})},
                    program="workbench.tasks.caption.program", settings=settings,
-                   needs=("tokenizers",) if settings["words"] else pieces_needs(own.tokens.inner),
+                   **({"needs": ("tokenizers",)} if settings["words"] else pieces_needs(own.tokens.inner)),
                    save=lambda folder: save(own.tokens, Path(folder)), inputs=inputs,
                    expected=lambda some: answers(nets, data, some, ctx), score=score)
