@@ -197,8 +197,8 @@ def graphs_of(
     "The graphs of a run."
     latent, batch = torch.nn.functional.normalize(torch.randn(2, dim)) * dim ** 0.5, {0: "batch"}
     words, mask = {0: "batch", 1: "tokens"}, torch.tensor([[1.0] * 5, [1.0] * 3 + [0.0] * 2])
-    return {"image_encoder": Graph(reader_of(nets["image_encoder"], size), {"picture": torch.rand(2, 3, size, size)},
-                                   ["latent"],
+    return {"image_encoder": Graph(reader_of(nets["image_encoder"], size),
+                                   {"picture": torch.rand(2, 3, size, size)}, ["latent"],
                                    {"picture": batch, "latent": batch}),
             "caption_encoder": Graph(ReadCaption(nets["caption_encoder"]),
                                      {"ids": torch.ones(2, 5, dtype=torch.long), "mask": mask}, ["latent"],
