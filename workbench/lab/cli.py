@@ -321,14 +321,12 @@ def demo(options) -> int:
     return 0
 
 
-def export(options) -> int:
+def export(asked) -> int:
     "workbench export RUN"
     from workbench.lab.export import export as make, report_lines
     from workbench.lab.show import show
 
-    report = make(options.run, options.to, options.out, options.checkpoint, options.precision,
-                  bench=options.bench)
-    show(*report_lines(report))
+    show(*report_lines(make(asked.run, asked.to, asked.out, asked.checkpoint, asked.precision, asked.bench)))
     return 0
 
 
