@@ -321,12 +321,12 @@ def demo(options) -> int:
     return 0
 
 
-def export(asked) -> int:
+def export(options) -> int:
     "workbench export RUN"
-    from workbench.lab.export import export as make, report_lines
-    from workbench.lab.show import show
+    from workbench.lab.export import export as make, report_lines, show
 
-    show(*report_lines(make(asked.run, asked.to, asked.out, asked.checkpoint, asked.precision, asked.bench)))
+    o = options
+    show(*report_lines(make(o.run, o.to, o.out, o.checkpoint, o.precision, bench=o.bench)))
     return 0
 
 

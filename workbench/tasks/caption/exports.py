@@ -50,20 +50,13 @@ class Written(nn.Module):
                   nn.Sequential(part.linear1, nn.GELU(), part.linear2), True)
                   for part in net.transformer.layers)
 
-    def embed(
+    def placed_at(
         self,
         ids: Tensor,  # [B, 1]
-    ) -> Tensor:  # [B, 1, W]
-        "Tokens as embeddings."
-        return self.table(ids)
-
-    def placed(
-        self,
-        x: Tensor,  # [B, 1, W]
         position: Tensor,  # [1]
     ) -> Tensor:  # [B, 1, W]
-        "Embeddings at their place."
-        return x + self.positions[position]
+        "A token at its place."
+        return self.table(ids) + self.positions[position]
 
     def bias(
         self,
