@@ -36,7 +36,7 @@ def converted(run, checkpoint, home, precision):
     plain, made = home / "plain", home / precision
     ready(opened.nets)["translator"].save_pretrained(plain)
     opened.data.own.tokenizer.save_pretrained(plain)
-    # the converter takes it for granted that padding is token 1, and places are one too far where it is another
+    # the converter takes it for granted that padding is token 1; where it is 0, places would be one too far
     transformers.M2M100Loader.set_position_encodings = lambda self, spec, module: setattr(
         spec, "encodings", module.weights[module.padding_idx + 1:])
     TransformersConverter(str(plain)).convert(str(made), quantization=precision)

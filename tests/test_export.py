@@ -123,7 +123,7 @@ def test_the_files_hold_dynamic_axes_each_weight_once_and_nothing_of_this_machin
 def test_program_files_import_what_a_bundle_has(made):
     folder, _ = made
     names = {p.stem for p in folder.glob("*.py")}
-    assert names == {"bundle", "cipher_program", "example", "feeds"}
+    assert names == {"bundle", "cipher_program", "example", "feeds", "timing"}
     for path in folder.glob("*.py"):
         code = path.read_text()
         assert "workbench" not in imported(code) and "%%" not in code
@@ -323,7 +323,7 @@ def test_adapters_on_a_base_in_4_bits_are_merged_into_float32(tmp_path):
 # Refused, before anything is made
 
 @pytest.mark.parametrize("words, says", [
-    (dict(to="tensorrt"), "there is no format `tensorrt`; there are onnx, coreml, tflite, hub."),
+    (dict(to="tensorrt"), "there is no format `tensorrt`; there are onnx, coreml, tflite, hub, web."),
     (dict(precision="int4"), "there is no precision `int4`; there are fp32, fp16, int8."),
     (dict(to="tflite", precision="fp16"), "tflite is not written in fp16; it has fp32, int8."),
     (dict(to=""), "no format is named"),

@@ -169,7 +169,7 @@ class Leaving:
     graphs: dict[str, Graph]
     axes: dict[str, Axis]
     # module with `opened(models, settings, folder) -> program`; program(inputs) -> answers, one for each;
-    # models[name](**arrays) -> {output: array}; folder holds what `save` wrote
+    # a model is called with arrays by name and gives {output: array}; folder holds what `save` wrote
     program: str
     parts: Sequence[str] = ()  # other modules of the package that the program imports
     needs: Sequence[str] = ()  # packages that they import, besides numpy: "tokenizers"

@@ -91,8 +91,8 @@ def export(
     out: str | Path | None = None,  # None: RUN/export
     checkpoint: str = "best",  # best | last | a checkpoint's name
     precision: str | list[str] = "fp32",  # of fp32, fp16, int8
-    say: Callable[[str], None] = said,
     bench: bool = False,  # measure speed and memory beside torch's, too
+    say: Callable[[str], None] = said,
 ) -> dict:  # the report
     """Write a run as files that work without torch, prove them, and return the report.
     Raises `Refused` for what cannot leave, and `Failed` where the files are not what torch is.

@@ -139,7 +139,8 @@ def measured(
                     row["rates"].append(sum(map(leaving.count, found["answers"])) / sum(found["seconds"]))
                     row |= {"peak": found["peak"], "answers": found["answers"]}
     for (_, batch), row in rows.items():  # of arrays the shapes are compared
-        row["same"] = float(np.mean([a == b for a, b in zip(row["answers"], rows["torch", batch]["answers"])]))
+        true = rows["torch", batch]["answers"]
+        row["same"] = float(np.mean([mine == its for mine, its in zip(row["answers"], true)]))
     return [summed(rows[name, batch], leaving.unit, threads) for batch in batches for name in workers]
 
 

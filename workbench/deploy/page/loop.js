@@ -1,4 +1,4 @@
-// An exported translation run in a browser: the steps of program.py and greedy.py of the bundle.
+// The program of an exported translation run in a browser: the steps of program.py and greedy.py.
 
 const LAST = -Infinity;
 
@@ -26,7 +26,7 @@ export async function file(root, manifest, name, read = fetched) {
   return bytes;
 }
 
-/** The tokenizer of the bundle: a character without a piece becomes its bytes, which the library omits. */
+/** The tokenizer of the bundle. A character without a piece becomes its bytes, which the library omits. */
 export class Pieces {
   constructor(tokenizer, tree, facts) {
     this.inner = tokenizer;
@@ -62,8 +62,8 @@ export function rulesOf(settings, begun) {
   const never = (phrases) => (tokens, scores) => {
     for (const phrase of phrases) {
       const before = phrase.slice(0, -1);
-      const behind = tokens.length - before.length;
-      if (behind >= 0 && before.every((t, i) => tokens[behind + i] === t))
+      const from = tokens.length - before.length;
+      if (from >= 0 && before.every((t, i) => tokens[from + i] === t))
         scores[phrase.at(-1)] = LAST;
     }
   };

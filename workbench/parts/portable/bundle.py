@@ -68,6 +68,8 @@ class OnnxModel:
             raise Unusable("the runtime is missing: pip install onnxruntime") from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        # a thread that waits does not spin: on shared cores that costs more than it brings
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors alone
         self.name, self.spec, self.axes = name, spec, axes
         self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])

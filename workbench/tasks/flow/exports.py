@@ -162,5 +162,6 @@ def exports(
     words = pieces_needs(tok) | {"save": lambda folder: save_pieces(tok, folder)} if draws else {}
     return Leaving(graphs=graphs_of(nets, ctx, draws), axes=axes_of(nets, data, inputs, settings),
                    program="workbench.tasks.flow.program", settings=settings, inputs=inputs,
+                   unit="pictures",
                    expected=lambda some: answers(nets, data, some, ctx, settings["rows"]),
                    score=lambda found: scored(found, rows, data), **words)

@@ -126,5 +126,6 @@ def exports(
 
     return Leaving(graphs=graphs, axes=axes, program="workbench.tasks.sign.program", settings=settings,
                    **pieces_needs(data.own.tokenizer), save=save, inputs=[rows[i, 0][1] for i in at],
+                   unit="tokens", count=lambda text: 1 + len(data.own.tokenizer(text).input_ids),
                    expected=lambda some: answers(nets, some, ctx), score=score,
                    hub=as_folder(nets, settings, ctx))

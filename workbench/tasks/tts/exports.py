@@ -202,4 +202,5 @@ def exports(
         graphs=graphs, axes=axes, program="workbench.tasks.tts.program",
         settings=settings_of(nets, data, ctx),
         save=save, inputs=inputs_of(data, split, at),
+        unit="frames", count=lambda shape: shape[1],
         expected=lambda inputs: answers(nets, data, inputs, ctx), score=scorer(nets, data, split, at))
