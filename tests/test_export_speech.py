@@ -61,7 +61,7 @@ def voice(request, home):
     run = workbench.train("tts_tiny", f"{SMALL} train.max_steps=40 {VOICES[kind]} {more}",
                           run_dir=home / kind)
     out, precision = home / f"{kind}_export", "fp32,int8" if kind == "regression" else "fp32"
-    return kind, run, out, export(run, "onnx", out, "last", precision, quiet)
+    return kind, run, out, export(run, "onnx", out, "last", precision, say=quiet)
 
 
 @pytest.fixture(scope="module")

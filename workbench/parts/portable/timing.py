@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 # %% ../../../nbs/parts/portable/35_timing.ipynb #timed
 def timed(
     program: Callable,  # inputs -> answers
@@ -41,7 +43,7 @@ def told(
     answer,  # a text or an array
 ):
     "What is said of an answer: the text, or the shape."
-    return answer if isinstance(answer, str) else list(answer.shape)
+    return answer if isinstance(answer, str) else list(np.shape(answer))
 
 # %% ../../../nbs/parts/portable/35_timing.ipynb #serve
 def serve(

@@ -139,5 +139,6 @@ def exports(
 
     return Leaving(graphs=graphs, axes=axes, program="workbench.tasks.translate.program", settings=settings,
                    **pieces_needs(own.tokenizer), save=save, inputs=inputs,
+                   unit="tokens", count=lambda text: 1 + len(contents(own.tokenizer, [text], True)[0]),
                    expected=lambda some: answers(nets, some, ctx), score=score,
                    hub=as_folder(nets, settings, ctx))
