@@ -219,7 +219,8 @@ def test_a_graph_is_loaded_without_its_class(scorer, tmp_path):
     files = hub.write(scorer, tmp_path, "fp32", str)
     assert {p.name for p in tmp_path.iterdir()} == {"config.json", "load.py", "scorer.example.safetensors",
                                                     "scorer.pt2", "scorer.safetensors"}
-    assert alone(tmp_path / "load.py") == ["scorer logits (2, 5, 50) 0.0e+00 from the example"]
+    said, = alone(tmp_path / "load.py")  # another program of torch: to rounding
+    assert said.startswith("scorer logits (2, 5, 50) ") and float(said.split()[5]) < 1e-5, said
     assert len((tmp_path / "load.py").read_text().splitlines()) < 25
     assert (tmp_path / "scorer.safetensors").stat().st_size < 50 * 16 * 4 + 200  # once
     feeds = {"ids": np.arange(27).reshape(3, 9), "mask": np.ones((3, 9), np.float32)}
