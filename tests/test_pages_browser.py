@@ -13,7 +13,8 @@ from browser import browser, chromium, jupyter, open_notebook
 from workbench.parts.text.tokenizer import train_tokenizer
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not chromium(), reason="no chromium here")
+# a notebook's page has once shown nothing for two minutes on a busy machine: then it is tried again
+pytestmark = [pytest.mark.skipif(not chromium(), reason="no chromium here"), pytest.mark.flaky(reruns=2)]
 home = Path(__file__).parents[1]
 ROWS = [(f"The house has {i} doors and a roof.", f"Das Haus hat {i} Türen und ein Dach.") for i in range(60)]
 
