@@ -104,10 +104,12 @@ def shown(opened, width=1280):
 
 
 def give(page, path):
-    "Choose a file, and wait until the page has it: before, Run would say that there is none."
+    """Choose a file, and wait until the page has it: before, Run would say that there is none. Then a person's
+    moment: where Run is asked for while the page is told that the upload was noted, its answer can be lost."""
     page.set_input_files("input[type=file]", str(path))
     page.wait_for_function("name => [...document.querySelectorAll('a[href], img[src]')].some("
                            "e => decodeURIComponent(e.href || e.src).endsWith('/' + name))", arg=path.name)
+    page.wait_for_timeout(1500)
 
 
 def run_it(page):
@@ -317,7 +319,6 @@ def test_what_a_tab_uploaded_ends_with_it(toy, tmp_path):
     with shown(toy) as (page, _, files):
         with page.expect_response(lambda r: "/queue/join" in r.url):  # whose upload it is
             give(page, tmp_path / "mine.png")
-        page.wait_for_timeout(1000)
         assert list(files.rglob("mine.png"))
         until = time.monotonic() + 20
         page.goto("about:blank")
