@@ -104,8 +104,8 @@ def shown(opened, width=1280):
 
 
 def give(page, path):
-    """Choose a file, and wait until the page has it: before, Run would say that there is none. Then a person's
-    moment: where Run is asked for while the page is told that the upload was noted, its answer can be lost."""
+    """Choose a file, and wait until the page has it: before, Run would say that there is none. Then leave a
+    moment: where Run is asked for while the upload is being noted, its answer can be lost."""
     page.set_input_files("input[type=file]", str(path))
     page.wait_for_function("name => [...document.querySelectorAll('a[href], img[src]')].some("
                            "e => decodeURIComponent(e.href || e.src).endsWith('/' + name))", arg=path.name)
