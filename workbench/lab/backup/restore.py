@@ -15,7 +15,8 @@ from ...core.run.folder import root, update_status
 from ...errors import Refused
 from .code_state import home
 from .copies import (
-    check_rest, hidden_folder, keep, manifest_of, sha256, source_files, write_backup)
+    check_rest, hidden_folder, keep, manifest_of, source_files, write_backup)
+from ...parts.portable.bundle import sha256
 
 # %% ../../../nbs/lab/backup/15_restore.ipynb #check_sums
 def check_sums(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.data.rows import evenly
 from ...core.task import Axis, Data, Leaving
 from ...errors import Refused
 from ...parts.text.words import Words
@@ -88,7 +89,7 @@ def held_out(
     if not known:
         raise Refused(f"no caption of the {len(held.rows)} rows of `{split}` has a word that the run knows: "
                       "nothing could be compared, so the run does not leave.")
-    at = [known[int(i)] for i in np.linspace(0, len(known) - 1, min(most, len(known))).round()]
+    at = [known[i] for i in evenly(len(known), most)]
     rows = [{"reference": row.caption, "references": list(row.captions), "group": row.group or row.caption,
              "real": held.pixels(i)} for i, row in ((i, held.rows[i]) for i in at)]
     return [row["real"] for row in rows] + [row["reference"] for row in rows], rows

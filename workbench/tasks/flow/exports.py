@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...core.step.ranks import device_of
+from ...core.data.rows import evenly, held_out_split
 from ...core.task import Axis, Data, Leaving
 from ...errors import Refused
 from ...parts.image.files import scaled, to_pixels
@@ -85,10 +86,10 @@ def held_out(
     most: int = 50,
 ) -> tuple[list, list[dict]]:  # inputs, and rows that `score` fills: reference, real, drawn
     "Held-out rows, evenly spaced, as the program is given them; one in six is a picture to reconstruct."
-    split = next(s for s in ("test", "valid", "train") if len(data.datasets.get(s, ())))
+    split = held_out_split(data.datasets)
     part, factor, channels = data.datasets[split], nets["expander"].factor, ctx.cfg.model.vae.latent
     inputs, rows = [], []
-    for n, i in enumerate(np.linspace(0, len(part) - 1, min(most, len(part))).round().astype(int).tolist()):
+    for n, i in enumerate(evenly(len(part), most)):
         row, drawn, shape = part.rows[i], draws and n % 6 != 2, [side // factor for side in part.sizes[i]]
         noise = row_noise(row.uid, ctx.cfg.seed, (channels, *shape))[0].numpy() if drawn else None
         text = row.caption.removeprefix(f"{ctx.cfg.data.prefix}. ") if ctx.cfg.data.prefix else row.caption

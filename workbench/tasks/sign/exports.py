@@ -15,6 +15,7 @@ import numpy as np
 
 from ...core.data.metrics import text_scores
 from ...core.step.ranks import device_of
+from ...core.data.rows import evenly, held_out_split
 from ...core.task import Axis, Data, Graph, Leaving
 from .translation import translate
 
@@ -112,10 +113,10 @@ def exports(
     from workbench.parts.text.exported import pieces_needs, save_pieces
 
     ctx, settings = replace(ctx, data=data), settings_of(nets, data, ctx.cfg)
-    split = next(s for s in ("test", "valid", "train") if len(data.datasets.get(s, ())))
+    split = held_out_split(data.datasets)
     graphs, axes = graphs_of(nets, settings, data.lengths[split])
     rows = data.datasets[split]
-    at = np.linspace(0, len(rows) - 1, min(50, len(rows))).round().astype(int).tolist()
+    at = evenly(len(rows), 50)
     texts = [data.texts[split][i] for i in at]
 
     def score(found):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.data.rows import evenly, held_out_split
 from ...core.task import Axis, Data, Graph, Leaving
 from .scores import pair_scores
 from .tokens import contents
@@ -28,7 +29,7 @@ def held_out(
     n = len(data.datasets[split])
     sizes = data.datasets[split].sizes()[:, 0]
     fit = [i for i in range(n) if sizes[i] <= room and data.own.sources[split][i].strip()]
-    return [fit[i] for i in np.linspace(0, len(fit) - 1, min(most, len(fit))).round().astype(int)]
+    return [fit[i] for i in evenly(len(fit), most)]
 
 # %% ../../../nbs/tasks/translate/65_exports.ipynb #expected
 def greedy_ctx(
@@ -121,7 +122,7 @@ def exports(
 
     ctx = replace(ctx, data=data)
     settings = settings_of(nets, ctx)
-    split = next(s for s in ("test", "valid", "train") if len(data.datasets.get(s, ())))
+    split = held_out_split(data.datasets)
     graphs, axes = graphs_of(nets["translator"], settings, data.lengths[split])
     rows, own = held_out(data, split, settings["most"]), data.own
     pairs = [own.pairs[split][i] for i in rows]

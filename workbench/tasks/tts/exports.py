@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...core.step.ranks import device_of, to_device
+from ...core.data.rows import evenly, held_out_split
 from ...core.task import Axis, Data, Graph, Leaving
 from ...errors import Refused
 from ...parts.speech.mel import Mel, filters
@@ -31,9 +32,8 @@ def held_out(
     at_most: int = 50,
 ) -> tuple[str, list[int]]:  # the split, and the rows
     "Rows that were not trained on, spread over their split."
-    split = next(s for s in ("test", "valid", "train") if s in data.datasets and len(data.datasets[s]))
-    count = len(data.datasets[split])
-    return split, np.unique(np.linspace(0, count - 1, min(count, at_most)).round().astype(int)).tolist()
+    split = held_out_split(data.datasets)
+    return split, evenly(len(data.datasets[split]), at_most)
 
 # %% ../../../nbs/tasks/tts/65_exports.ipynb #inputs_of
 def inputs_of(
